@@ -1,0 +1,1 @@
+from embag.functional import embedding_bag

@@ -1,0 +1,269 @@
+"""Arguments in, checked arrays out, or an error. Every message of the package is here.
+
+A message reads `<argument> must <rule>, got <what was seen>`. TypeError is for dtypes
+and kinds, ValueError for shapes, relations and options, IndexError for index values.
+
+Array arguments have a fast way and a slow way: the kernels' own predicates
+(`kernels.is_table`, `kernels.is_index_array`) tell in some 40 ns that an array can be
+read as it is; only what cannot comes here to be converted or refused.
+
+Values of indices and offsets are checked by the kernels, as they read them. When one
+reports failure, `raise_for_positions` looks for the first position to blame.
+
+Tested in tests/test_errors.py.
+"""
+
+import math
+import numbers
+import operator
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embag._dispatch import kernels
+
+AnyArray = NDArray[Any]
+
+_INT64 = np.dtype(np.int64)
+
+
+def describe(value: Any) -> str:
+    """Tell what was seen: a short value in full, anything else by its type."""
+    if value is None or isinstance(value, (bool, numbers.Number, np.bool_)):
+        return repr(value.item() if isinstance(value, np.generic) else value)
+    if isinstance(value, str) and len(value) <= 40:
+        return repr(value)
+    return type(value).__name__
+
+
+def as_table(weight: Any) -> AnyArray:
+    """Return `weight` as the kernels read it: itself, or a copy with adjacent columns."""
+    if not isinstance(weight, np.ndarray):
+        raise TypeError(f"weight must be a numpy.ndarray, got {describe(weight)}")
+    if weight.dtype.char not in "fd" or not weight.dtype.isnative:
+        raise TypeError(
+            "weight must be float32 or float64 in native byte order, "
+            f"got {weight.dtype.str if weight.dtype.kind == 'f' else weight.dtype}"
+        )
+    if weight.ndim != 2:
+        raise ValueError(f"weight must be 2-D (n_rows, dim), got shape {weight.shape}")
+    return weight if kernels.is_table(weight) else np.array(weight, order="C")
+
+
+def as_index_array(indices: Any, name: str) -> AnyArray:
+    """Return integers as the kernels read them: int32 or int64, contiguous, native."""
+    array = indices
+    if not isinstance(indices, np.ndarray):
+        try:
+            array = np.asarray(indices)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{name} must be an array of integers, got {describe(indices)}: {error}"
+            ) from error
+        if array.size == 0 and isinstance(indices, (list, tuple)):
+            array = array.astype(_INT64)  # NumPy takes [] for float64
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        # Values beyond int64 become negative: out of range, as they should be.
+        array = array.astype(array.dtype.newbyteorder("="), copy=False).view(_INT64)
+    elif array.dtype.kind == "u" or array.dtype.itemsize < 4:
+        array = array.astype(_INT64)
+    if not kernels.is_index_array(array):
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False)
+    return array
+
+
+def count_bags(input: AnyArray, offsets: AnyArray | None, include_last_offset: bool) -> int:
+    """Return how many bags `input` and `offsets` describe, or raise for their shapes."""
+    if offsets is None:
+        if input.ndim != 2:
+            if input.ndim == 1:
+                raise ValueError("offsets must be given where input is 1-D, got None")
+            raise ValueError(f"input must be 1-D or 2-D, got shape {input.shape}")
+        return len(input)
+    if input.ndim != 1:
+        raise ValueError(f"input must be 1-D where offsets is given, got shape {input.shape}")
+    if offsets.ndim != 1:
+        raise ValueError(f"offsets must be 1-D, got shape {offsets.shape}")
+    n_bags = len(offsets)
+    if include_last_offset:
+        n_bags -= 1
+        if n_bags < 0:
+            raise ValueError(
+                "offsets must have at least 1 entry where include_last_offset is True, got 0"
+            )
+    elif n_bags == 0 and len(input) > 0:
+        raise ValueError(
+            f"offsets must have at least 1 entry where input has {len(input)}, got 0"
+        )
+    return n_bags
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise unless every one of the named arguments is a bool."""
+    for name, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name} must be a bool, got {describe(flag)}")
+
+
+def check_mode(
+    mode: Any, sparse: bool, scale_grad_by_freq: bool, return_max_indices: bool
+) -> None:
+    """Raise for a mode that is none, or that an option does not go with."""
+    if type(mode) is not str or mode not in ("sum", "mean", "max"):
+        raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {describe(mode)}")
+    if mode == "max":
+        if sparse:
+            raise ValueError("sparse must be False where mode is 'max', got True")
+        if scale_grad_by_freq:
+            raise ValueError("scale_grad_by_freq must be False where mode is 'max', got True")
+    elif return_max_indices:
+        raise ValueError(f"return_max_indices must be False where mode is {mode!r}, got True")
+
+
+def as_sample_weights(
+    per_sample_weights: Any, input: AnyArray, mode: str, dtype: np.dtype[Any]
+) -> AnyArray:
+    """Return the weights as the kernels read them: the table's dtype, contiguous."""
+    name = "per_sample_weights"
+    if mode != "sum":
+        raise ValueError(f"{name} must be None where mode is {mode!r}, got an argument")
+    array = per_sample_weights
+    if not isinstance(array, np.ndarray):
+        try:
+            array = np.asarray(per_sample_weights)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{name} must be an array of numbers, got {describe(per_sample_weights)}: {error}"
+            ) from error
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise TypeError(f"{name} must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
+    if array.shape != input.shape:
+        raise ValueError(f"{name} must have input's shape {input.shape}, got {array.shape}")
+    return np.require(array, dtype, ["C", "A"])
+
+
+def as_padding_row(padding_idx: Any, n_rows: int) -> int:
+    """Return the row that `padding_idx` names."""
+    try:
+        if isinstance(padding_idx, (bool, np.bool_)):
+            raise TypeError
+        row = operator.index(padding_idx)
+    except TypeError:
+        raise TypeError(f"padding_idx must be an integer, got {describe(padding_idx)}") from None
+    if not -n_rows <= row < n_rows:
+        raise ValueError(f"padding_idx must name one of weight's {n_rows} rows, got {row}")
+    return row % n_rows
+
+
+def _as_number(value: Any, name: str) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float64, got a larger number") from None
+
+
+def as_max_norm(max_norm: Any, weight: AnyArray) -> float:
+    """Return `max_norm` as a float; `weight` is to be scaled in place."""
+    bound = _as_number(max_norm, "max_norm")
+    if not bound >= 0:
+        raise ValueError(f"max_norm must be at least 0, got {bound}")
+    if not weight.flags.writeable:
+        raise ValueError("weight must be writeable where max_norm is given, got a read-only array")
+    return bound
+
+
+def as_norm_type(norm_type: Any) -> float:
+    """Return `norm_type` as a float, perhaps infinite."""
+    p = _as_number(norm_type, "norm_type")
+    if not p > 0:
+        raise ValueError(f"norm_type must be greater than 0, got {p}")
+    return p
+
+
+def check_out(
+    out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: dict[str, AnyArray | None]
+) -> None:
+    """Raise unless the result can be written to `out`."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy.ndarray, got {describe(out)}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must have weight's dtype {dtype}, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if not out.flags.c_contiguous or not out.flags.aligned:
+        raise ValueError(f"out must be C-contiguous and aligned, got strides {out.strides}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    for name, array in inputs.items():
+        if array is not None and _shares_memory(out, array):
+            raise ValueError(f"out must share no memory with {name}, got an overlap")
+
+
+def _shares_memory(out: AnyArray, array: AnyArray) -> bool:
+    try:
+        return np.shares_memory(out, array, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def raise_for_positions(
+    input: AnyArray,
+    offsets: AnyArray | None,
+    include_last_offset: bool,
+    n_rows: int,
+    original: Any,
+) -> None:
+    """Raise for the first offset, else for the first index, that is not valid.
+
+    `original` is `input` as the user gave it: the message quotes its value.
+    """
+    n_indices = input.size
+    if offsets is not None:
+        i = kernels.first_bad_offset(offsets, n_indices)
+        if i >= 0:
+            _raise_for_offset(offsets, i, n_indices)
+        if include_last_offset:
+            n_indices = int(offsets[-1])
+    k = kernels.first_bad_index(input, n_indices, n_rows)
+    if k < 0:
+        return
+    place = np.unravel_index(k, input.shape)
+    value = int(np.asarray(original)[place])
+    if offsets is None:
+        bag = int(place[0])
+    else:
+        bag = int(np.searchsorted(offsets, k, side="right")) - 1
+    raise IndexError(
+        f"input[{', '.join(str(int(i)) for i in place)}] = {value} is out of range "
+        f"for a table of {n_rows} rows (bag {bag})"
+    )
+
+
+def _raise_for_offset(offsets: AnyArray, i: int, n_indices: int) -> NoReturn:
+    value = int(offsets[i])
+    seen = f"got offsets[{i}] = {value}"
+    if i == 0 and value != 0:
+        raise ValueError(f"offsets must start at 0, {seen}")
+    if i > 0 and value < offsets[i - 1]:
+        raise ValueError(
+            f"offsets must not decrease, {seen} after offsets[{i - 1}] = {int(offsets[i - 1])}"
+        )
+    raise ValueError(f"offsets must not exceed the {n_indices} entries of input, {seen}")
+
+
+def raise_for_change() -> NoReturn:
+    """Raise for arrays that were bad to the kernel and are good now."""
+    raise RuntimeError(
+        "input and offsets must not change during the call, got a change by another thread"
+    )
+
+

@@ -1,0 +1,159 @@
+"""Builds the kernels once per instruction-set level; everything else is in pyproject.toml.
+
+Environment variables that this file reads:
+
+EMBAG_NO_OPENMP=1
+    Build without OpenMP: correct, serial.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# One module per x86-64 psABI level (and one for any other processor), all from
+# embag/_core.pyx. `embag/_dispatch.py` picks one at import.
+#   module       flags of gcc and clang                              flags of MSVC
+LEVELS = {
+    "_core": ([], []),
+    "_core_v3": (["-march=x86-64-v3"], ["/arch:AVX2"]),
+    "_core_v4": (["-march=x86-64-v4", "-mprefer-vector-width=512"], ["/arch:AVX512"]),
+}
+
+# No -march=native (a wheel runs elsewhere), no -ffast-math, no FMA by contraction (every
+# level computes the same bits).
+UNIX_FLAGS = [
+    "-O3",
+    "-ffp-contract=off",
+    # Floating-point exceptions and errno are not looked at: comparisons and square roots
+    # may be vectorised. Neither changes a result.
+    "-fno-trapping-math",
+    "-fno-math-errno",
+]
+GCC_FLAGS = [
+    # The kernels are specialised by inlining one body some 200 times with literal widths.
+    # gcc's limits on growth are for code that is not meant to be copied.
+    "--param=max-inline-insns-single=10000",
+    "--param=inline-unit-growth=100000",
+    "--param=large-function-growth=100000",
+    "--param=large-stack-frame=1000000",
+    "--param=large-stack-frame-growth=100000",
+    # A function that only prefetches has no effect that gcc knows of: with this analysis
+    # it deletes the calls.
+    "-fno-ipa-modref",
+    # Accumulators are local arrays; without this their registers get "was written" flags.
+    # Nothing here stores on a condition to memory that another thread writes.
+    "-fallow-store-data-races",
+    # A fill or copy of a few vectors is to stay a few vector stores, not become memset.
+    "-fno-tree-loop-distribute-patterns",
+]
+CLANG_FLAGS = ["-mllvm", "-inline-threshold=100000"]
+MSVC_FLAGS = ["/O2", "/fp:precise"]
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,  # the kernels index plain pointers
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+    "freethreading_compatible": True,  # no state outside a call
+}
+
+OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+class BuildLevels(build_ext):
+    """build_ext that knows the compiler's flags and whether it has OpenMP."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = os.cpu_count()
+
+    def build_extensions(self):
+        msvc = self.compiler.compiler_type == "msvc"
+        compile_args, link_args = self.openmp_flags(msvc)
+        if msvc:
+            compile_args += MSVC_FLAGS
+        else:
+            compile_args += UNIX_FLAGS + (CLANG_FLAGS if self.is_clang() else GCC_FLAGS)
+        for extension in self.extensions:
+            level = LEVELS[extension.name.rpartition(".")[2]]
+            extension.extra_compile_args = compile_args + level[msvc]
+            extension.extra_link_args = link_args
+        super().build_extensions()
+
+    def is_clang(self):
+        macros = subprocess.run(
+            [*self.compiler.compiler_so, "-dM", "-E", "-x", "c", os.devnull],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        return "__clang__" in macros
+
+    def openmp_flags(self, msvc):
+        """Flags to compile and to link with; two empty lists where there is no OpenMP."""
+        if os.environ.get("EMBAG_NO_OPENMP", "0") not in ("", "0"):
+            return [], []
+        if msvc:
+            candidates = [(["/openmp"], [])]
+        elif sys.platform == "darwin":
+            candidates = [(["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+        else:
+            candidates = [(["-fopenmp"], ["-fopenmp"])]
+        for compile_args, link_args in candidates:
+            if self.builds(OPENMP_PROBE, compile_args, link_args):
+                return list(compile_args), list(link_args)
+        warnings.warn(
+            "this compiler has no OpenMP: embag is built serial (correct, one thread)",
+            stacklevel=2,
+        )
+        return [], []
+
+    def builds(self, source, compile_args, link_args):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "probe.c")
+            file.write_text(source)
+            try:
+                objects = self.compiler.compile(
+                    [str(file)], output_dir=folder, extra_postargs=compile_args
+                )
+                self.compiler.link_executable(
+                    objects, str(Path(folder, "probe")), extra_postargs=link_args
+                )
+            except Exception:  # each compiler class raises its own
+                return False
+        return True
+
+
+def extensions():
+    x86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+    return [
+        Extension(
+            f"embag.{name}",
+            [f"embag/{name}.pyx"],
+            depends=["embag/_core.pyx", "embag/_platform.h"],
+            include_dirs=[np.get_include(), "embag"],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        )
+        for name in LEVELS
+        if x86_64 or name == "_core"
+    ]
+
+
+setup(
+    ext_modules=cythonize(
+        extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES
+    ),
+    cmdclass={"build_ext": BuildLevels},
+)
