@@ -1,1 +1,41 @@
+"""Embedding bags for NumPy.
+
+An embedding bag gathers rows of a table and reduces them per bag: with `offsets` that
+cut `input` into bags, row b of the result is the sum, mean or maximum of the rows that
+bag b names. Every table lookup of a recommender is this operation, and so is the
+average of word vectors.
+
+    embag.embedding_bag(input, weight, offsets, mode="sum")
+
+A call passes through these files, and never back:
+
+    functional.py    the function and its documentation
+    _arguments.py    checks the arguments; every error message
+    _threads.py      how many threads this much work is worth
+    _dispatch.py     which instruction-set level this processor runs
+    _core.pyx        the kernels, compiled once for each level
+
+Beside it: `aligned_copy` and `aligned_empty` (memory.py) place tables so that lookups
+are fastest, `set_num_threads` and `get_num_threads` bound the threads, `show_config`
+tells how embag was built and how it runs here. `_reference.py` is the definition in
+plain loops, which the tests hold the kernels to. `python -m embag` is the command line.
+
+The semantics are those of `torch.nn.functional.embedding_bag`; where they differ, and
+why, is in docs/semantics.md.
+"""
+
+from embag._dispatch import show_config
+from embag._threads import get_num_threads, set_num_threads
+from embag._version import __version__
 from embag.functional import embedding_bag
+from embag.memory import aligned_copy, aligned_empty
+
+__all__ = [
+    "__version__",
+    "aligned_copy",
+    "aligned_empty",
+    "embedding_bag",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+]

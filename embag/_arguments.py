@@ -190,7 +190,7 @@ def as_norm_type(norm_type: Any) -> float:
 
 
 def check_out(
-    out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: dict[str, AnyArray | None]
+    out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: tuple[AnyArray | None, ...]
 ) -> None:
     """Raise unless the result can be written to `out`."""
     if not isinstance(out, np.ndarray):
@@ -203,7 +203,7 @@ def check_out(
         raise ValueError(f"out must be C-contiguous and aligned, got strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    for name, array in inputs.items():
+    for name, array in zip(("input", "weight", "offsets", "per_sample_weights"), inputs, strict=True):
         if array is not None and _shares_memory(out, array):
             raise ValueError(f"out must share no memory with {name}, got an overlap")
 
@@ -215,7 +215,14 @@ def _shares_memory(out: AnyArray, array: AnyArray) -> bool:
         return True
 
 
-def raise_for_positions(
+def positions_in_bags(
+    input: AnyArray, offsets: AnyArray | None, include_last_offset: bool
+) -> AnyArray:
+    """Return the part of `input` that is in a bag."""
+    return input[: int(offsets[-1])] if include_last_offset and offsets is not None else input
+
+
+def check_positions(
     input: AnyArray,
     offsets: AnyArray | None,
     include_last_offset: bool,
@@ -226,25 +233,19 @@ def raise_for_positions(
 
     `original` is `input` as the user gave it: the message quotes its value.
     """
-    n_indices = input.size
     if offsets is not None:
-        i = kernels.first_bad_offset(offsets, n_indices)
+        i = kernels.first_bad_offset(offsets, input.size)
         if i >= 0:
-            _raise_for_offset(offsets, i, n_indices)
-        if include_last_offset:
-            n_indices = int(offsets[-1])
-    k = kernels.first_bad_index(input, n_indices, n_rows)
+            _raise_for_offset(offsets, i, input.size)
+    used = positions_in_bags(input, offsets, include_last_offset)
+    k = kernels.first_bad_index(used, n_rows)
     if k < 0:
         return
-    place = np.unravel_index(k, input.shape)
-    value = int(np.asarray(original)[place])
-    if offsets is None:
-        bag = int(place[0])
-    else:
-        bag = int(np.searchsorted(offsets, k, side="right")) - 1
+    place = tuple(int(i) for i in np.unravel_index(k, input.shape))
+    bag = place[0] if offsets is None else int(np.searchsorted(offsets, k, side="right")) - 1
     raise IndexError(
-        f"input[{', '.join(str(int(i)) for i in place)}] = {value} is out of range "
-        f"for a table of {n_rows} rows (bag {bag})"
+        f"input[{', '.join(map(str, place))}] = {int(np.asarray(original)[place])} "
+        f"is out of range for a table of {n_rows} rows (bag {bag})"
     )
 
 

@@ -804,12 +804,12 @@ cdef Py_ssize_t find_bad_index(
 
 def first_bad_index(
     cnp.ndarray input not None,      # IN   int32 or int64, contiguous
-    Py_ssize_t n_indices,            # how many of them to look at
     Py_ssize_t n_rows,
 ):
     """The first position, counted in C order, that names no row; -1 if there is none."""
     cdef:
         void* indices = cnp.PyArray_DATA(input)
+        Py_ssize_t n_indices = cnp.PyArray_SIZE(input)
         bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
         Py_ssize_t position
     with nogil:

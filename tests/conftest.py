@@ -1,0 +1,38 @@
+"""Fixtures: the levels of this machine, and threads however little there is to do."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from embag import _arguments, _dispatch, _threads, functional
+
+LEVELS = [level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()]
+
+
+@pytest.fixture(params=LEVELS)
+def level(request, monkeypatch):
+    """Run the test once per instruction-set level that is built and supported."""
+    kernels = _dispatch.load_level(request.param)
+    monkeypatch.setattr(functional, "kernels", kernels)
+    monkeypatch.setattr(_arguments, "kernels", kernels)
+    return request.param
+
+
+@pytest.fixture
+def eager_threads(monkeypatch):
+    """Give a call all the threads that it asks for, however small it is."""
+    monkeypatch.setattr(_threads, "ENTRIES_PER_THREAD", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+
+
+@pytest.fixture
+def clean_thread_settings(monkeypatch):
+    """Undo what a test sets for the whole process."""
+    monkeypatch.setattr(_threads, "_set_by_user", None)
+    monkeypatch.setattr(_threads, "_decided", None)
+    monkeypatch.setattr(_threads, "_forked", False)
+
