@@ -152,8 +152,6 @@ def extensions():
 
 
 setup(
-    ext_modules=cythonize(
-        extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES
-    ),
+    ext_modules=cythonize(extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES),
     cmdclass={"build_ext": BuildLevels},
 )

@@ -13,7 +13,6 @@ reports failure, `raise_for_positions` looks for the first position to blame.
 Tested in tests/test_errors.py.
 """
 
-import math
 import numbers
 import operator
 from typing import Any, NoReturn
@@ -48,7 +47,9 @@ def as_table(weight: Any) -> AnyArray:
         )
     if weight.ndim != 2:
         raise ValueError(f"weight must be 2-D (n_rows, dim), got shape {weight.shape}")
-    return weight if kernels.is_table(weight) else np.array(weight, order="C")
+    if kernels.is_table(weight):
+        return weight
+    return np.array(weight, order="C", subok=False)
 
 
 def as_index_array(indices: Any, name: str) -> AnyArray:
@@ -97,9 +98,7 @@ def count_bags(input: AnyArray, offsets: AnyArray | None, include_last_offset: b
                 "offsets must have at least 1 entry where include_last_offset is True, got 0"
             )
     elif n_bags == 0 and len(input) > 0:
-        raise ValueError(
-            f"offsets must have at least 1 entry where input has {len(input)}, got 0"
-        )
+        raise ValueError(f"offsets must have at least 1 entry where input has {len(input)}, got 0")
     return n_bags
 
 
@@ -110,9 +109,7 @@ def check_flags(**flags: Any) -> None:
             raise TypeError(f"{name} must be a bool, got {describe(flag)}")
 
 
-def check_mode(
-    mode: Any, sparse: bool, scale_grad_by_freq: bool, return_max_indices: bool
-) -> None:
+def check_mode(mode: Any, sparse: bool, scale_grad_by_freq: bool, return_max_indices: bool) -> None:
     """Raise for a mode that is none, or that an option does not go with."""
     if type(mode) is not str or mode not in ("sum", "mean", "max"):
         raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {describe(mode)}")
@@ -131,7 +128,9 @@ def as_sample_weights(
     """Return the weights as the kernels read them: the table's dtype, contiguous."""
     name = "per_sample_weights"
     if mode != "sum":
-        raise ValueError(f"{name} must be None where mode is {mode!r}, got an argument")
+        raise ValueError(
+            f"{name} must be None where mode is {mode!r}, got {describe(per_sample_weights)}"
+        )
     array = per_sample_weights
     if not isinstance(array, np.ndarray):
         try:
@@ -203,14 +202,16 @@ def check_out(
         raise ValueError(f"out must be C-contiguous and aligned, got strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    for name, array in zip(("input", "weight", "offsets", "per_sample_weights"), inputs, strict=True):
+    for name, array in zip(
+        ("input", "weight", "offsets", "per_sample_weights"), inputs, strict=True
+    ):
         if array is not None and _shares_memory(out, array):
             raise ValueError(f"out must share no memory with {name}, got an overlap")
 
 
 def _shares_memory(out: AnyArray, array: AnyArray) -> bool:
     try:
-        return np.shares_memory(out, array, max_work=10_000)
+        return np.shares_memory(out, array, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -227,16 +228,17 @@ def check_positions(
     offsets: AnyArray | None,
     include_last_offset: bool,
     n_rows: int,
-    original: Any,
+    given_input: Any,
+    given_offsets: Any,
 ) -> None:
     """Raise for the first offset, else for the first index, that is not valid.
 
-    `original` is `input` as the user gave it: the message quotes its value.
+    The last two are `input` and `offsets` before conversion: messages quote them.
     """
     if offsets is not None:
         i = kernels.first_bad_offset(offsets, input.size)
         if i >= 0:
-            _raise_for_offset(offsets, i, input.size)
+            _raise_for_offset(np.asarray(given_offsets), i, input.size)
     used = positions_in_bags(input, offsets, include_last_offset)
     k = kernels.first_bad_index(used, n_rows)
     if k < 0:
@@ -244,7 +246,7 @@ def check_positions(
     place = tuple(int(i) for i in np.unravel_index(k, input.shape))
     bag = place[0] if offsets is None else int(np.searchsorted(offsets, k, side="right")) - 1
     raise IndexError(
-        f"input[{', '.join(map(str, place))}] = {int(np.asarray(original)[place])} "
+        f"input[{', '.join(map(str, place))}] = {int(np.asarray(given_input)[place])} "
         f"is out of range for a table of {n_rows} rows (bag {bag})"
     )
 
@@ -254,10 +256,8 @@ def _raise_for_offset(offsets: AnyArray, i: int, n_indices: int) -> NoReturn:
     seen = f"got offsets[{i}] = {value}"
     if i == 0 and value != 0:
         raise ValueError(f"offsets must start at 0, {seen}")
-    if i > 0 and value < offsets[i - 1]:
-        raise ValueError(
-            f"offsets must not decrease, {seen} after offsets[{i - 1}] = {int(offsets[i - 1])}"
-        )
+    if i > 0 and value < (previous := int(offsets[i - 1])):
+        raise ValueError(f"offsets must not decrease, {seen} after offsets[{i - 1}] = {previous}")
     raise ValueError(f"offsets must not exceed the {n_indices} entries of input, {seen}")
 
 
@@ -266,5 +266,3 @@ def raise_for_change() -> NoReturn:
     raise RuntimeError(
         "input and offsets must not change during the call, got a change by another thread"
     )
-
-

@@ -222,7 +222,7 @@ def embedding_bag(
 
     if max_norm is not None or out is not None or dim == 0:
         # Nothing may be written before every position is known to be good.
-        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input)
+        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
     if max_norm is not None:
         used = _arguments.positions_in_bags(indices, bounds, include_last_offset)
         _renorm(weight, used, max_norm, norm_type, n_threads)
@@ -242,7 +242,7 @@ def embedding_bag(
         max_indices,
     )
     if not done:
-        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input)
+        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
         _arguments.raise_for_change()
     return result if max_indices is None else (result, max_indices)
 

@@ -7,6 +7,7 @@ nearly every row; in pages of 2 MiB it rarely does.
 Tested in tests/test_memory.py; what it is worth: docs/design.md, "Alignment".
 """
 
+import contextlib
 import math
 import mmap
 import operator
@@ -140,8 +141,7 @@ def _anonymous_memory(n_bytes: int) -> NDArray[np.uint8]:
     except (OSError, OverflowError) as error:
         raise MemoryError(f"cannot allocate {n_bytes} bytes") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        # A system built without huge pages refuses: the memory is as good, only slower.
+        with contextlib.suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel built without huge pages: the memory is as good, only slower
     return np.frombuffer(pages, np.uint8)

@@ -35,4 +35,3 @@ def clean_thread_settings(monkeypatch):
     monkeypatch.setattr(_threads, "_set_by_user", None)
     monkeypatch.setattr(_threads, "_decided", None)
     monkeypatch.setattr(_threads, "_forked", False)
-

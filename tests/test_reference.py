@@ -51,9 +51,7 @@ def test_short_last_offset_leaves_the_tail_out():
 
 def test_nan_wins_the_maximum_and_the_first_of_equals_stays():
     weight = np.array([[1, 5], [np.nan, 5], [2, 3]], np.float32)
-    out, rows = _reference.embedding_bag(
-        np.array([0, 1, 2]), weight, np.array([0]), mode="max"
-    )
+    out, rows = _reference.embedding_bag(np.array([0, 1, 2]), weight, np.array([0]), mode="max")
     np.testing.assert_array_equal(out, [[np.nan, 5]])
     assert rows.tolist() == [[1, 0]]
 

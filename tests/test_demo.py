@@ -1,0 +1,256 @@
+"""The command line and the demo: what it prints, how it fails, and its parts.
+
+The parts that only need NumPy are tested everywhere; the whole demo, with the real model,
+where the extra is installed.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from embag import __version__, cli, demo
+
+INSTALL = "pip install 'embag-cpu[demo]'"
+EXTRA = ["wordllama", "safetensors", "tokenizers", "rich"]
+LONG = "An exception is raised at the point where an error is detected, and it may be handled."
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def bags_of(*lists: list[int]) -> demo.Bags:
+    starts = np.cumsum([0, *map(len, lists)])[:-1]
+    return demo.Bags(np.concatenate(lists).astype(np.int32), starts.astype(np.int32))
+
+
+def need_extra() -> None:
+    for package in EXTRA:
+        pytest.importorskip(package)
+
+
+def exit_status(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(arguments)
+    return leaving.value.code
+
+
+# The command line
+
+
+def test_module_help_names_the_demo():
+    finished = run_python("-m", "embag", "--help")
+    assert finished.returncode == 0
+    assert "demo" in finished.stdout
+    assert finished.stderr == ""
+
+
+def test_demo_help_explains_itself(capsys):
+    assert exit_status("demo", "--help") == 0
+    text = one_line(capsys.readouterr().out)
+    for words in ("QUERY", "--top N", demo.DEFAULT_QUERY, "WordLlama", INSTALL, "exit status"):
+        assert words in text
+
+
+def test_version(capsys):
+    assert exit_status("--version") == 0
+    assert capsys.readouterr().out == f"embag {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["search"], "invalid choice"),
+        (["demo", "--top", "0"], "must be at least 1, got 0"),
+        (["demo", "--top", "few"], "must be an integer, got 'few'"),
+        (["demo", "  "], "must not be empty"),
+        (["demo", "\udcff"], "not valid text"),
+        (["demo", "two", "queries"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_command_line_is_status_2(arguments, message, capsys):
+    assert exit_status(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", EXTRA)
+def test_missing_extra_is_status_1_and_tells_what_to_install(package, monkeypatch, capsys):
+    def without(name):
+        if name == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(demo, "import_module", without)
+    assert cli.main(["demo"]) == 1
+    printed = capsys.readouterr()
+    assert INSTALL in printed.err
+    assert package in printed.err
+    assert printed.out == ""
+
+
+def test_missing_extra_prints_no_traceback():
+    finished = run_python(
+        "-c",
+        "import sys; sys.modules['wordllama'] = None\n"
+        "from embag.cli import main\n"
+        "sys.exit(main(['demo']))",
+    )
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert len(finished.stderr.splitlines()) == 1
+    assert INSTALL in finished.stderr
+
+
+def test_extra_that_lacks_a_package_of_its_own_is_not_called_missing(monkeypatch):
+    def broken(name):
+        raise ModuleNotFoundError("No module named 'requests'", name="requests")
+
+    monkeypatch.setattr(demo, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError, match="requests"):
+        cli.main(["demo"])
+
+
+def test_failed_check_is_status_1(monkeypatch, capsys):
+    def fail(query, n_nearest):
+        raise demo.DemoError("passage 3 differs")
+
+    monkeypatch.setattr(demo, "run", fail)
+    assert cli.main(["demo"]) == 1
+    assert capsys.readouterr().err == "embag demo: error: passage 3 differs\n"
+
+
+def test_import_embag_leaves_the_extra_alone():
+    finished = run_python(
+        "-c",
+        f"import sys, embag, embag.cli\nprint(set({EXTRA}) & set(sys.modules))",
+    )
+    assert finished.stdout == "set()\n"
+
+
+# Passages
+
+
+@pytest.mark.parametrize(
+    ("text", "passages"),
+    [
+        ("", []),
+        ("\n\n\n", []),
+        ("Exceptions\n**********\n", []),
+        (LONG, [LONG]),
+        (f"\n\n{LONG}\n\n", [LONG]),
+        (f"Exceptions\n**********\n\n{LONG}\n", [LONG]),
+        (f"{LONG}\n{LONG}", [f"{LONG}\n{LONG}"]),
+        (f"{LONG}\n\n{LONG}x", [LONG, f"{LONG}x"]),
+        (f"{LONG}\n \t\n\n  \n{LONG}x", [LONG, f"{LONG}x"]),
+        (f"{LONG}\n\n   {LONG}x  ", [LONG, f"   {LONG}x"]),
+        ("x" * 69, []),
+        ("x" * 70, ["x" * 70]),
+        ("   " + "x" * 69 + "   ", []),
+    ],
+)
+def test_split_passages(text, passages):
+    assert demo.split_passages(text) == passages
+
+
+def test_language_reference_has_passages_of_python():
+    passages = demo.language_reference()
+    assert len(passages) > 1000
+    assert all(passage.text.strip() for passage in passages)
+    assert any(passage.topic == "try" and "except" in passage.text for passage in passages)
+
+
+# Parts of the check and the search
+
+
+def test_pad_batches_lays_out_every_token_once():
+    lists = [[b + 1] * (1 + b % 5) for b in range(100)]
+    bags = bags_of(*lists)
+    batches = demo.pad_batches(bags)
+    assert [ids.shape for ids, _ in batches] == [(64, 5), (36, 5)]
+    rows = [(ids, mask) for batch in batches for ids, mask in zip(*batch, strict=True)]
+    for expected, (ids, mask) in zip(lists, rows, strict=True):
+        n = len(expected)
+        assert ids.tolist() == expected + [0] * (5 - n)
+        assert mask.tolist() == [1] * n + [0] * (5 - n)
+
+
+def test_check_accepts_rounding_and_gives_the_largest_difference():
+    eps = float(np.finfo(np.float32).eps)
+    table = np.array([[1, -2], [4, 2]], np.float32)
+    bags = bags_of([0, 1], [1])
+    exact = np.array([[2.5, 0], [4, 2]], np.float32)
+    near = exact + np.array([[0, eps], [0, 0]], np.float32)
+    agreement = demo.check_agreement(near, exact, bags, table)
+    assert agreement.largest_difference == eps
+    # n eps mean|x|: two tokens of 2 and 4 at most, one token of 4.
+    assert agreement.smallest_bound == pytest.approx(4 * eps, rel=1e-6)
+    assert agreement.largest_bound == pytest.approx(6 * eps, rel=1e-6)
+
+
+@pytest.mark.parametrize("error", [1e-5, -1e-5, np.inf, np.nan])
+def test_check_refuses_what_rounding_does_not_explain(error):
+    table = np.ones((2, 3), np.float32)
+    bags = bags_of([0], [0, 1, 0], [1])
+    expected = np.ones((3, 3), np.float32)
+    vectors = expected.copy()
+    vectors[1, 2] += error
+    with pytest.raises(demo.DemoError, match="passage 1, of 3 tokens"):
+        demo.check_agreement(vectors, expected, bags, table)
+
+
+def test_nearest_is_by_cosine_and_without_repetition():
+    passages = [demo.Passage(f"topic {p}", text) for p, text in enumerate("abacd")]
+    vectors = np.array([[9, 9], [1, 0.1], [9, 9], [0, 5], [-1, 0]], np.float32)
+    query = np.array([2, 0], np.float32)
+    found = demo.nearest(query, vectors, passages, 3)
+    assert [passage.topic for _, passage in found] == ["topic 1", "topic 0", "topic 3"]
+    assert [cosine for cosine, _ in found] == pytest.approx([1 / 1.01**0.5, 0.5**0.5, 0])
+    assert len(demo.nearest(query, vectors, passages, 99)) == 4
+
+
+# The whole
+
+
+def test_demo_finds_passages_on_exceptions(capsys):
+    need_extra()
+    assert cli.main(["demo"]) == 0
+    printed = capsys.readouterr()
+    text = one_line(printed.out)
+    assert "largest difference from WordLlama's vectors" in text
+    assert "within rounding" in text
+    assert "times as fast" in text
+    assert f"Nearest to: {demo.DEFAULT_QUERY}" in text
+    assert printed.err == ""
+
+    passages = printed.out.split(". cosine ")[1:]
+    assert len(passages) == 3
+    for passage in passages:
+        assert "exception" in passage.lower()
+
+
+def test_wrong_vectors_fail_the_demo(monkeypatch, capsys):
+    need_extra()
+    pool = demo.pool
+
+    def pool_with_an_error(bags, table, num_threads=None):
+        vectors = pool(bags, table, num_threads)
+        vectors[7, 3] += 0.001
+        return vectors
+
+    monkeypatch.setattr(demo, "pool", pool_with_an_error)
+    assert cli.main(["demo"]) == 1
+    printed = capsys.readouterr()
+    assert "passage 7, of" in printed.err
+    assert printed.out == ""

@@ -1,0 +1,140 @@
+"""Laws of the operation, on inputs that hypothesis makes up."""
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import embag
+from embag import _reference
+
+settings.register_profile("embag", deadline=None, derandomize=True, max_examples=150)
+settings.load_profile("embag")
+
+
+@st.composite
+def calls(draw, dtype=np.float64, max_value=100):
+    n_rows = draw(st.integers(1, 12))
+    dim = draw(st.integers(1, 70))
+    lengths = draw(st.lists(st.integers(0, 9), min_size=1, max_size=8))
+    elements = st.integers(-max_value, max_value)
+    table = draw(hnp.arrays(np.int64, (n_rows, dim), elements=elements)).astype(dtype)
+    input = draw(hnp.arrays(np.int64, sum(lengths), elements=st.integers(0, n_rows - 1)))
+    return input, table, np.cumsum(lengths) - lengths
+
+
+modes = st.sampled_from(["sum", "mean", "max"])
+
+
+def bag(input, table, offsets, **options):
+    return embag.embedding_bag(input, table, offsets, **options)
+
+
+@given(calls(), modes, st.integers(0, 11))
+def test_equals_the_definition(call, mode, padding):
+    input, table, offsets = call
+    padding_idx = padding if padding < len(table) else None
+    expected, rows = _reference.embedding_bag(
+        input, table, offsets, mode=mode, padding_idx=padding_idx
+    )
+    np.testing.assert_array_equal(
+        bag(input, table, offsets, mode=mode, padding_idx=padding_idx), expected
+    )
+    if mode == "max":
+        result = bag(
+            input, table, offsets, mode="max", padding_idx=padding_idx, return_max_indices=True
+        )
+        np.testing.assert_array_equal(result[1], rows)
+
+
+@given(calls(), st.integers(-5, 5))
+def test_sums_are_linear_in_the_table(call, factor):
+    # Integers are added exactly, so the law holds to the bit.
+    input, table, offsets = call
+    other = table[::-1].copy()
+    np.testing.assert_array_equal(
+        bag(input, factor * table + other, offsets, mode="sum"),
+        factor * bag(input, table, offsets, mode="sum") + bag(input, other, offsets, mode="sum"),
+    )
+
+
+@given(calls(), st.data())
+def test_sums_are_linear_in_the_weights(call, data):
+    input, table, offsets = call
+    integers = st.integers(-9, 9)
+    w1, w2 = (data.draw(hnp.arrays(np.int64, input.shape, elements=integers)) for _ in range(2))
+    pooled = [
+        bag(input, table, offsets, mode="sum", per_sample_weights=w) for w in (w1, w2, w1 + w2)
+    ]
+    np.testing.assert_array_equal(pooled[0] + pooled[1], pooled[2])
+    np.testing.assert_array_equal(
+        bag(input, table, offsets, mode="sum", per_sample_weights=np.ones_like(input)),
+        bag(input, table, offsets, mode="sum"),
+    )
+
+
+@given(calls(), modes, st.randoms(use_true_random=False))
+def test_permuting_bags_permutes_rows(call, mode, random):
+    input, table, offsets = call
+    bags = np.split(input, offsets[1:])
+    order = list(range(len(bags)))
+    random.shuffle(order)
+    shuffled = [bags[i] for i in order]
+    lengths = np.array([len(b) for b in shuffled])
+    np.testing.assert_array_equal(
+        bag(np.concatenate(shuffled), table, np.cumsum(lengths) - lengths, mode=mode),
+        bag(input, table, offsets, mode=mode)[order],
+    )
+
+
+@given(calls(), modes)
+def test_two_calls_are_one_call_of_both(call, mode):
+    input, table, offsets = call
+    twice = bag(
+        np.concatenate([input, input]),
+        table,
+        np.concatenate([offsets, offsets + len(input)]),
+        mode=mode,
+    )
+    once = bag(input, table, offsets, mode=mode)
+    np.testing.assert_array_equal(twice, np.concatenate([once, once]))
+
+
+@given(calls())
+def test_mean_is_sum_over_count(call):
+    input, table, offsets = call
+    counts = np.diff(np.append(offsets, len(input)))
+    np.testing.assert_array_equal(
+        bag(input, table, offsets, mode="mean"),
+        bag(input, table, offsets, mode="sum") / np.maximum(counts, 1)[:, None],
+    )
+
+
+@given(calls(), modes)
+def test_padding_is_as_good_as_absence(call, mode):
+    input, table, offsets = call
+    keep = input != 0
+    kept = np.concatenate([[0], np.cumsum(keep)])
+    np.testing.assert_array_equal(
+        bag(input, table, offsets, mode=mode, padding_idx=0),
+        bag(input[keep], table, kept[offsets], mode=mode),
+    )
+
+
+@given(calls(), modes)
+def test_include_last_offset_says_the_same(call, mode):
+    input, table, offsets = call
+    np.testing.assert_array_equal(
+        bag(input, table, np.append(offsets, len(input)), mode=mode, include_last_offset=True),
+        bag(input, table, offsets, mode=mode),
+    )
+
+
+@given(calls())
+def test_max_indices_point_at_the_maxima(call):
+    input, table, offsets = call
+    out, rows = bag(input, table, offsets, mode="max", return_max_indices=True)
+    filled = rows >= 0
+    columns = np.broadcast_to(np.arange(table.shape[1]), rows.shape)
+    np.testing.assert_array_equal(out[filled], table[rows[filled], columns[filled]])
+    assert not out[~filled].any()
