@@ -54,7 +54,7 @@ def as_table(weight: Any) -> AnyArray:
 
 def as_index_array(indices: Any, name: str) -> AnyArray:
     """Return integers as the kernels read them: int32 or int64, contiguous, native."""
-    array = indices
+    array: AnyArray = indices
     if not isinstance(indices, np.ndarray):
         try:
             array = np.asarray(indices)

@@ -44,7 +44,7 @@ def test_a_level_that_cannot_be_used(wanted, built, supported, message):
 
 
 def run_python(code, **environment):
-    return subprocess.run(  # noqa: PLW1510: some are to fail
+    return subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment,
         capture_output=True,

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command, **environment):
-    result = subprocess.run(  # noqa: PLW1510: the output is worth more than the exception
+    result = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT.parent,
         env=os.environ | environment,

@@ -1,0 +1,35 @@
+"""The README's examples run, and its table is the one that was measured."""
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_readme_examples():
+    failures, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert tried >= 5
+    assert failures == 0
+
+
+def test_readme_table_is_generated():
+    (results,) = (ROOT / "benchmarks" / "results").glob("readme.json")
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.table", str(results), "README.md", "--check"],
+        cwd=ROOT,
+        check=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
+def test_links_lead_somewhere(name):
+    import re
+
+    page = ROOT / name
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
