@@ -32,16 +32,20 @@ lint: $(VENV)/.test $(VENV)/.demo
 clean:
 	rm -rf $(VENV) build dist *.egg-info embag/*.so
 
-# One environment; a stamp for each set of extras that is installed in it. The package is
-# installed in place (its modules are built in embag/), again whenever a source changes.
-$(VENV)/bin/python:
-	@$(PYTHON) -c "import venv, ensurepip" || { echo "python3 has no venv: apt install python3-venv"; exit 1; }
+# One environment. The package is installed in place (its modules are built in embag/),
+# again whenever a source changes; then a stamp for each set of extras.
+$(BIN)/python:
+	@$(PYTHON) -c "import venv, ensurepip" || { echo "no venv: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -qq --upgrade pip
 
-$(VENV)/.%: $(VENV)/bin/python $(SOURCES)
-	@$(BIN)/python -c "import os, sys, sysconfig; \
-	  os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')) \
-	  or sys.exit('Python.h is missing: apt install python3-dev')"
-	$(BIN)/pip install -q -e ".[$*]"
+$(VENV)/.built: $(BIN)/python $(SOURCES)
+	@$(BIN)/python -c "import os, sys, sysconfig as s; h = s.get_path('include') + '/Python.h'; \
+	  os.path.exists(h) or sys.exit('no ' + h + ': apt install python3-dev')"
+	@echo "building embag: a minute or two"
+	$(BIN)/pip install -qq -e .
+	@touch $@
+
+$(VENV)/.%: $(VENV)/.built
+	$(BIN)/pip install -qq "embag-cpu[$*]"
 	@touch $@

@@ -1,6 +1,7 @@
 """The README's examples run, and its table is the one that was measured."""
 
 import doctest
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,6 @@ def test_readme_table_is_generated():
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
 def test_links_lead_somewhere(name):
-    import re
-
     page = ROOT / name
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
