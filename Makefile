@@ -22,7 +22,7 @@ test-packaging: $(VENV)/.test
 	$(BIN)/pytest -m packaging tests/test_packaging.py
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)
 
 lint: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/ruff check .

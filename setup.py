@@ -31,7 +31,6 @@ LEVELS = {
 # No -march=native (a wheel runs elsewhere), no -ffast-math, no FMA by contraction (every
 # level computes the same bits).
 UNIX_FLAGS = [
-    "-O3",
     "-ffp-contract=off",
     # Floating-point exceptions and errno are not looked at: comparisons and square roots
     # may be vectorised. Neither changes a result.
@@ -39,6 +38,12 @@ UNIX_FLAGS = [
     "-fno-math-errno",
 ]
 GCC_FLAGS = [
+    # -O2 and what the kernels need of -O3. All of -O3 unrolls loops over up to 16 columns
+    # before the vectoriser sees them, and makes scalar code of narrow rows.
+    "-O2",
+    "-ftree-vectorize",
+    "-fvect-cost-model=dynamic",
+    "-fpeel-loops",
     # The kernels are specialised by inlining one body some 200 times with literal widths.
     # gcc's limits on growth are for code that is not meant to be copied.
     "--param=max-inline-insns-single=10000",
@@ -55,7 +60,7 @@ GCC_FLAGS = [
     # A fill or copy of a few vectors is to stay a few vector stores, not become memset.
     "-fno-tree-loop-distribute-patterns",
 ]
-CLANG_FLAGS = ["-mllvm", "-inline-threshold=100000"]
+CLANG_FLAGS = ["-O3", "-mllvm", "-inline-threshold=100000"]
 MSVC_FLAGS = ["/O2", "/fp:precise"]
 
 DIRECTIVES = {
@@ -142,7 +147,7 @@ def extensions():
         Extension(
             f"embag.{name}",
             [f"embag/{name}.pyx"],
-            depends=["embag/_core.pyx", "embag/_platform.h"],
+            depends=["embag/_core.pyx", "embag/_platform.h", "setup.py"],
             include_dirs=[np.get_include(), "embag"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         )

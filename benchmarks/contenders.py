@@ -1,0 +1,312 @@
+"""Who computes it: one class per contender.
+
+Each has the table that its users have, filled in place, and `run`, a plain loop of calls:
+what is in the loop is what a call costs. A package is imported where it is used, because
+each contender runs in a process without the others (two OpenMP runtimes in one process
+disturb each other). `missing` and `unsuited` say why one cannot take part.
+"""
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.workloads import Batch, Workload, assert_result, fill_table
+
+
+class Contender:
+    """A way to compute a workload. `table` is a NumPy view of its table."""
+
+    package = ""
+    note = ""
+
+    def __init__(self, workload: Workload, n_threads: int):
+        self.module: Any = importlib.import_module(self.package)
+        self.workload = workload
+        self.set_threads(n_threads)
+        self.table: NDArray[Any] = self.make_table((workload.n_rows, workload.dim))
+        fill_table(self.table)
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Say why this contender cannot run on this machine."""
+        if importlib.util.find_spec(cls.package) is None:
+            return f"{cls.package} is not installed"
+        return None
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        """Say why this contender cannot compute this workload."""
+        return None
+
+    def set_threads(self, n_threads: int) -> None:
+        """Do what the environment variables of `worker.py` do not."""
+
+    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
+        return np.empty(shape, self.workload.dtype)
+
+    def convert(self, batch: Batch) -> Any:
+        """Bring a batch to the contender's own types, outside the timing."""
+        return batch
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        """Compute all batches in turn; returns the last result."""
+        raise NotImplementedError
+
+    def check(self, batch: Batch) -> None:
+        result = self.run([self.convert(batch)])
+        assert_result(self.workload, self.table, batch, result)
+
+
+class EmbeddingBag(Contender):
+    """What torch and embag share: the function's signature."""
+
+    def set_threads(self, n_threads: int) -> None:
+        self.module.set_num_threads(n_threads)
+
+    def convert(self, batch: Batch) -> Any:
+        options: dict[str, Any] = {}
+        if batch.sample_weights is not None:
+            options["per_sample_weights"] = batch.sample_weights
+        if self.workload.padding_idx is not None:
+            options["padding_idx"] = self.workload.padding_idx
+        return batch.indices, batch.offsets, options
+
+    def call_all(self, function: Any, table: Any, batches: Sequence[Any]) -> Any:
+        mode, result = self.workload.mode, None
+        if any(options for _, _, options in batches):
+            for indices, offsets, options in batches:
+                result = function(indices, table, offsets, mode=mode, **options)
+        else:  # unpacking no options would be a tenth of the smallest call
+            for indices, offsets, _ in batches:
+                result = function(indices, table, offsets, mode=mode)
+        return result
+
+
+class Embag(EmbeddingBag):
+    """embag with a table in the memory that `aligned_copy` gives."""
+
+    package = "embag"
+
+    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
+        return self.module.aligned_empty(shape, self.workload.dtype)
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        return self.call_all(self.module.embedding_bag, self.table, batches)
+
+
+class EmbagNumpy(Embag):
+    """embag with a table that NumPy allocated."""
+
+    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
+        return np.empty(shape, self.workload.dtype)
+
+
+class Torch(EmbeddingBag):
+    """torch's `embedding_bag` in inference mode, on a tensor that torch allocated."""
+
+    package = "torch"
+
+    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
+        self.tensor = self.module.empty(shape, dtype=getattr(self.module, self.workload.dtype))
+        return self.tensor.numpy()
+
+    def convert(self, batch: Batch) -> Any:
+        tensor = self.module.from_numpy
+        indices, offsets, options = super().convert(batch)
+        if "per_sample_weights" in options:
+            options["per_sample_weights"] = tensor(options["per_sample_weights"])
+        return tensor(indices), tensor(offsets), options
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        with self.module.inference_mode():
+            function = self.module.nn.functional.embedding_bag
+            return self.call_all(function, self.tensor, batches)
+
+
+class PlainSum(Contender):
+    """What contenders that only have sums share."""
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        if n_threads > 1:
+            return "one thread only"
+        if workload.mode != "sum" or workload.weighted or workload.padding_idx is not None:
+            return "plain sums only"
+        return None
+
+
+class Numba(PlainSum):
+    """The three loops that one writes first."""
+
+    package = "numba"
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+
+        @self.module.njit
+        def embedding_bag(indices, table, offsets):
+            result = np.zeros((len(offsets), table.shape[1]), table.dtype)
+            for b in range(len(offsets)):
+                stop = offsets[b + 1] if b + 1 < len(offsets) else len(indices)
+                for k in range(offsets[b], stop):
+                    for d in range(table.shape[1]):
+                        result[b, d] += table[indices[k], d]
+            return result
+
+        self.function = embedding_bag
+
+    def run(self, batches: Sequence[Batch]) -> Any:
+        function, table, result = self.function, self.table, None
+        for batch in batches:
+            result = function(batch.indices, table, batch.offsets)
+        return result
+
+
+class Scipy(PlainSum):
+    """A CSR matrix of ones, times the table. The matrix is made in the call, its parts not."""
+
+    package = "scipy"
+
+    def convert(self, batch: Batch) -> Any:
+        ones = np.ones(len(batch.indices), self.workload.dtype)
+        return ones, batch.indices, np.append(batch.offsets, len(batch.indices))
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        csr_array, table, result = self.module.sparse.csr_array, self.table, None
+        shape = self.workload.n_bags, self.workload.n_rows
+        for ones, indices, bounds in batches:
+            result = csr_array((ones, indices, bounds), shape=shape) @ table
+        return result
+
+
+class Numpy(PlainSum):
+    """`np.add.reduceat` of the gathered rows, which has no empty bags."""
+
+    package = "numpy"
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        if workload.ragged:
+            return "no empty bags"
+        return super().unsuited(workload, n_threads)
+
+    def run(self, batches: Sequence[Batch]) -> Any:
+        table, result = self.table, None
+        for batch in batches:
+            result = np.add.reduceat(table[batch.indices], batch.offsets)
+        return result
+
+
+class Limit(Contender):
+    """`gather_limit.c`, in the best way to ask for rows that it finds here."""
+
+    package = "embag"
+    LEVELS = (1, 2)  # the cache to ask for lines into
+    # How many rows to ask for at once, and how many rows before they are used.
+    WAYS = ((1, 8), (1, 16), (1, 24), (1, 32), (1, 64), (8, 8), (8, 16), (8, 32), (8, 64))
+    WAYS += ((16, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128))
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        self.function = _compile(Path(__file__).with_name("gather_limit.c")).gather
+        self.function.restype = ctypes.c_uint64
+        self.function.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
+        ]
+        self.n_lines = int(np.diff(self._lines(np.arange(workload.n_rows)), axis=0).max())
+        self.way = (0, 0, 0)  # level, ahead, burst
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if shutil.which(_compiler()) is None:
+            return f"no C compiler: {_compiler()}"
+        return super().missing()
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        return "one thread only" if n_threads > 1 else None
+
+    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
+        return self.module.aligned_empty(shape, self.workload.dtype)
+
+    def convert(self, batch: Batch) -> Any:
+        return batch.indices
+
+    def tune(self, batches: Sequence[Any]) -> None:
+        """Look for the best way: all of them once, then the best few in turn."""
+        ways = [(level, ahead, burst) for level in self.LEVELS for burst, ahead in self.WAYS]
+        ways.append((0, 0, 0))
+        ways = sorted(ways, key=lambda way: self._seconds(way, batches))[:5]
+        seconds = {way: [] for way in ways}
+        for _ in range(5):
+            for way in ways:
+                seconds[way].append(self._seconds(way, batches))
+        self.way = min(ways, key=lambda way: statistics.median(seconds[way]))
+        level, ahead, burst = self.way
+        self.note = f"into L{level}, {ahead} rows ahead, {burst} at once" if level else "unasked"
+
+    def _seconds(self, way: tuple[int, int, int], batches: Sequence[Any]) -> float:
+        self.way = way
+        start = time.perf_counter()
+        self.run(batches)
+        return time.perf_counter() - start
+
+    def run(self, batches: Sequence[Any]) -> int:
+        table, row = self.table.ctypes.data, (self.workload.row_bytes, self.n_lines)
+        result = 0
+        for indices in batches:
+            result = self.function(table, indices.ctypes.data, len(indices), *row, *self.way)
+        return result
+
+    def _lines(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first cache line of each row, and the one after its last."""
+        n_bytes = self.workload.row_bytes
+        return np.stack([rows * n_bytes // 64, ((rows + 1) * n_bytes + 63) // 64])
+
+    def check(self, batch: Batch) -> None:
+        """Compare the sum of the first words of all lines, for each way."""
+        first_words = self.table.reshape(-1).view(np.uint64)[::8]
+        starts, stops = self._lines(batch.indices)
+        assert (stops - starts == self.n_lines).all(), "gather_limit.c: rows of different lines"
+        lines = starts[:, None] + np.arange(self.n_lines)
+        expected = int(first_words[lines].sum(dtype=np.uint64))
+        for level in (0, *self.LEVELS):
+            for burst, ahead in self.WAYS:
+                self.way = level, ahead, burst
+                assert self.run([batch.indices]) == expected, self.way
+
+
+def _compiler() -> str:
+    return os.environ.get("CC", "cc")
+
+
+def _compile(source: Path) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "library.so")
+        command = [_compiler(), "-O3", "-shared", "-fPIC", "-o", str(library), str(source)]
+        subprocess.run(command, check=True)
+        return ctypes.CDLL(str(library))
+
+
+CONTENDERS: dict[str, type[Contender]] = {
+    "torch": Torch,
+    "embag": Embag,
+    "embag-numpy": EmbagNumpy,
+    "limit": Limit,
+    "numba": Numba,
+    "scipy": Scipy,
+    "numpy": Numpy,
+}

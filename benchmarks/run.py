@@ -1,0 +1,138 @@
+"""Run the workloads: `python -m benchmarks.run`, from the root of the repository.
+
+A process per contender. They work in turn, one at a time (A B A B), and each round is
+compared with the neighbouring round of torch: on a shared machine times drift by a
+factor of two within minutes, the median of such ratios does not. Absolute figures are
+medians too, for orientation.
+"""
+
+import argparse
+import json
+import statistics
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.contenders import CONTENDERS
+from benchmarks.worker import Worker
+from benchmarks.workloads import QUICK, WORKLOADS, Workload, get_workload
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    missing = {name: CONTENDERS[name].missing() for name in CONTENDERS}
+    missing = {name: reason for name, reason in missing.items() if reason}
+    for name, reason in missing.items():
+        print(f"without {name}: {reason}")
+
+    results = machine.facts()
+    results["settings"] = {
+        "quick": arguments.quick,
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+    }
+    results["missing"] = missing
+    results["workloads"] = []
+    for name in arguments.workloads:
+        workload = get_workload(name, arguments.quick)
+        wanted = arguments.contenders or workload.contenders
+        result = measure(workload, [c for c in wanted if c not in missing], arguments)
+        results["workloads"].append(result)
+        show(result)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: all")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: by workload")
+    parser.add_argument("--threads", type=int, default=1, help="of each contender; default: 1")
+    parser.add_argument("--rounds", type=int, help="default: 21")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
+    arguments = parser.parse_args()
+    if arguments.rounds is None:
+        arguments.rounds = 2 if arguments.quick else 21
+    if arguments.workloads is None:
+        arguments.workloads = QUICK if arguments.quick else WORKLOADS
+    return arguments
+
+
+def measure(
+    workload: Workload, contenders: list[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure one workload; returns its entry of the results."""
+    reasons = {c: CONTENDERS[c].unsuited(workload, arguments.threads) for c in contenders}
+    seconds: dict[str, list[float]] = {c: [] for c in contenders if reasons[c] is None}
+    with ExitStack() as stack:
+        workers = {}
+        for c in seconds:
+            worker = Worker(workload.name, c, arguments.threads, arguments.quick)
+            workers[c] = stack.enter_context(closing(worker))
+        for _ in range(arguments.rounds):
+            for c, worker in workers.items():
+                seconds[c].append(worker.seconds())
+        facts = {c: worker.facts for c, worker in workers.items()}
+    return {
+        "name": workload.name,
+        "title": workload.title,
+        "n_rows": workload.n_rows,
+        "dim": workload.dim,
+        "dtype": workload.dtype,
+        "n_bags": workload.n_bags,
+        "n_batches": workload.n_batches,
+        "limit target": workload.limit_target,
+        "unsuited": {c: reason for c, reason in reasons.items() if reason},
+        "contenders": {c: summarize(workload, c, seconds, facts[c]) for c in seconds},
+    }
+
+
+def summarize(
+    workload: Workload, contender: str, seconds: dict[str, list[float]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    median = statistics.median(seconds[contender])
+    speedup = median_ratio(seconds.get("torch"), seconds[contender])
+    target = workload.targets.get(contender)
+    return {
+        "ns per row": median / facts["n_indices"] * 1e9,
+        "us per call": median / facts["n_calls"] * 1e6,
+        "GB/s": facts["n_indices"] * workload.row_bytes / median / 1e9,
+        "times torch": speedup,
+        "target": target,
+        "target met": speedup >= target if target and speedup else None,
+        "share of limit": median_ratio(seconds.get("limit"), seconds[contender]),
+        "note": facts["note"],
+        "seconds": seconds[contender],
+    }
+
+
+def median_ratio(numerators: list[float] | None, denominators: list[float]) -> float | None:
+    """The median of the ratios of rounds that were neighbours."""
+    if numerators is None:
+        return None
+    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"\n{result['name']}: {result['title']}")
+    print("                ns/row    us/call    GB/s  x torch  target  of limit")
+    for name, figures in result["contenders"].items():
+        verdict = {None: "", True: "met", False: "MISSED"}[figures["target met"]]
+        print(
+            f"  {name:12}"
+            f"{figures['ns per row']:8.2f} {figures['us per call']:10.2f} {figures['GB/s']:7.1f} "
+            f"{_number(figures['times torch'])}  {_number(figures['target'], 5)}   "
+            f"{_number(figures['share of limit'])} {verdict} {figures['note']}",
+            flush=True,
+        )
+
+
+def _number(value: float | None, width: int = 7) -> str:
+    return " " * width if value is None else f"{value:{width}.2f}"
+
+
+if __name__ == "__main__":
+    main()
