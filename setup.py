@@ -60,7 +60,7 @@ GCC_FLAGS = [
     # A fill or copy of a few vectors is to stay a few vector stores, not become memset.
     "-fno-tree-loop-distribute-patterns",
 ]
-CLANG_FLAGS = ["-O3", "-mllvm", "-inline-threshold=100000"]
+CLANG_FLAGS = ["-O3", "-mllvm=-inline-threshold=100000"]
 MSVC_FLAGS = ["/O2", "/fp:precise"]
 
 DIRECTIVES = {
@@ -73,6 +73,7 @@ DIRECTIVES = {
     "freethreading_compatible": True,  # no state outside a call
 }
 
+TRIVIAL = "int main(void) { return 0; }\n"
 OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -90,10 +91,18 @@ class BuildLevels(build_ext):
         if msvc:
             compile_args += MSVC_FLAGS
         else:
-            compile_args += UNIX_FLAGS + (CLANG_FLAGS if self.is_clang() else GCC_FLAGS)
-        for extension in self.extensions:
-            level = LEVELS[extension.name.rpartition(".")[2]]
-            extension.extra_compile_args = compile_args + level[msvc]
+            compile_args += UNIX_FLAGS
+            # A flag that an older compiler does not know is for speed alone.
+            wanted = CLANG_FLAGS if self.is_clang() else GCC_FLAGS
+            compile_args += [f for f in wanted if self.builds(TRIVIAL, [f], [])]
+        for extension in list(self.extensions):
+            level = extension.name.rpartition(".")[2]
+            level_args = LEVELS[level][msvc]
+            if level_args and not self.builds(TRIVIAL, level_args, []):
+                warnings.warn(f"this compiler cannot build {level}: left out", stacklevel=2)
+                self.extensions.remove(extension)
+                continue
+            extension.extra_compile_args = compile_args + level_args
             extension.extra_link_args = link_args
         super().build_extensions()
 

@@ -1,4 +1,4 @@
-"""Arguments in, checked arrays out, or an error. Every message of the package is here.
+"""Arguments in, checked arrays out, or an error: every message about a call's arrays.
 
 A message reads `<argument> must <rule>, got <what was seen>`. TypeError is for dtypes
 and kinds, ValueError for shapes, relations and options, IndexError for index values.
@@ -8,7 +8,7 @@ Array arguments have a fast way and a slow way: the kernels' own predicates
 read as it is; only what cannot comes here to be converted or refused.
 
 Values of indices and offsets are checked by the kernels, as they read them. When one
-reports failure, `raise_for_positions` looks for the first position to blame.
+reports failure, `check_positions` looks for the first position to blame.
 
 Tested in tests/test_errors.py.
 """
@@ -29,6 +29,8 @@ _INT64 = np.dtype(np.int64)
 
 def describe(value: Any) -> str:
     """Tell what was seen: a short value in full, anything else by its type."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
     if value is None or isinstance(value, (bool, numbers.Number, np.bool_)):
         return repr(value.item() if isinstance(value, np.generic) else value)
     if isinstance(value, str) and len(value) <= 40:
@@ -157,7 +159,9 @@ def as_padding_row(padding_idx: Any, n_rows: int) -> int:
     except TypeError:
         raise TypeError(f"padding_idx must be an integer, got {describe(padding_idx)}") from None
     if not -n_rows <= row < n_rows:
-        raise ValueError(f"padding_idx must name one of weight's {n_rows} rows, got {row}")
+        raise ValueError(
+            f"padding_idx must name one of weight's {n_rows} rows, got {describe(row)}"
+        )
     return row % n_rows
 
 
@@ -189,7 +193,7 @@ def as_norm_type(norm_type: Any) -> float:
 
 
 def check_out(
-    out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: tuple[AnyArray | None, ...]
+    out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: tuple[Any, ...]
 ) -> None:
     """Raise unless the result can be written to `out`."""
     if not isinstance(out, np.ndarray):
@@ -202,10 +206,9 @@ def check_out(
         raise ValueError(f"out must be C-contiguous and aligned, got strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    for name, array in zip(
-        ("input", "weight", "offsets", "per_sample_weights"), inputs, strict=True
-    ):
-        if array is not None and _shares_memory(out, array):
+    names = ("input", "input", "weight", "offsets", "offsets", *2 * ("per_sample_weights",))
+    for name, array in zip(names, inputs, strict=True):
+        if isinstance(array, np.ndarray) and _shares_memory(out, array):
             raise ValueError(f"out must share no memory with {name}, got an overlap")
 
 
@@ -263,6 +266,4 @@ def _raise_for_offset(offsets: AnyArray, i: int, n_indices: int) -> NoReturn:
 
 def raise_for_change() -> NoReturn:
     """Raise for arrays that were bad to the kernel and are good now."""
-    raise RuntimeError(
-        "input and offsets must not change during the call, got a change by another thread"
-    )
+    raise RuntimeError("arrays must not change during the call, got a change of their values")

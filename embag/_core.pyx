@@ -20,7 +20,7 @@ The work is bound by memory, not by arithmetic, so a kernel has three concerns:
   that writes to `input` or `offsets` meanwhile cannot cause a wild read.
 
 What a kernel is here: `noexcept nogil`, pointers and sizes in, `out` filled, True for
-success. It allocates no results, raises nothing and never sees a Python object. On
+success. It allocates nothing, raises nothing and never sees a Python object. On
 False the caller looks for the position to blame (`first_bad_offset`,
 `first_bad_index`). Arguments are checked in `_arguments.py`, not here.
 
@@ -45,6 +45,8 @@ cnp.import_array()
 
 cdef extern from "_platform.h" nogil:
     void embag_prefetch(size_t address)
+    int32_t embag_read_int32(const int32_t* source)
+    int64_t embag_read_int64(const int64_t* source)
     int embag_cpu_level()
     enum: EMBAG_BLOCK_BYTES
     enum: EMBAG_OPENMP
@@ -100,7 +102,7 @@ cdef struct Job:
     # earlier rows take turns with them, which costs a third of the bandwidth.
     Py_ssize_t ahead
     Py_ssize_t burst
-    bint straddles         # rows need not start on a cache line
+    bint straddles         # blocks of rows need not be whole cache lines
 
 cdef struct Task:
     # A rectangle of the output: some bags, some columns.
@@ -121,8 +123,16 @@ cdef inline Py_ssize_t bag_bound(const Bags* bags, Py_ssize_t b) noexcept nogil:
     if b >= bags.n_offsets:
         return bags.n_indices
     if bags.wide:
-        return <Py_ssize_t>(<const int64_t*>bags.offsets)[b]
-    return (<const int32_t*>bags.offsets)[b]
+        return <Py_ssize_t>embag_read_int64(<const int64_t*>bags.offsets + b)
+    return embag_read_int32(<const int32_t*>bags.offsets + b)
+
+
+cdef inline Py_ssize_t read_index(const index_ft* input, Py_ssize_t k) noexcept nogil:
+    """input[k], read once: what is checked is what is used."""
+    if index_ft is int32_t:
+        return embag_read_int32(input + k)
+    else:
+        return <Py_ssize_t>embag_read_int64(input + k)
 
 
 cdef Py_ssize_t first_bag_from(const Bags* bags, double work) noexcept nogil:
@@ -150,14 +160,15 @@ cdef Py_ssize_t plan(
     """Cut the output into tasks of about equal work; returns how many.
 
     Contiguous runs of bags. A bag larger than a thread's share is cut by columns,
-    so that each sum keeps its order.
+    so that each sum keeps its order. The offsets are not checked yet: whatever they
+    hold, every bag is in one run and the tasks stay within their room.
     """
     cdef:
         Py_ssize_t line_columns = LINE // itemsize
         Py_ssize_t n_lines = (job.dim + line_columns - 1) // line_columns
         double share = (<double>job.bags.n_indices + <double>job.bags.n_bags) / n_threads
         double size
-        Py_ssize_t n_tasks = 0, b = 0, t, next_b, last, n_parts, part
+        Py_ssize_t n_tasks = 0, b = 0, t, next_b, last, n_parts, part, room
 
     for t in range(n_threads):
         next_b = job.bags.n_bags
@@ -168,7 +179,10 @@ cdef Py_ssize_t plan(
         # Only the last bag of a run can be larger than a share.
         last = next_b - 1
         size = <double>bag_bound(&job.bags, next_b) - <double>bag_bound(&job.bags, last)
-        n_parts = min(<Py_ssize_t>min(size / share + 1, <double>n_threads), n_lines)
+        n_parts = min(<Py_ssize_t>max(1.0, min(size / share + 1, <double>n_threads)), n_lines)
+        # One task is for the run's other bags, and one for each run to come.
+        room = 3 * <Py_ssize_t>n_threads - n_tasks - 1 - (n_threads - 1 - t)
+        n_parts = min(n_parts, room)
         if size <= share or n_parts <= 1:
             tasks[n_tasks] = Task(b, next_b, 0, job.dim, True, False)
             n_tasks += 1
@@ -256,8 +270,9 @@ cdef inline void fetch(
 ) noexcept nogil:
     """Ask for every line that a block of a row touches.
 
-    The lines at row + 64 i cover each half but perhaps its last line. The low half's
-    is the high half's first; the high half's is asked for by its last byte.
+    The lines at row + 64 i cover each half but perhaps its last line. The low half's is
+    among the high half's; the high half's is asked for by its last byte, which can be
+    left out (`straddles`) where blocks are whole lines.
     """
     cdef Py_ssize_t line
     for line in range((half_bytes + LINE - 1) // LINE):
@@ -267,6 +282,14 @@ cdef inline void fetch(
             embag_prefetch(row + <size_t>(shift_bytes + line * LINE))
     if straddles:
         embag_prefetch(row + <size_t>(shift_bytes + half_bytes - 1))
+
+
+cdef void fetch_bytes(size_t address, Py_ssize_t n_bytes) noexcept nogil:
+    """Ask for every line that n_bytes from an address touch."""
+    cdef Py_ssize_t offset
+    for offset in range(0, n_bytes, 64):
+        embag_prefetch(address + <size_t>offset)
+    embag_prefetch(address + <size_t>n_bytes - 1)
 
 
 # --- The reduction ------------------------------------------------------------
@@ -338,7 +361,7 @@ cdef inline bint reduce_block(
                 if k < single_stop:
                     fetch(half_bytes, <size_t>table + <size_t>input[k + ahead] * <size_t>stride,
                           shift_bytes, straddles)
-                r = <Py_ssize_t>input[k]
+                r = read_index(input, k)
                 if <size_t>r >= n_rows:
                     return False
                 if r == padding:
@@ -440,7 +463,6 @@ cdef bint reduce_argmax(
         Py_ssize_t n_columns = task.column_stop - task.column_start
         Py_ssize_t n_bytes = n_columns * <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t b, start, stop, k, r, d, first_row
-        size_t address
         bint won
 
     stop = bag_bound(&job.bags, task.bag_start)
@@ -456,11 +478,9 @@ cdef bint reduce_argmax(
         first_row = -1
         for k in range(start, stop):
             if k < job.bags.n_indices - job.ahead:
-                address = <size_t>table + <size_t>input[k + job.ahead] * <size_t>job.row_stride
-                for d in range(0, n_bytes, 64):
-                    embag_prefetch(address + <size_t>d)
-                embag_prefetch(address + <size_t>n_bytes - 1)
-            r = <Py_ssize_t>input[k]
+                fetch_bytes(
+                    <size_t>table + <size_t>input[k + job.ahead] * <size_t>job.row_stride, n_bytes)
+            r = read_index(input, k)
             if <size_t>r >= <size_t>job.n_rows:
                 return False
             if r == job.padding:
@@ -508,27 +528,49 @@ cdef bint reduce_task(
     """Reduce the task's bags over all its columns.
 
     Wide rows take several blocks: one bag at a time, so that the parts of a row are
-    fetched at about the same time.
+    fetched at about the same time. The rows of a short bag are asked for here, whole,
+    and not again by each block; in a long bag each block asks for its part of the rows.
     """
     cdef:
         Task part
+        Job quiet
+        const Job* block_job
+        const char* table = job.table + task.column_start * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t n_indices = job.bags.n_indices
+        Py_ssize_t fetched = 0, start, stop, k
         Py_ssize_t n_columns = task.column_stop - task.column_start
         Py_ssize_t widest = EMBAG_BLOCK_BYTES // <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
+        Py_ssize_t n_bytes = n_columns * <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t b, block
     if job.operation == ARGMAX:
         return reduce_argmax(input, job, task, out)
     if n_blocks == 1:
         return reduce_columns(input, sample, job, task, out)
     part = task[0]
+    quiet = job[0]
+    quiet.burst = 0
+    quiet.ahead = n_indices          # there is nothing that far ahead
     for b in range(task.bag_start, task.bag_stop):
         part.bag_start = b
         part.bag_stop = b + 1
-        part.first = b == task.bag_start
+        # Not checked yet: these only steer what is asked for.
+        start = max(0, bag_bound(&job.bags, b))
+        stop = min(n_indices, bag_bound(&job.bags, b + 1))
+        if stop - start > job.ahead:
+            block_job = job
+            part.first = fetched <= start
+            fetched = max(fetched, stop)
+        else:
+            block_job = &quiet
+            part.first = False
+            for k in range(max(start, fetched), min(stop + job.ahead, n_indices)):
+                fetch_bytes(<size_t>table + <size_t>input[k] * <size_t>job.row_stride, n_bytes)
+            fetched = max(fetched, min(stop + job.ahead, n_indices))
         for block in range(n_blocks):
             part.column_start = task.column_start + block * n_columns // n_blocks
             part.column_stop = task.column_start + (block + 1) * n_columns // n_blocks
-            if not reduce_columns(input, sample, job, &part, out):
+            if not reduce_columns(input, sample, block_job, &part, out):
                 return False
     return True
 
@@ -545,6 +587,8 @@ cdef bint reduce(
     cdef Py_ssize_t n_tasks, t
     if job.bags.n_offsets > 0 and bag_bound(&job.bags, 0) != 0:
         return False
+    if job.dim == 0:
+        return True                  # the caller has checked the positions
     if n_threads == 1:               # here and now, without OpenMP
         tasks[0] = Task(0, job.bags.n_bags, 0, job.dim, True, False)
         return reduce_task(input, sample, job, tasks, out)
@@ -627,6 +671,7 @@ def is_table(object array):
         and cnp.PyArray_ISALIGNED(table)
         and cnp.PyArray_ISNOTSWAPPED(table)
         and (cnp.PyArray_DIM(table, 1) <= 1
+             or cnp.PyArray_DIM(table, 0) == 0   # its strides may be anything
              or cnp.PyArray_STRIDE(table, 1) == cnp.PyArray_ITEMSIZE(table))
     )
 
@@ -641,6 +686,32 @@ def is_index_array(object array):
         and cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(indices))
         and cnp.PyArray_ITEMSIZE(indices) >= 4
         and cnp.PyArray_ISCARRAY_RO(indices)
+    )
+
+
+cdef bint is_result(object array, Py_ssize_t n_bags, Py_ssize_t dim, int type_number):
+    """Whether this is an ndarray of that shape and type, contiguous and writeable."""
+    if not cnp.PyArray_Check(array):
+        return False
+    cdef cnp.ndarray result = <cnp.ndarray>array
+    return (
+        cnp.PyArray_NDIM(result) == 2
+        and cnp.PyArray_DIM(result, 0) == n_bags
+        and cnp.PyArray_DIM(result, 1) == dim
+        and cnp.PyArray_TYPE(result) == type_number
+        and cnp.PyArray_ISCARRAY(result)
+    )
+
+
+cdef bint is_factors(object array, Py_ssize_t n_indices, int type_number):
+    """Whether this is an ndarray of that size and type, contiguous."""
+    if not cnp.PyArray_Check(array):
+        return False
+    cdef cnp.ndarray factors = <cnp.ndarray>array
+    return (
+        cnp.PyArray_SIZE(factors) == n_indices
+        and cnp.PyArray_TYPE(factors) == type_number
+        and cnp.PyArray_ISCARRAY_RO(factors)
     )
 
 
@@ -663,27 +734,28 @@ cdef void find_extent(cnp.ndarray array, size_t* start, size_t* stop):
 
 def is_output(object array, cnp.ndarray weight not None, Py_ssize_t n_bags, tuple inputs not None):
     """Whether `embedding_bag` can write to this: it is like its `out`, and spans no
-    address that one of the inputs spans (each an ndarray or None)."""
+    address that an ndarray among the inputs spans."""
     cdef size_t start, stop, input_start, input_stop
     cdef cnp.ndarray out
     if not cnp.PyArray_Check(array):
         return False
     out = <cnp.ndarray>array
-    if not (
-        cnp.PyArray_NDIM(out) == 2
-        and cnp.PyArray_DIM(out, 0) == n_bags
-        and cnp.PyArray_DIM(out, 1) == cnp.PyArray_DIM(weight, 1)
-        and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(weight)
-        and cnp.PyArray_ISCARRAY(out)
-    ):
+    if not is_result(out, n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight)):
         return False
     find_extent(out, &start, &stop)
     for item in inputs:
-        if item is not None:
-            find_extent(<cnp.ndarray?>item, &input_start, &input_stop)
+        if cnp.PyArray_Check(item):
+            find_extent(<cnp.ndarray>item, &input_start, &input_stop)
             if start < input_stop and input_start < stop:
                 return False
     return True
+
+
+cdef int refuse_change(bint unchanged) except -1:
+    """Arrays were checked, but code that ran since may have given them another layout."""
+    if not unchanged:
+        raise RuntimeError("arrays must not change during the call, got a change of layout")
+    return 0
 
 
 def embedding_bag(
@@ -700,7 +772,10 @@ def embedding_bag(
 ):
     """Fill `out`. False if an offset or an index is bad; `out` is then half-written.
 
-    All arrays but `weight` are C-contiguous; all are aligned, native and checked.
+    All arrays but `weight` are C-contiguous; all are aligned, native and checked. Their
+    layout is looked at once more here, where nothing else runs: converting another
+    argument may have run code that changed it, and no memory may be read or written for
+    what an array was before. RuntimeError if one did change.
     """
     cdef:
         Job job
@@ -714,7 +789,22 @@ def embedding_bag(
         void* result = cnp.PyArray_DATA(out)
         bint done
 
+    refuse_change(
+        is_table(weight)
+        and is_index_array(input)
+        and cnp.PyArray_NDIM(input) == (2 if offsets is None else 1)
+        and (offsets is None
+             or is_index_array(offsets) and cnp.PyArray_NDIM(<cnp.ndarray>offsets) == 1)
+    )
     job.bags = describe_bags(input, offsets, include_last_offset)
+    refuse_change(
+        is_result(out, job.bags.n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight))
+        and (max_indices is None
+             or is_result(max_indices, job.bags.n_bags, cnp.PyArray_DIM(weight, 1),
+                          cnp.NPY_INT64))
+        and (per_sample_weights is None
+             or is_factors(per_sample_weights, job.bags.n_indices, cnp.PyArray_TYPE(weight)))
+    )
     job.table = <const char*>cnp.PyArray_DATA(weight)
     job.row_stride = cnp.PyArray_STRIDE(weight, 0)
     job.n_rows = cnp.PyArray_DIM(weight, 0)
@@ -722,7 +812,8 @@ def embedding_bag(
     job.padding = padding
     job.mean = mode == "mean"
     job.max_indices = NULL
-    job.straddles = <size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
+    job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
+                     or row_bytes % LINE != 0 or row_bytes > EMBAG_BLOCK_BYTES)
     job.burst = 0
     job.ahead = NEAR
     if <double>row_bytes * <double>job.n_rows > CACHED_TABLE:
@@ -741,7 +832,7 @@ def embedding_bag(
     if n_threads > 1:
         tasks = <Task*>malloc(3 * <size_t>n_threads * sizeof(Task))
         if tasks == NULL:
-            raise MemoryError
+            raise MemoryError("no memory to plan a call")
     with nogil:
         if is_float and is_wide:
             done = reduce(<const int64_t*>indices, <const float*>sample, &job, tasks,
@@ -769,6 +860,7 @@ def first_bad_offset(
     cdef:
         Bags bags
         Py_ssize_t i, bound, previous = 0
+    refuse_change(is_index_array(offsets) and cnp.PyArray_NDIM(offsets) == 1)
     bags.offsets = cnp.PyArray_DATA(offsets)
     bags.wide = cnp.PyArray_ITEMSIZE(offsets) == 8
     bags.n_offsets = cnp.PyArray_DIM(offsets, 0)
@@ -812,6 +904,7 @@ def first_bad_index(
         Py_ssize_t n_indices = cnp.PyArray_SIZE(input)
         bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
         Py_ssize_t position
+    refuse_change(is_index_array(input))
     with nogil:
         if is_wide:
             position = find_bad_index(<const int64_t*>indices, n_indices, <size_t>n_rows)
@@ -827,13 +920,20 @@ def renorm(
     double norm_type,
     int n_threads,
 ):
-    """Scale the named rows whose norm exceeds max_norm by max_norm / (norm + 1e-7)."""
+    """Scale the named rows whose norm exceeds max_norm by max_norm / (norm + 1e-7).
+
+    False, and nothing done, if there is no such row.
+    """
     cdef:
         char* table = <char*>cnp.PyArray_DATA(weight)
         const int64_t* ids = <const int64_t*>cnp.PyArray_DATA(rows)
         Py_ssize_t stride = cnp.PyArray_STRIDE(weight, 0), dim = cnp.PyArray_DIM(weight, 1)
         Py_ssize_t n = cnp.PyArray_SIZE(rows), i
         bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
+    refuse_change(is_table(weight) and cnp.PyArray_ISWRITEABLE(weight) and is_index_array(rows)
+                  and cnp.PyArray_ITEMSIZE(rows) == 8)
+    if find_bad_index(ids, n, <size_t>cnp.PyArray_DIM(weight, 0)) >= 0:
+        return False
     with nogil:
         for i in prange(n, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
@@ -841,6 +941,7 @@ def renorm(
                 renorm_row(<float*>(table + ids[i] * stride), dim, max_norm, norm_type)
             else:
                 renorm_row(<double*>(table + ids[i] * stride), dim, max_norm, norm_type)
+    return True
 
 
 def build_info():

@@ -7,6 +7,7 @@
 #define EMBAG_PLATFORM_H
 
 #include <stddef.h>
+#include <stdint.h>
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #endif
@@ -22,6 +23,16 @@ static inline void embag_prefetch(size_t address) {
 #elif defined(_M_ARM64)
     __prefetch((const void *)address);
 #endif
+}
+
+/* Indices and offsets belong to the caller, whose other threads may write to them. Each is
+ * read once, into a register, and that value is checked and used: `volatile` keeps the
+ * compiler from reading it again in between. */
+static inline int32_t embag_read_int32(const int32_t *source) {
+    return *(const volatile int32_t *)source;
+}
+static inline int64_t embag_read_int64(const int64_t *source) {
+    return *(const volatile int64_t *)source;
 }
 
 /* The widest block of columns whose sums stay in vector registers, in bytes:
@@ -53,19 +64,25 @@ static inline void embag_prefetch(size_t address) {
 #endif
 
 /* The highest x86-64 psABI level that this CPU *and* its operating system run:
- * 4, 3, or 1 for the baseline; 0 on other processors. Level 3 also has F16C, LZCNT
- * and MOVBE, level 4 also AVX512CD: no processor has the tested features without
- * them, and not every compiler can be asked about each. */
+ * 4, 3, or 1 for the baseline; 0 on other processors. A compiler that does not know the
+ * levels by name is asked for the features that tell them apart on real processors. */
 static inline int embag_cpu_level(void) {
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
     __builtin_cpu_init();
+#if defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+    if (__builtin_cpu_supports("x86-64-v4"))
+        return 4;
+    return __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+#else
     if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
         return 1;
     if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
+          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+          __builtin_cpu_supports("avx512vl")))
         return 3;
     return 4;
+#endif
 #elif defined(_M_X64)
     /* PF_AVX2_INSTRUCTIONS_AVAILABLE, PF_AVX512F_INSTRUCTIONS_AVAILABLE */
     extern __declspec(dllimport) int __stdcall IsProcessorFeaturePresent(unsigned long);

@@ -121,7 +121,8 @@ def check_count(count: Any, name: str) -> int:
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(count).__name__}") from None
     if n < 1:
-        raise ValueError(f"{name} must be at least 1, got {n}")
+        seen = str(n) if n.bit_length() <= 64 else f"an integer of {n.bit_length()} bits"
+        raise ValueError(f"{name} must be at least 1, got {seen}")
     return n
 
 
@@ -149,9 +150,9 @@ def set_num_threads(n: int) -> None:
     Examples
     --------
     >>> import embag
-    >>> embag.set_num_threads(1)
-    >>> embag.get_num_threads()
-    1
+    >>> embag.set_num_threads(64)
+    >>> 1 <= embag.get_num_threads() <= 64
+    True
     """
     global _set_by_user, _decided  # noqa: PLW0603
     _set_by_user = check_count(n, "n")
@@ -176,7 +177,7 @@ def get_num_threads() -> int:
 
 
 def threads_for(n_entries: int, num_threads: int | None) -> int:
-    """Return how many threads a call that gathers `n_entries` of a table gets.
+    """Return how many threads a call that gathers and writes `n_entries` gets.
 
     `num_threads`, already checked, stands in the place of the process's count; it may
     exceed it up to the machine's processors, but not undo a fork.

@@ -139,7 +139,7 @@ def embedding_bag(
     MemoryError
         If there is no memory for the output.
     RuntimeError
-        If `input` or `offsets` are changed during the call, and the kernel noticed.
+        If an array is changed during the call by other code, and embag noticed.
 
     See Also
     --------
@@ -151,10 +151,13 @@ def embedding_bag(
     Sums start at 0 and add in the order of positions, in the table's precision. A mean
     is the sum divided by the number of entries. A weighted row is multiplied, then
     added. A maximum keeps the first of equal values; a NaN in a bag gives NaN. The
-    result has the same bits for any number of threads and at any instruction-set level.
+    result has the same bits (a NaN's sign and payload aside) for any number of threads and at
+    any instruction-set level.
 
-    A call that raises has not touched `weight` or `out`. The memory that a call takes is
-    its result; `max_norm` takes a sorted copy of `input` beside.
+    A call that raises has not touched `weight` or `out`, unless it is the RuntimeError for
+    arrays that another thread changed. The memory that a call takes is its result, and
+    the copies of arguments that cannot be read in place; `max_norm` also takes a sorted
+    copy of `input`. The mask of a masked array is not looked at.
 
     References
     ----------
@@ -209,17 +212,24 @@ def embedding_bag(
     if num_threads is not None:
         num_threads = _threads.check_count(num_threads, "num_threads")
 
-    n_threads = _threads.threads_for(indices.size * dim, num_threads)
+    n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
 
     if out is None:
         result = np.empty((n_bags, dim), table.dtype)
     else:
-        inputs = (indices, weight, bounds, sample)
+        # Both as given and as converted: either may be a view of the other's memory.
+        inputs = (input, indices, weight, offsets, bounds, per_sample_weights, sample)
         if not kernels.is_output(out, table, n_bags, inputs):
             _arguments.check_out(out, (n_bags, dim), table.dtype, inputs)
         result = out
     max_indices = np.empty((n_bags, dim), np.int64) if return_max_indices else None
 
+    if max_norm is not None:
+        # The table will change: whatever lies in its memory is read as it is now.
+        indices, bounds, sample = (
+            array.copy() if array is not None and np.may_share_memory(array, weight) else array
+            for array in (indices, bounds, sample)
+        )
     if max_norm is not None or out is not None or dim == 0:
         # Nothing may be written before every position is known to be good.
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
@@ -252,6 +262,8 @@ def _renorm(
 ) -> None:
     """Scale the rows in `used` whose norm exceeds `max_norm`, each once, in place."""
     rows = np.unique(used).astype(np.int64, copy=False)
+    if len(rows) and not 0 <= rows[0] <= rows[-1] < len(weight):
+        _arguments.raise_for_change()
     if kernels.is_table(weight):
         kernels.renorm(weight, rows, max_norm, norm_type, n_threads)
     else:

@@ -29,7 +29,7 @@ def aligned_empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> 
     shape : int or sequence of int
         Shape of the array.
     dtype : data-type, optional
-        Any dtype without Python objects; float32 by default.
+        Any dtype of a fixed size without Python objects; float32 by default.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def aligned_empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> 
     Raises
     ------
     TypeError
-        If `dtype` holds Python objects, or `shape` is no integers.
+        If `dtype` holds Python objects or has no size, or `shape` is no integers.
     ValueError
         If `shape` is negative somewhere.
     MemoryError
@@ -59,8 +59,8 @@ def aligned_empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> 
     ((1000, 64), 0)
     """
     dtype = np.dtype(dtype)
-    if dtype.hasobject:
-        raise TypeError(f"dtype must hold no Python objects, got {dtype}")
+    if dtype.hasobject or dtype.subdtype or dtype.itemsize == 0:
+        raise TypeError(f"dtype must be of fixed size without Python objects, got {dtype!r}")
     lengths = _as_shape(shape)
     n_bytes = math.prod(lengths) * dtype.itemsize
     if n_bytes > np.iinfo(np.intp).max - 2 * _HUGE_PAGE:
@@ -73,7 +73,10 @@ def aligned_empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> 
         boundary = _LINE
         memory = np.empty(n_bytes + _LINE, np.uint8)
     start = -memory.ctypes.data % boundary
-    return memory[start : start + n_bytes].view(dtype).reshape(lengths)
+    try:
+        return memory[start : start + n_bytes].view(dtype).reshape(lengths)
+    except ValueError as error:
+        raise ValueError(f"shape must be one that an ndarray can have, got {lengths}") from error
 
 
 def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
@@ -120,7 +123,7 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
-    lengths = shape if isinstance(shape, Sequence) else (shape,)
+    lengths = shape if np.iterable(shape) else (shape,)
     try:
         result = tuple(operator.index(length) for length in lengths)
     except TypeError:

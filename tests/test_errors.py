@@ -300,12 +300,35 @@ def test_a_failing_call_leaves_out_as_it_was(level):
     with pytest.raises(IndexError):
         embag.embedding_bag([1, 10], W, [0, 1], out=out)
     with pytest.raises(ValueError, match="decrease"):
-        embag.embedding_bag([1, 1], W, [0, 2, 1][:2] and [0, -1], out=out)
+        embag.embedding_bag([1, 1], W, [0, -1], out=out)
     assert (out == 7).all()
 
 
 def test_outputs_too_large_for_memory_are_memory_errors():
-    wide = np.broadcast_to(np.float32(1), (1, 2**40))
-    offsets = np.zeros(2**16, np.int32)
-    with pytest.raises(MemoryError):
-        embag.embedding_bag([], wide.reshape(1, -1)[:, : 2**40], offsets)
+    bags = np.broadcast_to(np.int32(0), (2**44, 0))
+    for mode in ("sum", "max"):
+        with pytest.raises(MemoryError):
+            embag.embedding_bag(bags, W, mode=mode, return_max_indices=mode == "max")
+
+
+def test_no_columns_cost_no_time(level):
+    bags = np.broadcast_to(np.int32(0), (2**50, 0))
+    assert embag.embedding_bag(bags, W[:, :0]).shape == (2**50, 0)
+
+
+@pytest.mark.parametrize("argument", ["padding_idx", "num_threads"])
+def test_huge_integers_are_named_by_their_size(argument):
+    with pytest.raises(ValueError, match=r"got an integer of 16610 bits$"):
+        call(**{argument: -(10**5000)})()
+
+
+def test_converted_inputs_may_not_share_memory_with_out_either():
+    memory = np.zeros(64, np.uint8)
+    out = memory[:8].view(np.float32).reshape(1, 2)
+    for name, argument in {
+        "input": memory[:6].view(np.int16),
+        "offsets": memory[:1],
+        "per_sample_weights": memory[:3],
+    }.items():
+        with pytest.raises(ValueError, match=f"^out must share no memory with {name}, got an ov"):
+            call(out=out, **{name: argument})()

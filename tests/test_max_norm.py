@@ -88,6 +88,17 @@ def test_zero_empties_rows_and_nan_rows_stay(level):
     np.testing.assert_array_equal(table, [[0, 0], [np.nan, 1]])
 
 
+def test_other_inputs_in_the_tables_memory_are_read_before_it_changes(level):
+    table = np.array([[3.0, 4.0], [6.0, 8.0]])
+    other = table.copy()
+    options = {"max_norm": 1, "mode": "sum"}
+    expected = embag.embedding_bag(
+        [0, 1], other, [0], per_sample_weights=other[0].copy(), **options
+    )
+    result = embag.embedding_bag([0, 1], table, [0], per_sample_weights=table[0], **options)
+    np.testing.assert_array_equal(result, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [

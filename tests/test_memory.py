@@ -44,8 +44,14 @@ def test_copies_have_the_same_values():
 
 
 def test_errors():
-    with pytest.raises(TypeError, match=r"^dtype must hold no Python objects, got object$"):
+    with pytest.raises(
+        TypeError, match=r"^dtype must be of fixed size without Python objects, got "
+    ):
         embag.aligned_empty(3, object)
+    with pytest.raises(TypeError, match=r"^dtype must be of fixed size"):
+        embag.aligned_empty(3, ("f4", 3))
+    with pytest.raises(TypeError, match=r"^dtype must be of fixed size"):
+        embag.aligned_empty(3, "S")
     with pytest.raises(TypeError, match=r"^shape must be integers, got 2\.5$"):
         embag.aligned_empty(2.5)
     with pytest.raises(ValueError, match=r"^shape must not be negative, got \(3, -1\)$"):

@@ -1,12 +1,15 @@
 """Laws of the operation, on inputs that hypothesis makes up."""
 
+import os
+
 import hypothesis.extra.numpy as hnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import embag
-from embag import _reference
+from embag import _reference, _threads
 
 settings.register_profile("embag", deadline=None, derandomize=True, max_examples=150)
 settings.load_profile("embag")
@@ -15,7 +18,7 @@ settings.load_profile("embag")
 @st.composite
 def calls(draw, dtype=np.float64, max_value=100):
     n_rows = draw(st.integers(1, 12))
-    dim = draw(st.integers(1, 70))
+    dim = draw(st.integers(1, 70) | st.sampled_from([130, 300]))
     lengths = draw(st.lists(st.integers(0, 9), min_size=1, max_size=8))
     elements = st.integers(-max_value, max_value)
     table = draw(hnp.arrays(np.int64, (n_rows, dim), elements=elements)).astype(dtype)
@@ -26,8 +29,17 @@ def calls(draw, dtype=np.float64, max_value=100):
 modes = st.sampled_from(["sum", "mean", "max"])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _eager_threads():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_threads, "ENTRIES_PER_THREAD", 1)
+        patch.setattr(os, "cpu_count", lambda: 64)
+        yield
+
+
 def bag(input, table, offsets, **options):
-    return embag.embedding_bag(input, table, offsets, **options)
+    n_threads = 1 + len(input) % 4
+    return embag.embedding_bag(input, table, offsets, num_threads=n_threads, **options)
 
 
 @given(calls(), modes, st.integers(0, 11))

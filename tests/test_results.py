@@ -83,6 +83,13 @@ def test_large_tables_are_fetched_in_bursts_to_the_same_bits(level, eager_thread
             input, table, offsets, mode="max", return_max_indices=True
         )
         np.testing.assert_array_equal(max_indices, rows)
+        options = {"mode": "sum", "per_sample_weights": rng.random(len(input), np.float32)}
+        options["padding_idx"] = int(input[5])
+        expected, _ = _reference.embedding_bag(input, table, offsets, **options)
+        assert_same_bits(embag.embedding_bag(input, table, offsets, **options), expected)
+        singles = input[:300].reshape(300, 1)
+        expected, _ = _reference.embedding_bag(singles, table, mode="sum")
+        assert_same_bits(embag.embedding_bag(singles, table, mode="sum"), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
