@@ -80,28 +80,20 @@ def as_index_array(indices: Any, name: str) -> AnyArray:
     return array
 
 
-def count_bags(input: AnyArray, offsets: AnyArray | None, include_last_offset: bool) -> int:
-    """Return how many bags `input` and `offsets` describe, or raise for their shapes."""
+def raise_for_shapes(
+    input: AnyArray, offsets: AnyArray | None, include_last_offset: bool
+) -> NoReturn:
+    """Raise for an `input` and `offsets` whose shapes make no bags."""
     if offsets is None:
-        if input.ndim != 2:
-            if input.ndim == 1:
-                raise ValueError("offsets must be given where input is 1-D, got None")
-            raise ValueError(f"input must be 1-D or 2-D, got shape {input.shape}")
-        return len(input)
+        if input.ndim == 1:
+            raise ValueError("offsets must be given where input is 1-D, got None")
+        raise ValueError(f"input must be 1-D or 2-D, got shape {input.shape}")
     if input.ndim != 1:
         raise ValueError(f"input must be 1-D where offsets is given, got shape {input.shape}")
     if offsets.ndim != 1:
         raise ValueError(f"offsets must be 1-D, got shape {offsets.shape}")
-    n_bags = len(offsets)
-    if include_last_offset:
-        n_bags -= 1
-        if n_bags < 0:
-            raise ValueError(
-                "offsets must have at least 1 entry where include_last_offset is True, got 0"
-            )
-    elif n_bags == 0 and len(input) > 0:
-        raise ValueError(f"offsets must have at least 1 entry where input has {len(input)}, got 0")
-    return n_bags
+    needed = "include_last_offset is True" if include_last_offset else f"input has {len(input)}"
+    raise ValueError(f"offsets must have at least 1 entry where {needed}, got {len(offsets)}")
 
 
 def check_flags(**flags: Any) -> None:

@@ -642,20 +642,25 @@ cdef void renorm_row(
 # --- What Python calls --------------------------------------------------------
 
 cdef Bags describe_bags(cnp.ndarray input, object offsets, bint include_last_offset):
+    """How `input` and `offsets` make bags; n_bags is -1 if their shapes do not."""
     cdef Bags bags
+    cdef int n_axes = cnp.PyArray_NDIM(input)
     bags.n_indices = cnp.PyArray_SIZE(input)
+    bags.offsets = NULL
+    bags.wide = False
+    bags.n_offsets = 0
+    bags.bag_size = 0
+    bags.n_bags = -1
     if offsets is None:
-        bags.offsets = NULL
-        bags.wide = False
-        bags.n_offsets = 0
-        bags.bag_size = cnp.PyArray_DIM(input, 1)
-        bags.n_bags = cnp.PyArray_DIM(input, 0)
-    else:
+        if n_axes == 2:
+            bags.bag_size = cnp.PyArray_DIM(input, 1)
+            bags.n_bags = cnp.PyArray_DIM(input, 0)
+    elif n_axes == 1 and cnp.PyArray_NDIM(<cnp.ndarray>offsets) == 1:
         bags.offsets = cnp.PyArray_DATA(<cnp.ndarray>offsets)
         bags.wide = cnp.PyArray_ITEMSIZE(<cnp.ndarray>offsets) == 8
         bags.n_offsets = cnp.PyArray_DIM(<cnp.ndarray>offsets, 0)
-        bags.bag_size = 0
-        bags.n_bags = bags.n_offsets - include_last_offset
+        if bags.n_offsets > 0 or (bags.n_indices == 0 and not include_last_offset):
+            bags.n_bags = bags.n_offsets - include_last_offset
     return bags
 
 
@@ -687,6 +692,26 @@ def is_index_array(object array):
         and cnp.PyArray_ITEMSIZE(indices) >= 4
         and cnp.PyArray_ISCARRAY_RO(indices)
     )
+
+
+def count_bags(
+    cnp.ndarray input not None,      # IN   an index array
+    object offsets,                  # IN   an index array, or None
+    bint include_last_offset,
+):
+    """How many bags they make; -1 if their shapes make none."""
+    return describe_bags(input, offsets, include_last_offset).n_bags
+
+
+def empty_output(Py_ssize_t n_bags, cnp.ndarray weight not None):
+    """A new (n_bags, dim) array of weight's dtype, its values arbitrary."""
+    cdef cnp.npy_intp[2] shape
+    shape[0] = n_bags
+    shape[1] = cnp.PyArray_DIM(weight, 1)
+    try:
+        return cnp.PyArray_EMPTY(2, shape, cnp.PyArray_TYPE(weight), 0)
+    except ValueError:               # NumPy's word for more bytes than can be counted
+        raise MemoryError(f"cannot allocate an output of shape ({shape[0]}, {shape[1]})")
 
 
 cdef bint is_result(object array, Py_ssize_t n_bags, Py_ssize_t dim, int type_number):
@@ -789,16 +814,12 @@ def embedding_bag(
         void* result = cnp.PyArray_DATA(out)
         bint done
 
-    refuse_change(
-        is_table(weight)
-        and is_index_array(input)
-        and cnp.PyArray_NDIM(input) == (2 if offsets is None else 1)
-        and (offsets is None
-             or is_index_array(offsets) and cnp.PyArray_NDIM(<cnp.ndarray>offsets) == 1)
-    )
+    refuse_change(is_table(weight) and is_index_array(input)
+                  and (offsets is None or is_index_array(offsets)))
     job.bags = describe_bags(input, offsets, include_last_offset)
     refuse_change(
-        is_result(out, job.bags.n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight))
+        job.bags.n_bags >= 0
+        and is_result(out, job.bags.n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight))
         and (max_indices is None
              or is_result(max_indices, job.bags.n_bags, cnp.PyArray_DIM(weight, 1),
                           cnp.NPY_INT64))

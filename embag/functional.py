@@ -195,7 +195,9 @@ def embedding_bag(
             include_last_offset=include_last_offset,
             return_max_indices=return_max_indices,
         )
-    n_bags = _arguments.count_bags(indices, bounds, include_last_offset)
+    n_bags = kernels.count_bags(indices, bounds, include_last_offset)
+    if n_bags < 0:
+        _arguments.raise_for_shapes(indices, bounds, include_last_offset)
     if mode is not _SUM or return_max_indices:
         _arguments.check_mode(mode, sparse, scale_grad_by_freq, return_max_indices)
     n_rows, dim = table.shape
@@ -215,7 +217,7 @@ def embedding_bag(
     n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
 
     if out is None:
-        result = np.empty((n_bags, dim), table.dtype)
+        result = kernels.empty_output(n_bags, table)
     else:
         # Both as given and as converted: either may be a view of the other's memory.
         inputs = (input, indices, weight, offsets, bounds, per_sample_weights, sample)

@@ -182,18 +182,15 @@ def test_subclasses_that_lie_about_themselves():
         ids = np.arange(1000).reshape(500, 2)
         for _ in range(20):
             for lie in (LyingDtype, LyingShape):
-                weight = np.ones((1000, 64)).view(lie)
-                try:
-                    embag.embedding_bag(ids, weight, mode="sum")
-                    raise SystemExit("a lie was believed")
-                except RuntimeError:
-                    pass
-            try:
-                embag.embedding_bag(
-                    np.arange(9), np.ones((10, 3)), np.array([0, 3]).view(LyingLength), mode="sum"
-                )
-                raise SystemExit("a lie was believed")
-            except RuntimeError:
-                pass
+                for options in ({}, {"return_max_indices": True, "mode": "max"}):
+                    try:
+                        result = embag.embedding_bag(ids, np.ones((1000, 64)).view(lie), **options)
+                        for array in result if options else [result]:
+                            assert array.shape == (500, 64), array.shape
+                    except (RuntimeError, MemoryError):
+                        pass
+            offsets = np.array([0, 3]).view(LyingLength)
+            result = embag.embedding_bag(np.arange(9), np.ones((10, 3)), offsets, mode="sum")
+            assert result.tolist() == [[3] * 3, [6] * 3]
         """
     )

@@ -305,10 +305,11 @@ def test_a_failing_call_leaves_out_as_it_was(level):
 
 
 def test_outputs_too_large_for_memory_are_memory_errors():
-    bags = np.broadcast_to(np.int32(0), (2**44, 0))
-    for mode in ("sum", "max"):
-        with pytest.raises(MemoryError):
-            embag.embedding_bag(bags, W, mode=mode, return_max_indices=mode == "max")
+    for n_bags, table in ((2**44, W), (2**56, np.zeros((1, 1000)))):
+        bags = np.broadcast_to(np.int32(0), (n_bags, 0))
+        for mode in ("sum", "max"):
+            with pytest.raises(MemoryError):
+                embag.embedding_bag(bags, table, mode=mode, return_max_indices=mode == "max")
 
 
 def test_no_columns_cost_no_time(level):
