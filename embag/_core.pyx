@@ -64,6 +64,7 @@ cdef enum:
     LINE = 64              # bytes of a cache line
     WIDEST_HALF = 128      # floats: half of the widest block of any level
     NORM_LANES = 8         # partial sums of a row's norm: the order is part of the result
+    SHARES = 4             # of the work for each thread: they are not equally fast
     # How rows are asked for. Origin of the figures: docs/design.md, "Prefetch".
     CACHED_TABLE = 16 << 20     # bytes: a smaller table is taken to be in the caches
     NEAR = 16                   # rows ahead in a cached table
@@ -154,34 +155,34 @@ cdef Py_ssize_t first_bag_from(const Bags* bags, double work) noexcept nogil:
 cdef Py_ssize_t plan(
     const Job* job,                  # IN
     Py_ssize_t itemsize,
-    int n_threads,
-    Task* tasks,                     # OUT  room for 3 * n_threads
+    int n_shares,
+    Task* tasks,                     # OUT  room for 3 * n_shares
 ) noexcept nogil:
     """Cut the output into tasks of about equal work; returns how many.
 
-    Contiguous runs of bags. A bag larger than a thread's share is cut by columns,
+    Contiguous runs of bags. A bag larger than a share is cut by columns,
     so that each sum keeps its order. The offsets are not checked yet: whatever they
     hold, every bag is in one run and the tasks stay within their room.
     """
     cdef:
         Py_ssize_t line_columns = LINE // itemsize
         Py_ssize_t n_lines = (job.dim + line_columns - 1) // line_columns
-        double share = (<double>job.bags.n_indices + <double>job.bags.n_bags) / n_threads
+        double share = (<double>job.bags.n_indices + <double>job.bags.n_bags) / n_shares
         double size
         Py_ssize_t n_tasks = 0, b = 0, t, next_b, last, n_parts, part, room
 
-    for t in range(n_threads):
+    for t in range(n_shares):
         next_b = job.bags.n_bags
-        if t < n_threads - 1:
+        if t < n_shares - 1:
             next_b = first_bag_from(&job.bags, share * (t + 1))
         if next_b <= b:
             continue
         # Only the last bag of a run can be larger than a share.
         last = next_b - 1
         size = <double>bag_bound(&job.bags, next_b) - <double>bag_bound(&job.bags, last)
-        n_parts = min(<Py_ssize_t>max(1.0, min(size / share + 1, <double>n_threads)), n_lines)
+        n_parts = min(<Py_ssize_t>max(1.0, min(size / share + 1, <double>n_shares)), n_lines)
         # One task is for the run's other bags, and one for each run to come.
-        room = 3 * <Py_ssize_t>n_threads - n_tasks - 1 - (n_threads - 1 - t)
+        room = 3 * <Py_ssize_t>n_shares - n_tasks - 1 - (n_shares - 1 - t)
         n_parts = min(n_parts, room)
         if size <= share or n_parts <= 1:
             tasks[n_tasks] = Task(b, next_b, 0, job.dim, True, False)
@@ -579,7 +580,7 @@ cdef bint reduce(
     const index_ft* input,
     const floating_ft* sample,
     const Job* job,
-    Task* tasks,                     # room for 3 * n_threads
+    Task* tasks,                     # room for 3 * SHARES * n_threads
     int n_threads,
     floating_ft* out,
 ) noexcept nogil:
@@ -592,7 +593,7 @@ cdef bint reduce(
     if n_threads == 1:               # here and now, without OpenMP
         tasks[0] = Task(0, job.bags.n_bags, 0, job.dim, True, False)
         return reduce_task(input, sample, job, tasks, out)
-    n_tasks = plan(job, sizeof(floating_ft), n_threads, tasks)
+    n_tasks = plan(job, sizeof(floating_ft), SHARES * n_threads, tasks)
     for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
         tasks[t].done = reduce_task(input, sample, job, &tasks[t], out)
     for t in range(n_tasks):
@@ -851,7 +852,7 @@ def embedding_bag(
         sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
 
     if n_threads > 1:
-        tasks = <Task*>malloc(3 * <size_t>n_threads * sizeof(Task))
+        tasks = <Task*>malloc(3 * SHARES * <size_t>n_threads * sizeof(Task))
         if tasks == NULL:
             raise MemoryError("no memory to plan a call")
     with nogil:

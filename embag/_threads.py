@@ -24,6 +24,7 @@ from embag import _core
 ENTRIES_PER_THREAD = 32 << 10
 
 _OPENMP = _core.build_info()[1] != 0
+_N_MACHINE = os.cpu_count() or 1  # asked once: it reads a file of the system's
 
 _set_by_user: int | None = None
 _forked = False
@@ -80,7 +81,7 @@ def _omp_num_threads() -> int | None:
 def _n_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return _N_MACHINE
 
 
 def explain() -> tuple[int, str]:
@@ -189,7 +190,7 @@ def threads_for(n_entries: int, num_threads: int | None) -> int:
     elif _forked or not _OPENMP:
         limit = 1
     else:
-        limit = min(num_threads, os.cpu_count() or 1)
+        limit = min(num_threads, _N_MACHINE)
     return min(limit, n_entries // ENTRIES_PER_THREAD)
 
 

@@ -1,6 +1,5 @@
 """Fixtures: the levels of this machine, and threads however little there is to do."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def level(request, monkeypatch):
 def eager_threads(monkeypatch):
     """Give a call all the threads that it asks for, however small it is."""
     monkeypatch.setattr(_threads, "ENTRIES_PER_THREAD", 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(_threads, "_N_MACHINE", 64)
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from embag import _dispatch
 LEVELS = [level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()]
 
 PREAMBLE = """
-import os, sys, threading, time
-os.cpu_count = lambda: 64
+import sys, threading, time
 import numpy as np
 import embag
 from embag import _threads
 _threads.ENTRIES_PER_THREAD = 1
+_threads._N_MACHINE = 64
 ERRORS = (IndexError, ValueError, RuntimeError)
 """
 

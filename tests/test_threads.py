@@ -18,7 +18,7 @@ def _clean(clean_thread_settings, monkeypatch):
     monkeypatch.setattr(_threads, "_OPENMP", True)
     monkeypatch.setattr(_threads, "_n_processors", lambda: 16)
     monkeypatch.setattr(_threads, "_cgroup_quota", lambda: None)
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setattr(_threads, "_N_MACHINE", 32)
 
 
 def test_affinity_is_the_default():
