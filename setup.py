@@ -36,6 +36,7 @@ UNIX_FLAGS = [
     # may be vectorised. Neither changes a result.
     "-fno-trapping-math",
     "-fno-math-errno",
+    "-g0",  # Python's own flags often ask for debugging information: 4 MB a module
 ]
 GCC_FLAGS = [
     # -O2 and what the kernels need of -O3. All of -O3 unrolls loops over up to 16 columns
