@@ -61,7 +61,7 @@ GCC_FLAGS = [
     # A fill or copy of a few vectors is to stay a few vector stores, not become memset.
     "-fno-tree-loop-distribute-patterns",
 ]
-CLANG_FLAGS = ["-O3", "-mllvm=-inline-threshold=100000"]
+CLANG_FLAGS = ["-O3", "-mllvm -inline-threshold=100000"]
 MSVC_FLAGS = ["/O2", "/fp:precise"]
 
 DIRECTIVES = {
@@ -95,7 +95,9 @@ class BuildLevels(build_ext):
             compile_args += UNIX_FLAGS
             # A flag that an older compiler does not know is for speed alone.
             wanted = CLANG_FLAGS if self.is_clang() else GCC_FLAGS
-            compile_args += [f for f in wanted if self.builds(TRIVIAL, [f], [])]
+            for flag in map(str.split, wanted):
+                if self.builds(TRIVIAL, flag, []):
+                    compile_args += flag
         for extension in list(self.extensions):
             level = extension.name.rpartition(".")[2]
             level_args = LEVELS[level][msvc]
