@@ -123,14 +123,13 @@ class BuildLevels(build_ext):
         if os.environ.get("EMBAG_NO_OPENMP", "0") not in ("", "0"):
             return [], []
         if msvc:
-            candidates = [(["/openmp"], [])]
+            compile_args, link_args = ["/openmp"], []
         elif sys.platform == "darwin":
-            candidates = [(["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+            compile_args, link_args = ["-Xpreprocessor", "-fopenmp"], ["-lomp"]
         else:
-            candidates = [(["-fopenmp"], ["-fopenmp"])]
-        for compile_args, link_args in candidates:
-            if self.builds(OPENMP_PROBE, compile_args, link_args):
-                return list(compile_args), list(link_args)
+            compile_args, link_args = ["-fopenmp"], ["-fopenmp"]
+        if self.builds(OPENMP_PROBE, compile_args, link_args):
+            return compile_args, link_args
         warnings.warn(
             "this compiler has no OpenMP: embag is built serial (correct, one thread)",
             stacklevel=2,

@@ -54,20 +54,25 @@ def as_table(weight: Any) -> AnyArray:
     return np.array(weight, order="C", subok=False)
 
 
+def _as_array(value: Any, name: str, kind: str) -> AnyArray:
+    """Return ndarrays as they are, anything else through `np.asarray`."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name} must be an array of {kind}, got {describe(value)}: {error}"
+        ) from error
+
+
 def as_index_array(indices: Any, name: str) -> AnyArray:
     """Return integers as the kernels read them: int32 or int64, contiguous, native."""
-    array: AnyArray = indices
-    if not isinstance(indices, np.ndarray):
-        try:
-            array = np.asarray(indices)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{name} must be an array of integers, got {describe(indices)}: {error}"
-            ) from error
-        if array.size == 0 and isinstance(indices, (list, tuple)):
-            array = array.astype(_INT64)  # NumPy takes [] for float64
+    array = _as_array(indices, name, "integers")
+    if array.size == 0 and isinstance(indices, (list, tuple)):
+        array = array.astype(_INT64)  # NumPy takes [] for float64
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
@@ -125,16 +130,7 @@ def as_sample_weights(
         raise ValueError(
             f"{name} must be None where mode is {mode!r}, got {describe(per_sample_weights)}"
         )
-    array = per_sample_weights
-    if not isinstance(array, np.ndarray):
-        try:
-            array = np.asarray(per_sample_weights)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{name} must be an array of numbers, got {describe(per_sample_weights)}: {error}"
-            ) from error
+    array = _as_array(per_sample_weights, name, "numbers")
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"{name} must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
     if array.shape != input.shape:

@@ -100,7 +100,7 @@ cdef struct Job:
     # Rows are asked for `ahead` positions before they are used: one at each position,
     # or, if burst > 0, `burst` of them at every burst-th. Bursts keep the core's few
     # miss buffers for the requests while they last; requests mixed with the loads of
-    # earlier rows take turns with them, which costs a third of the bandwidth.
+    # earlier rows take turns with them, which costs up to half of the bandwidth.
     Py_ssize_t ahead
     Py_ssize_t burst
     bint straddles         # blocks of rows need not be whole cache lines
@@ -288,7 +288,7 @@ cdef inline void fetch(
 cdef void fetch_bytes(size_t address, Py_ssize_t n_bytes) noexcept nogil:
     """Ask for every line that n_bytes from an address touch."""
     cdef Py_ssize_t offset
-    for offset in range(0, n_bytes, 64):
+    for offset in range(0, n_bytes, 64):     # LINE, but Cython wants a literal step
         embag_prefetch(address + <size_t>offset)
     embag_prefetch(address + <size_t>n_bytes - 1)
 
@@ -762,13 +762,9 @@ def is_output(object array, cnp.ndarray weight not None, Py_ssize_t n_bags, tupl
     """Whether `embedding_bag` can write to this: it is like its `out`, and spans no
     address that an ndarray among the inputs spans."""
     cdef size_t start, stop, input_start, input_stop
-    cdef cnp.ndarray out
-    if not cnp.PyArray_Check(array):
+    if not is_result(array, n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight)):
         return False
-    out = <cnp.ndarray>array
-    if not is_result(out, n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight)):
-        return False
-    find_extent(out, &start, &stop)
+    find_extent(<cnp.ndarray>array, &start, &stop)
     for item in inputs:
         if cnp.PyArray_Check(item):
             find_extent(<cnp.ndarray>item, &input_start, &input_stop)
@@ -942,10 +938,7 @@ def renorm(
     double norm_type,
     int n_threads,
 ):
-    """Scale the named rows whose norm exceeds max_norm by max_norm / (norm + 1e-7).
-
-    False, and nothing done, if there is no such row.
-    """
+    """Scale the named rows whose norm exceeds max_norm by max_norm / (norm + 1e-7)."""
     cdef:
         char* table = <char*>cnp.PyArray_DATA(weight)
         const int64_t* ids = <const int64_t*>cnp.PyArray_DATA(rows)
@@ -953,9 +946,8 @@ def renorm(
         Py_ssize_t n = cnp.PyArray_SIZE(rows), i
         bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
     refuse_change(is_table(weight) and cnp.PyArray_ISWRITEABLE(weight) and is_index_array(rows)
-                  and cnp.PyArray_ITEMSIZE(rows) == 8)
-    if find_bad_index(ids, n, <size_t>cnp.PyArray_DIM(weight, 0)) >= 0:
-        return False
+                  and cnp.PyArray_ITEMSIZE(rows) == 8
+                  and find_bad_index(ids, n, <size_t>cnp.PyArray_DIM(weight, 0)) < 0)
     with nogil:
         for i in prange(n, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
@@ -963,7 +955,6 @@ def renorm(
                 renorm_row(<float*>(table + ids[i] * stride), dim, max_norm, norm_type)
             else:
                 renorm_row(<double*>(table + ids[i] * stride), dim, max_norm, norm_type)
-    return True
 
 
 def build_info():

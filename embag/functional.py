@@ -264,7 +264,7 @@ def _renorm(
 ) -> None:
     """Scale the rows in `used` whose norm exceeds `max_norm`, each once, in place."""
     rows = np.unique(used).astype(np.int64, copy=False)
-    if len(rows) and not 0 <= rows[0] <= rows[-1] < len(weight):
+    if kernels.first_bad_index(rows, len(weight)) >= 0:
         _arguments.raise_for_change()
     if kernels.is_table(weight):
         kernels.renorm(weight, rows, max_norm, norm_type, n_threads)

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from embag import _dispatch
+
+# The levels that can be tested here.
+LEVELS = [level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()]
+
 
 @dataclass(frozen=True)
 class Case:

@@ -7,9 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from embag import _arguments, _dispatch, _threads, functional
+from cases import LEVELS
 
-LEVELS = [level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()]
+from embag import _arguments, _dispatch, _threads, functional
 
 
 @pytest.fixture(params=LEVELS)

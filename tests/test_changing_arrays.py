@@ -8,10 +8,7 @@ import sys
 import textwrap
 
 import pytest
-
-from embag import _dispatch
-
-LEVELS = [level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()]
+from cases import LEVELS
 
 PREAMBLE = """
 import sys, threading, time
