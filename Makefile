@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.h)
+SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
 
 .PHONY: demo test test-torch test-packaging bench lint clean
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def extensions():
         Extension(
             f"embag.{name}",
             [f"embag/{name}.pyx"],
-            depends=["embag/_core.pyx", "embag/_platform.h", "setup.py"],
+            depends=["embag/_core.pyx", *glob("embag/*.pxi"), "embag/_platform.h", "setup.py"],
             include_dirs=[np.get_include(), "embag"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         )

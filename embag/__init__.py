@@ -27,14 +27,19 @@ why, is in docs/semantics.md.
 from embag._dispatch import show_config
 from embag._threads import get_num_threads, set_num_threads
 from embag._version import __version__
+from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.functional import embedding_bag
 from embag.memory import aligned_copy, aligned_empty
+from embag.sparse_rows import SparseRows
 
 __all__ = [
+    "EmbeddingBagGrads",
+    "SparseRows",
     "__version__",
     "aligned_copy",
     "aligned_empty",
     "embedding_bag",
+    "embedding_bag_backward",
     "get_num_threads",
     "set_num_threads",
     "show_config",

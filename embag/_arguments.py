@@ -38,17 +38,22 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
-def as_table(weight: Any) -> AnyArray:
-    """Return `weight` as the kernels read it: itself, or a copy with adjacent columns."""
+def check_table(weight: Any, name: str = "weight") -> None:
+    """Raise unless this is a table: its dtype and its rank are good."""
     if not isinstance(weight, np.ndarray):
-        raise TypeError(f"weight must be a numpy.ndarray, got {describe(weight)}")
+        raise TypeError(f"{name} must be a numpy.ndarray, got {describe(weight)}")
     if weight.dtype.char not in "fd" or not weight.dtype.isnative:
         raise TypeError(
-            "weight must be float32 or float64 in native byte order, "
+            f"{name} must be float32 or float64 in native byte order, "
             f"got {weight.dtype.str if weight.dtype.kind == 'f' else weight.dtype}"
         )
     if weight.ndim != 2:
-        raise ValueError(f"weight must be 2-D (n_rows, dim), got shape {weight.shape}")
+        raise ValueError(f"{name} must be 2-D (n_rows, dim), got shape {weight.shape}")
+
+
+def as_table(weight: Any) -> AnyArray:
+    """Return `weight` as the kernels read it: itself, or a copy with adjacent columns."""
+    check_table(weight)
     if kernels.is_table(weight):
         return weight
     return np.array(weight, order="C", subok=False)
@@ -68,6 +73,11 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
         ) from error
 
 
+def as_indices(indices: Any, name: str) -> AnyArray:
+    """Return integers as the kernels read them; those that can be are not copied."""
+    return indices if kernels.is_index_array(indices) else as_index_array(indices, name)
+
+
 def as_index_array(indices: Any, name: str) -> AnyArray:
     """Return integers as the kernels read them: int32 or int64, contiguous, native."""
     array = _as_array(indices, name, "integers")
@@ -83,6 +93,57 @@ def as_index_array(indices: Any, name: str) -> AnyArray:
     if not kernels.is_index_array(array):
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False)
     return array
+
+
+def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]) -> AnyArray:
+    """Return the gradient as the kernels read it: the table's dtype, adjacent columns.
+
+    One row repeated without memory of its own (`np.broadcast_to`) stays that.
+    """
+    array = _as_array(grad_output, "grad_output", "numbers")
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise TypeError(f"grad_output must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
+    if array.shape != (n_bags, dim):
+        raise ValueError(
+            f"grad_output must have the output's shape {(n_bags, dim)}, got {array.shape}"
+        )
+    if array.dtype == dtype and kernels.is_table(array):
+        return array
+    if n_bags > 1 and array.strides[0] == 0:
+        row = np.array(array[:1], dtype, order="C", subok=False)
+        return np.broadcast_to(row, (n_bags, dim))
+    return np.array(array, dtype, order="C", subok=False)
+
+
+def as_max_indices(max_indices: Any, n_bags: int, dim: int, n_rows: int, mode: str) -> AnyArray:
+    """Return the winning rows as the kernels read them: int64, contiguous, each -1 or a row."""
+    if mode != "max":
+        raise ValueError(
+            f"max_indices must be None where mode is {mode!r}, got {describe(max_indices)}"
+        )
+    array = as_index_array(max_indices, "max_indices").astype(np.int64, copy=False)
+    if array.shape != (n_bags, dim):
+        raise ValueError(
+            f"max_indices must have the output's shape {(n_bags, dim)}, got {array.shape}"
+        )
+    bad = (array < -1) | (array >= n_rows)
+    if bad.any():
+        b, d = np.unravel_index(int(bad.argmax()), bad.shape)
+        raise IndexError(
+            f"max_indices[{b}, {d}] = {int(np.asarray(max_indices)[b, d])} "
+            f"is out of range for a table of {n_rows} rows"
+        )
+    return array
+
+
+def check_wrt(wrt: Any, sample: AnyArray | None) -> None:
+    """Raise for a gradient that there is not."""
+    if wrt is None or (type(wrt) is str and wrt == "weight"):
+        return
+    if type(wrt) is not str or wrt != "per_sample_weights":
+        raise ValueError(f"wrt must be 'weight', 'per_sample_weights' or None, got {describe(wrt)}")
+    if sample is None:
+        raise ValueError("per_sample_weights must be given where wrt names it, got None")
 
 
 def raise_for_shapes(
@@ -108,7 +169,9 @@ def check_flags(**flags: Any) -> None:
             raise TypeError(f"{name} must be a bool, got {describe(flag)}")
 
 
-def check_mode(mode: Any, sparse: bool, scale_grad_by_freq: bool, return_max_indices: bool) -> None:
+def check_mode(
+    mode: Any, sparse: bool, scale_grad_by_freq: bool, return_max_indices: bool = False
+) -> None:
     """Raise for a mode that is none, or that an option does not go with."""
     if type(mode) is not str or mode not in ("sum", "mean", "max"):
         raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {describe(mode)}")
@@ -153,7 +216,8 @@ def as_padding_row(padding_idx: Any, n_rows: int) -> int:
     return row % n_rows
 
 
-def _as_number(value: Any, name: str) -> float:
+def as_number(value: Any, name: str) -> float:
+    """Return a real number as a float."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
     try:
@@ -164,7 +228,7 @@ def _as_number(value: Any, name: str) -> float:
 
 def as_max_norm(max_norm: Any, weight: AnyArray) -> float:
     """Return `max_norm` as a float; `weight` is to be scaled in place."""
-    bound = _as_number(max_norm, "max_norm")
+    bound = as_number(max_norm, "max_norm")
     if not bound >= 0:
         raise ValueError(f"max_norm must be at least 0, got {bound}")
     if not weight.flags.writeable:
@@ -174,10 +238,31 @@ def as_max_norm(max_norm: Any, weight: AnyArray) -> float:
 
 def as_norm_type(norm_type: Any) -> float:
     """Return `norm_type` as a float, perhaps infinite."""
-    p = _as_number(norm_type, "norm_type")
+    p = as_number(norm_type, "norm_type")
     if not p > 0:
         raise ValueError(f"norm_type must be greater than 0, got {p}")
     return p
+
+
+def as_table_shape(shape: Any) -> tuple[int, int]:
+    """Return (n_rows, dim) as two ints."""
+    try:
+        n_rows, dim = (operator.index(n) for n in shape)
+    except (TypeError, ValueError):
+        raise TypeError(f"shape must be two integers, got {describe(shape)}") from None
+    if not 0 <= min(n_rows, dim) <= max(n_rows, dim) < 2**63:
+        raise ValueError(
+            f"shape must be two sizes of at least 0, got {describe(n_rows)}, {describe(dim)}"
+        )
+    return n_rows, dim
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+    """Return zeros that the system hands out as zeros; MemoryError if there are too many."""
+    try:
+        return np.zeros(shape, dtype)
+    except ValueError:  # NumPy's word for more bytes than can be counted
+        raise MemoryError(f"cannot allocate an array of shape {shape}") from None
 
 
 def check_out(

@@ -1,4 +1,4 @@
-"""The definition of `embedding_bag` in plain loops: slow, obvious, the tests' oracle.
+"""The definition of both passes in plain loops: slow, obvious, the tests' oracle.
 
 It shares no code with the kernels and checks nothing. Rows are added one after the
 other in the table's dtype, as the kernels promise to, so results can be compared bit by
@@ -48,6 +48,69 @@ def embedding_bag(
         if mode == "mean" and kept:
             out[b] = out[b] / weight.dtype.type(len(kept))
     return out, max_indices
+
+
+def embedding_bag_backward(
+    grad_output: NDArray[Any],
+    input: NDArray[Any],
+    weight: NDArray[Any],
+    offsets: NDArray[Any] | None = None,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    per_sample_weights: NDArray[Any] | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the dense gradient of `weight`, and that of weights (of ones, if None)."""
+    dtype = weight.dtype
+    n_rows, dim = weight.shape
+    bags = bags_of(np.asarray(input), offsets, include_last_offset)
+    flat = np.asarray(input).reshape(-1)
+    padding = None if padding_idx is None else padding_idx % n_rows
+    grad_weight = np.zeros((n_rows, dim), dtype)
+    grad_sample = np.zeros(flat.shape, dtype)
+    counts = np.zeros(n_rows, np.int64)
+    _, winners = embedding_bag(
+        input,
+        weight,
+        offsets,
+        mode=mode,
+        include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+    )
+    for b, bag in enumerate(bags):
+        kept = [k for k in bag if int(flat[k]) != padding]
+        given = grad_output[b].astype(dtype)
+        for k in kept:
+            r = int(flat[k])
+            counts[r] += 1
+            grad_sample[k] = dot(given, weight[r])
+            if mode == "mean":
+                grad_weight[r] = grad_weight[r] + given / dtype.type(len(kept))
+            elif mode == "sum" and per_sample_weights is not None:
+                factor = np.asarray(per_sample_weights).reshape(-1)[k].astype(dtype)
+                grad_weight[r] = grad_weight[r] + factor * given
+            elif mode == "sum":
+                grad_weight[r] = grad_weight[r] + given
+        if mode == "max" and kept:
+            for d in range(dim):
+                grad_weight[winners[b, d], d] += given[d]
+    if scale_grad_by_freq:
+        for r in np.flatnonzero(counts):
+            grad_weight[r] = grad_weight[r] / dtype.type(counts[r])
+    return grad_weight, grad_sample.reshape(np.shape(input))
+
+
+def dot(x: NDArray[Any], y: NDArray[Any]) -> Any:
+    """Return the sum of products in 16 lanes, folded in halves."""
+    lanes = np.zeros(16, x.dtype)
+    for start in range(0, len(x), 16):
+        products = x[start : start + 16] * y[start : start + 16]
+        lanes = lanes + np.pad(products, (0, 16 - len(products)))
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = lanes[:half] + lanes[half:]
+    return lanes[0]
 
 
 def bags_of(

@@ -1,0 +1,408 @@
+# The backward pass, beside the forward kernel that sums what each row is given.
+
+cdef enum:
+    DOT_LANES = 16         # partial sums of a dot product: the order is part of the result
+
+
+# --- From positions to bags ---------------------------------------------------
+
+cdef bint fill_bag_of(
+    const Bags* bags,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+    int64_t* bag_of,                 # OUT  (n_positions,)
+) noexcept nogil:
+    """Write the bag of each position in a range. False if one is in no bag."""
+    cdef Py_ssize_t b = bag_at(bags, start), k = start, bound
+    while k < stop:
+        if b >= bags.n_bags:
+            return False
+        bound = min(bag_bound(bags, b + 1), stop)
+        while k < bound:
+            bag_of[k] = b
+            k += 1
+        b += 1
+    return True
+
+
+cdef void look_up(
+    const int64_t* bag_of,           # IN   (n_positions,)
+    const floating_ft* sample,       # IN   (n_positions,), or NULL
+    Py_ssize_t start,
+    Py_ssize_t stop,
+    int64_t* positions,              # INOUT  to bags
+    floating_ft* factors,            # OUT  unless sample is NULL
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if sample != NULL:
+        for i in range(start, stop):
+            factors[i] = sample[positions[i]]
+    for i in range(start, stop):
+        positions[i] = bag_of[positions[i]]
+
+
+def positions_to_bags(
+    cnp.ndarray input not None,      # IN     (n_indices,) or (n_bags, bag_size)
+    object offsets,                  # IN     (n_offsets,) int32 or int64; None if input is 2-D
+    bint include_last_offset,
+    object per_sample_weights,       # IN     like input, contiguous; or None
+    cnp.ndarray positions not None,  # INOUT  (n,) int64, as `group_by_row` made them
+    Py_ssize_t n_positions,          # how many entries of input are in bags
+    int n_threads,
+):
+    """Replace each position by its bag; returns the positions' weights, or None.
+
+    False if the offsets are bad.
+    """
+    refuse_change(
+        is_index_array(input) and (offsets is None or is_index_array(offsets))
+        and (per_sample_weights is None
+             or is_factors(per_sample_weights, cnp.PyArray_SIZE(input),
+                           cnp.PyArray_TYPE(<cnp.ndarray>per_sample_weights))))
+    cdef:
+        Bags bags = describe_bags(input, offsets, include_last_offset)
+        cnp.ndarray bag_of = empty_int64(n_positions)
+        Py_ssize_t n = cnp.PyArray_SIZE(positions), c, n_bad = 0
+        int64_t* bag_list = <int64_t*>cnp.PyArray_DATA(bag_of)
+        int64_t* places = <int64_t*>cnp.PyArray_DATA(positions)
+        void* sample = NULL
+        void* weights = NULL
+        bint is_float = False
+        cnp.npy_intp[1] shape
+        object factors = None
+    refuse_change(bags.n_bags >= 0 and n_positions <= bags.n_indices)
+    if per_sample_weights is not None:
+        shape[0] = n
+        factors = cnp.PyArray_EMPTY(1, shape, cnp.PyArray_TYPE(<cnp.ndarray>per_sample_weights), 0)
+        sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
+        weights = cnp.PyArray_DATA(<cnp.ndarray>factors)
+        is_float = cnp.PyArray_ITEMSIZE(<cnp.ndarray>per_sample_weights) == 4
+    with nogil:
+        for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
+                        schedule="static"):
+            n_bad += not fill_bag_of(
+                &bags, cut(n_positions, c, n_threads), cut(n_positions, c + 1, n_threads), bag_list)
+        if n_bad == 0:
+            for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
+                            schedule="static"):
+                if is_float:
+                    look_up(bag_list, <const float*>sample, cut(n, c, n_threads),
+                            cut(n, c + 1, n_threads), places, <float*>weights)
+                else:
+                    look_up(bag_list, <const double*>sample, cut(n, c, n_threads),
+                            cut(n, c + 1, n_threads), places, <double*>weights)
+    return False if n_bad > 0 else factors
+
+
+# --- The dense gradient -------------------------------------------------------
+
+cdef void fill_gap(
+    const int64_t* rows,             # IN   (n,) increasing
+    Py_ssize_t n,
+    Py_ssize_t i,                    # the gap before rows[i]; the last one if i == n
+    Py_ssize_t n_rows,
+    Py_ssize_t row_bytes,
+    char* out,                       # OUT  (n_rows, row_bytes)
+) noexcept nogil:
+    cdef:
+        Py_ssize_t start = rows[i - 1] + 1 if i > 0 else 0
+        Py_ssize_t stop = rows[i] if i < n else n_rows
+    memset(out + start * row_bytes, 0, <size_t>((stop - start) * row_bytes))
+
+
+def zero_other_rows(
+    cnp.ndarray rows not None,       # IN   (n,) int64, increasing
+    cnp.ndarray out not None,        # OUT  (n_rows, dim), contiguous
+    int n_threads,
+):
+    """Fill the rows of `out` that are not named with zeros."""
+    cdef:
+        Py_ssize_t n = cnp.PyArray_SIZE(rows), n_rows = cnp.PyArray_DIM(out, 0), i
+        Py_ssize_t row_bytes = cnp.PyArray_DIM(out, 1) * cnp.PyArray_ITEMSIZE(out)
+        const int64_t* row_list = <const int64_t*>cnp.PyArray_DATA(rows)
+        char* result = <char*>cnp.PyArray_DATA(out)
+    refuse_change(is_rows_of(rows, n, out))
+    with nogil:
+        for i in prange(n + 1, num_threads=n_threads, use_threads_if=n_threads > 1,
+                        schedule="static"):
+            fill_gap(row_list, n, i, n_rows, row_bytes, result)
+
+
+# --- The gradient of a maximum ------------------------------------------------
+
+cdef bint scatter_columns(
+    const char* grad,                # IN     (n_bags, dim)
+    Py_ssize_t grad_stride,          # bytes
+    const int64_t* max_indices,      # IN     (n_bags, dim)
+    Py_ssize_t n_bags,
+    Py_ssize_t dim,
+    Py_ssize_t column_start,
+    Py_ssize_t column_stop,
+    Py_ssize_t n_rows,
+    Py_ssize_t padding,
+    floating_ft* out,                # INOUT  (n_rows, dim)
+) noexcept nogil:
+    """Add each gradient to the row that won, over some columns. False if one is no row."""
+    cdef:
+        Py_ssize_t b, d, r
+        const floating_ft* grad_row
+    for b in range(n_bags):
+        grad_row = <const floating_ft*>(grad + b * grad_stride)
+        for d in range(column_start, column_stop):
+            r = read_index(max_indices, b * dim + d)
+            if r == -1 or r == padding:
+                continue
+            if <size_t>r >= <size_t>n_rows:
+                return False
+            out[r * dim + d] += grad_row[d]
+    return True
+
+
+def scatter_max(
+    cnp.ndarray grad not None,         # IN     (n_bags, dim), columns adjacent
+    cnp.ndarray max_indices not None,  # IN     (n_bags, dim) int64, contiguous
+    Py_ssize_t padding,                # a row, or -1
+    int n_threads,
+    cnp.ndarray out not None,          # INOUT  (n_rows, dim) of grad's dtype
+):
+    """Add the gradient of each bag and column to the row that won there, in the order of
+    bags. False if one is no row.
+
+    Threads share the columns, whole cache lines of them, so that every sum keeps its order.
+    """
+    refuse_change(is_table(grad) and is_index_array(max_indices)
+                  and cnp.PyArray_ITEMSIZE(max_indices) == 8
+                  and cnp.PyArray_NDIM(max_indices) == 2
+                  and cnp.PyArray_DIM(max_indices, 0) == cnp.PyArray_DIM(grad, 0)
+                  and cnp.PyArray_DIM(max_indices, 1) == cnp.PyArray_DIM(grad, 1))
+    cdef:
+        const char* grad_data = <const char*>cnp.PyArray_DATA(grad)
+        const int64_t* winners = <const int64_t*>cnp.PyArray_DATA(max_indices)
+        Py_ssize_t stride = cnp.PyArray_STRIDE(grad, 0)
+        Py_ssize_t n_bags = cnp.PyArray_DIM(grad, 0), dim = cnp.PyArray_DIM(grad, 1)
+        Py_ssize_t n_rows = cnp.PyArray_DIM(out, 0), line = LINE // cnp.PyArray_ITEMSIZE(grad)
+        Py_ssize_t n_lines = (dim + line - 1) // line, n_chunks = min(n_threads, n_lines)
+        Py_ssize_t c, n_bad = 0
+        void* result = cnp.PyArray_DATA(out)
+        bint is_float = cnp.PyArray_ITEMSIZE(grad) == 4
+    refuse_change(is_result(out, n_rows, dim, cnp.PyArray_TYPE(grad)))
+    with nogil:
+        for c in prange(n_chunks, num_threads=n_threads, use_threads_if=n_chunks > 1,
+                        schedule="static"):
+            if is_float:
+                n_bad += not scatter_columns(
+                    grad_data, stride, winners, n_bags, dim, cut(n_lines, c, n_chunks) * line,
+                    min(cut(n_lines, c + 1, n_chunks) * line, dim), n_rows, padding,
+                    <float*>result)
+            else:
+                n_bad += not scatter_columns(
+                    grad_data, stride, winners, n_bags, dim, cut(n_lines, c, n_chunks) * line,
+                    min(cut(n_lines, c + 1, n_chunks) * line, dim), n_rows, padding,
+                    <double*>result)
+    return n_bad == 0
+
+
+# --- The gradient of the weights ----------------------------------------------
+
+cdef inline floating_ft dot(
+    const floating_ft* x, const floating_ft* y, Py_ssize_t n   # x, y: IN
+) noexcept nogil:
+    """Sum of products, in DOT_LANES lanes that are then folded in halves.
+
+    Lane j sums the products of columns j, j + DOT_LANES, ... in that order.
+    """
+    cdef:
+        floating_ft lanes[DOT_LANES]
+        floating_ft rest[DOT_LANES]
+        Py_ssize_t d, j, n_whole = n // DOT_LANES * DOT_LANES
+    for j in range(DOT_LANES):
+        lanes[j] = 0
+    for d in range(0, n_whole, 16):          # DOT_LANES, but Cython wants a literal step
+        for j in range(DOT_LANES):
+            lanes[j] = lanes[j] + x[d + j] * y[d + j]
+    if n_whole < n:
+        for j in range(DOT_LANES):
+            rest[j] = 0
+        for d in range(n_whole, n):
+            rest[d - n_whole] = x[d] * y[d]
+        for j in range(DOT_LANES):
+            lanes[j] = lanes[j] + rest[j]
+    for j in range(8):
+        lanes[j] = lanes[j] + lanes[j + 8]
+    for j in range(4):
+        lanes[j] = lanes[j] + lanes[j + 4]
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+
+
+cdef bint dot_positions(
+    const index_ft* input,           # IN   (n_indices,)
+    const Bags* bags,
+    const char* table,               # IN   (n_rows, dim)
+    Py_ssize_t row_stride,           # bytes
+    Py_ssize_t n_rows,
+    Py_ssize_t dim,
+    const char* grad,                # IN   (n_bags, dim)
+    Py_ssize_t grad_stride,          # bytes
+    Py_ssize_t padding,
+    Py_ssize_t ahead,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+    floating_ft* out,                # OUT  (n_indices,)
+) noexcept nogil:
+    """The dot products of a range of positions. False if something is bad."""
+    cdef:
+        Py_ssize_t row_bytes = dim * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t b = bag_at(bags, start), k = start, bound, next_k, fetched = start, r
+        const floating_ft* grad_row
+    while k < stop:
+        if b >= bags.n_bags:
+            return False
+        grad_row = <const floating_ft*>(grad + b * grad_stride)
+        bound = min(bag_bound(bags, b + 1), stop)
+        while k < bound:
+            if k + ahead > fetched:
+                # Asked for in bursts, as the forward kernel does, and by turns.
+                next_k = min(k + 2 * ahead, stop)
+                while fetched < next_k:
+                    fetch_bytes(<size_t>table + <size_t>input[fetched] * <size_t>row_stride,
+                                row_bytes)
+                    fetched += 1
+            r = read_index(input, k)
+            if <size_t>r >= <size_t>n_rows:
+                return False
+            if r == padding:
+                out[k] = 0
+            else:
+                out[k] = dot(grad_row, <const floating_ft*>(table + r * row_stride), dim)
+            k += 1
+        b += 1
+    return True
+
+
+def dot_rows(
+    cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent
+    cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
+    object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
+    bint include_last_offset,
+    cnp.ndarray grad not None,       # IN   (n_bags, dim) of weight's dtype, columns adjacent
+    Py_ssize_t n_positions,          # how many entries of input are in bags
+    Py_ssize_t padding,              # a row, or -1
+    int n_threads,
+    cnp.ndarray out not None,        # OUT  like input, of weight's dtype: the first n_positions
+):
+    """Fill `out` with the dot product of each position's row and its bag's gradient; 0 at
+    padding. False if an offset or an index is bad."""
+    refuse_change(is_table(weight) and is_table(grad) and is_index_array(input)
+                  and (offsets is None or is_index_array(offsets)))
+    cdef:
+        Bags bags = describe_bags(input, offsets, include_last_offset)
+        const char* table = <const char*>cnp.PyArray_DATA(weight)
+        const char* grad_data = <const char*>cnp.PyArray_DATA(grad)
+        void* indices = cnp.PyArray_DATA(input)
+        void* result = cnp.PyArray_DATA(out)
+        Py_ssize_t row_stride = cnp.PyArray_STRIDE(weight, 0)
+        Py_ssize_t grad_stride = cnp.PyArray_STRIDE(grad, 0)
+        Py_ssize_t n_rows = cnp.PyArray_DIM(weight, 0), dim = cnp.PyArray_DIM(weight, 1)
+        Py_ssize_t row_bytes = dim * cnp.PyArray_ITEMSIZE(weight), ahead
+        Py_ssize_t n_chunks = SHARES * n_threads if n_threads > 1 else 1
+        Py_ssize_t c, start, stop, n_bad = 0
+        bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
+        bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
+    refuse_change(
+        bags.n_bags >= 0
+        and cnp.PyArray_DIM(grad, 0) == bags.n_bags and cnp.PyArray_DIM(grad, 1) == dim
+        and cnp.PyArray_TYPE(grad) == cnp.PyArray_TYPE(weight)
+        and is_factors(out, bags.n_indices, cnp.PyArray_TYPE(weight))
+        and 0 <= n_positions <= bags.n_indices)
+    ahead = max(FAR_LEAST, min(FAR, FAR_BYTES // max(1, row_bytes)))
+    with nogil:
+        for c in prange(n_chunks, num_threads=n_threads, use_threads_if=n_threads > 1,
+                        schedule="dynamic", chunksize=1):
+            start = cut(n_positions, c, n_chunks)
+            stop = cut(n_positions, c + 1, n_chunks)
+            if is_float and is_wide:
+                n_bad += not dot_positions(
+                    <const int64_t*>indices, &bags, table, row_stride, n_rows, dim, grad_data,
+                    grad_stride, padding, ahead, start, stop, <float*>result)
+            elif is_float:
+                n_bad += not dot_positions(
+                    <const int32_t*>indices, &bags, table, row_stride, n_rows, dim, grad_data,
+                    grad_stride, padding, ahead, start, stop, <float*>result)
+            elif is_wide:
+                n_bad += not dot_positions(
+                    <const int64_t*>indices, &bags, table, row_stride, n_rows, dim, grad_data,
+                    grad_stride, padding, ahead, start, stop, <double*>result)
+            else:
+                n_bad += not dot_positions(
+                    <const int32_t*>indices, &bags, table, row_stride, n_rows, dim, grad_data,
+                    grad_stride, padding, ahead, start, stop, <double*>result)
+    return n_bad == 0
+
+
+# --- Steps --------------------------------------------------------------------
+
+cdef bint add_rows_in(
+    char* table,                     # INOUT  (n_rows, dim)
+    Py_ssize_t row_stride,           # bytes
+    Py_ssize_t n_rows,
+    Py_ssize_t dim,
+    const int64_t* rows,             # IN   (n,)
+    const char* values,              # IN   (n, dim)
+    Py_ssize_t value_stride,         # bytes
+    floating_ft alpha,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t i, d, r
+        Py_ssize_t row_bytes = dim * <Py_ssize_t>sizeof(floating_ft)
+        floating_ft* row
+        const floating_ft* value
+    for i in range(start, stop):
+        if i + NEAR < stop:
+            fetch_bytes(<size_t>table + <size_t>rows[i + NEAR] * <size_t>row_stride, row_bytes)
+        r = read_index(rows, i)
+        if <size_t>r >= <size_t>n_rows:
+            return False
+        row = <floating_ft*>(table + r * row_stride)
+        value = <const floating_ft*>(values + i * value_stride)
+        for d in range(dim):
+            row[d] = row[d] + alpha * value[d]
+    return True
+
+
+def add_rows(
+    cnp.ndarray weight not None,     # INOUT  (n_rows, dim) float32 or float64, columns adjacent
+    cnp.ndarray rows not None,       # IN     (n,) int64, contiguous, each once
+    cnp.ndarray values not None,     # IN     (n, dim) of weight's dtype, columns adjacent
+    double alpha,
+    int n_threads,
+):
+    """weight[rows] += alpha * values, in place. False if one is no row."""
+    refuse_change(is_table(weight) and is_table(values) and is_index_array(rows)
+                  and cnp.PyArray_ITEMSIZE(rows) == 8 and cnp.PyArray_ISWRITEABLE(weight)
+                  and cnp.PyArray_TYPE(values) == cnp.PyArray_TYPE(weight)
+                  and cnp.PyArray_DIM(values, 0) == cnp.PyArray_SIZE(rows)
+                  and cnp.PyArray_DIM(values, 1) == cnp.PyArray_DIM(weight, 1))
+    cdef:
+        char* table = <char*>cnp.PyArray_DATA(weight)
+        const char* value_data = <const char*>cnp.PyArray_DATA(values)
+        const int64_t* row_list = <const int64_t*>cnp.PyArray_DATA(rows)
+        Py_ssize_t row_stride = cnp.PyArray_STRIDE(weight, 0)
+        Py_ssize_t value_stride = cnp.PyArray_STRIDE(values, 0)
+        Py_ssize_t n_rows = cnp.PyArray_DIM(weight, 0), dim = cnp.PyArray_DIM(weight, 1)
+        Py_ssize_t n = cnp.PyArray_SIZE(rows), c, n_bad = 0
+        Py_ssize_t n_chunks = SHARES * n_threads if n_threads > 1 else 1
+        bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
+    with nogil:
+        for c in prange(n_chunks, num_threads=n_threads, use_threads_if=n_threads > 1,
+                        schedule="dynamic", chunksize=1):
+            if is_float:
+                n_bad += not add_rows_in(
+                    table, row_stride, n_rows, dim, row_list, value_data, value_stride,
+                    <float>alpha, cut(n, c, n_chunks), cut(n, c + 1, n_chunks))
+            else:
+                n_bad += not add_rows_in(
+                    table, row_stride, n_rows, dim, row_list, value_data, value_stride,
+                    <double>alpha, cut(n, c, n_chunks), cut(n, c + 1, n_chunks))
+    return n_bad == 0

@@ -1,0 +1,452 @@
+# The forward pass: reduce the rows of each bag.
+#
+# The work is bound by memory, not by arithmetic, so a kernel has two concerns:
+#
+# - A bag's accumulators stay in registers. A task's columns are covered by blocks no
+#   wider than the register file, and each block by two halves of one width, which
+#   overlap when that is no exact fit: `[0, half)` and `[n - half, n)`. A column in both
+#   is computed twice, to the same bits, so any width is vectorised without a tail.
+#   `half` is a literal at each call (see `reduce_as`), so the compiler unrolls the loops
+#   over columns and keeps both halves in vector registers.
+# - Rows are asked for before they are needed, across the ends of bags, every cache line
+#   that a row touches; from a table larger than the caches in bursts (see `Job.burst`).
+
+cdef enum:
+    WIDEST_HALF = 128      # floats: half of the widest block of any level
+    # How rows are asked for. Origin of the figures: docs/design.md, "Prefetch".
+    CACHED_TABLE = 16 << 20     # bytes: a smaller table is taken to be in the caches
+    NEAR = 16                   # rows ahead in a cached table
+    FAR = 64                    # rows ahead, and rows a burst, in a larger one ...
+    FAR_BYTES = 64 << 10        # ... or as many as this, where rows are wide ...
+    FAR_LEAST = 8               # ... but not fewer than these
+
+cdef enum Operation:
+    SUM
+    WEIGHTED_SUM
+    MAX
+    ARGMAX                 # MAX, and the winning rows
+
+cdef struct Job:
+    Bags bags
+    const char* table
+    Py_ssize_t row_stride  # bytes, of either sign
+    Py_ssize_t n_rows
+    Py_ssize_t dim
+    Py_ssize_t padding     # a row, or -1 for none
+    int operation
+    bint mean
+    int64_t* max_indices   # (n_bags, dim), for ARGMAX alone
+    const int64_t* out_rows     # where each bag's result goes in `out`; NULL: in order
+    # Rows are asked for `ahead` positions before they are used: one at each position,
+    # or, if burst > 0, `burst` of them at every burst-th. Bursts keep the core's few
+    # miss buffers for the requests while they last; requests mixed with the loads of
+    # earlier rows take turns with them, which costs up to half of the bandwidth.
+    Py_ssize_t ahead
+    Py_ssize_t burst
+    bint straddles         # blocks of rows need not be whole cache lines
+
+cdef inline Py_ssize_t out_position(const Job* job, Py_ssize_t b) noexcept nogil:
+    return b if job.out_rows == NULL else job.out_rows[b]
+
+
+cdef inline bint reduce_block(
+    const Py_ssize_t half,
+    const int operation,
+    const index_ft* input,           # IN   (n_indices,)
+    const floating_ft* sample,       # IN   (n_indices,), for WEIGHTED_SUM alone
+    const Job* job,                  # IN
+    const Task* task,                # IN   half <= its columns <= 2 * half
+    floating_ft* out,                # OUT  (n_bags, dim)
+) noexcept nogil:
+    """Reduce the task's bags over one block of columns. False if something is bad.
+
+    `half` and `operation` are literals where this is called.
+    """
+    cdef:
+        floating_ft low[WIDEST_HALF]
+        floating_ft high[WIDEST_HALF]
+        floating_ft least = <floating_ft>(-INFINITY) if operation == MAX else 0
+        floating_ft* out_row
+        const floating_ft* row
+        const char* table = job.table + task.column_start * <Py_ssize_t>sizeof(floating_ft)
+        size_t n_rows = <size_t>job.n_rows
+        Py_ssize_t stride = job.row_stride, padding = job.padding
+        Py_ssize_t n_indices = job.bags.n_indices
+        Py_ssize_t n_columns = task.column_stop - task.column_start
+        Py_ssize_t shift = n_columns - half
+        Py_ssize_t half_bytes = half * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t shift_bytes = shift * <Py_ssize_t>sizeof(floating_ft)
+        bint straddles = job.straddles
+        Py_ssize_t ahead = job.ahead, burst = job.burst
+        # A burst is due at burst_at; single rows are asked for up to single_stop.
+        Py_ssize_t burst_at = 0 if burst > 0 else n_indices
+        Py_ssize_t single_stop = 0 if burst > 0 else n_indices - ahead
+        Py_ssize_t b, start, stop, k, next_k, r, n_kept
+
+    stop = bag_bound(&job.bags, task.bag_start)
+    if not (0 <= stop <= n_indices):
+        return False
+    if task.first:
+        for k in range(stop, min(stop + ahead, n_indices)):
+            fetch(half_bytes, <size_t>table + <size_t>input[k] * <size_t>stride,
+                  shift_bytes, straddles)
+
+    for b in range(task.bag_start, task.bag_stop):
+        start = stop
+        stop = bag_bound(&job.bags, b + 1)
+        if not (start <= stop <= n_indices):
+            return False
+        out_row = out + out_position(job, b) * job.dim + task.column_start
+        if start == stop:
+            fill(half, out_row, 0)
+            fill(half, out_row + shift, 0)
+            continue
+
+        n_kept = 0
+        fill(half, low, least)
+        fill(half, high, least)
+        k = start
+        while k < stop:
+            if k >= burst_at:
+                for next_k in range(k + ahead, min(k + ahead + burst, n_indices)):
+                    fetch(half_bytes, <size_t>table + <size_t>input[next_k] * <size_t>stride,
+                          shift_bytes, straddles)
+                burst_at = k + burst
+            for k in range(k, min(stop, burst_at)):
+                if k < single_stop:
+                    fetch(half_bytes, <size_t>table + <size_t>input[k + ahead] * <size_t>stride,
+                          shift_bytes, straddles)
+                r = read_index(input, k)
+                if <size_t>r >= n_rows:
+                    return False
+                if r == padding:
+                    continue
+                n_kept += 1
+                row = <const floating_ft*>(table + r * stride)
+                if operation == SUM:
+                    add(half, low, row)
+                    add(half, high, row + shift)
+                elif operation == WEIGHTED_SUM:
+                    add_scaled(half, low, row, sample[k])
+                    add_scaled(half, high, row + shift, sample[k])
+                else:
+                    take_max(half, low, row)
+                    take_max(half, high, row + shift)
+            k = min(stop, burst_at)
+
+        if n_kept == 0:
+            fill(half, out_row, 0)
+            fill(half, out_row + shift, 0)
+        elif operation != MAX and job.mean:
+            copy_divided(half, out_row, low, <floating_ft>n_kept)
+            copy_divided(half, out_row + shift, high, <floating_ft>n_kept)
+        else:
+            copy(half, out_row, low)
+            copy(half, out_row + shift, high)
+    return True
+
+
+cdef inline Py_ssize_t narrowest_half(Py_ssize_t n_columns) noexcept nogil:
+    """The least of the halves that reduce_as knows with half <= n_columns <= 2 * half."""
+    cdef Py_ssize_t half = (n_columns + 1) // 2
+    if half <= 2:
+        return half
+    if half <= 4:
+        return 4
+    if half <= 64:
+        return (half + 7) // 8 * 8
+    return (half + 15) // 16 * 16
+
+
+cdef inline bint reduce_as(
+    const int operation,
+    const index_ft* input,
+    const floating_ft* sample,
+    const Job* job,
+    const Task* task,
+    floating_ft* out,
+) noexcept nogil:
+    """reduce_block with the narrowest half that covers the task's columns."""
+    cdef Py_ssize_t half = narrowest_half(task.column_stop - task.column_start)
+    if half == 1:
+        return reduce_block(1, operation, input, sample, job, task, out)
+    elif half == 2:
+        return reduce_block(2, operation, input, sample, job, task, out)
+    elif half == 4:
+        return reduce_block(4, operation, input, sample, job, task, out)
+    elif half == 8:
+        return reduce_block(8, operation, input, sample, job, task, out)
+    elif half == 16:
+        return reduce_block(16, operation, input, sample, job, task, out)
+    elif half == 24:
+        return reduce_block(24, operation, input, sample, job, task, out)
+    elif half == 32:
+        return reduce_block(32, operation, input, sample, job, task, out)
+    elif half == 40:
+        return reduce_block(40, operation, input, sample, job, task, out)
+    elif half == 48:
+        return reduce_block(48, operation, input, sample, job, task, out)
+    elif half == 56:
+        return reduce_block(56, operation, input, sample, job, task, out)
+    elif half == 64:
+        return reduce_block(64, operation, input, sample, job, task, out)
+    elif half == 80:
+        return reduce_block(80, operation, input, sample, job, task, out)
+    elif half == 96:
+        return reduce_block(96, operation, input, sample, job, task, out)
+    elif half == 112:
+        return reduce_block(112, operation, input, sample, job, task, out)
+    return reduce_block(WIDEST_HALF, operation, input, sample, job, task, out)
+
+
+cdef bint reduce_argmax(
+    const index_ft* input,           # IN   (n_indices,)
+    const Job* job,                  # IN
+    const Task* task,                # IN
+    floating_ft* out,                # OUT  (n_bags, dim)
+) noexcept nogil:
+    """The maximum and its row, for any number of columns. False if something is bad.
+
+    Twice the state of a maximum would not stay in registers: it lives in the output
+    rows, which stay in L1.
+    """
+    cdef:
+        floating_ft* best
+        int64_t* winners
+        const floating_ft* row
+        const char* table = job.table + task.column_start * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t n_columns = task.column_stop - task.column_start
+        Py_ssize_t n_bytes = n_columns * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t b, start, stop, k, r, d, first_row
+        bint won
+
+    stop = bag_bound(&job.bags, task.bag_start)
+    if not (0 <= stop <= job.bags.n_indices):
+        return False
+    for b in range(task.bag_start, task.bag_stop):
+        start = stop
+        stop = bag_bound(&job.bags, b + 1)
+        if not (start <= stop <= job.bags.n_indices):
+            return False
+        best = out + b * job.dim + task.column_start
+        winners = job.max_indices + b * job.dim + task.column_start
+        first_row = -1
+        for k in range(start, stop):
+            if k < job.bags.n_indices - job.ahead:
+                fetch_bytes(
+                    <size_t>table + <size_t>input[k + job.ahead] * <size_t>job.row_stride, n_bytes)
+            r = read_index(input, k)
+            if <size_t>r >= <size_t>job.n_rows:
+                return False
+            if r == job.padding:
+                continue
+            row = <const floating_ft*>(table + r * job.row_stride)
+            if first_row < 0:
+                first_row = r
+                for d in range(n_columns):
+                    best[d] = row[d]
+                    winners[d] = r
+                continue
+            for d in range(n_columns):
+                won = wins(row[d], best[d])
+                best[d] = row[d] if won else best[d]
+                winners[d] = r if won else winners[d]
+        if first_row < 0:
+            for d in range(n_columns):
+                best[d] = 0
+                winners[d] = -1
+    return True
+
+
+cdef bint reduce_columns(
+    const index_ft* input,
+    const floating_ft* sample,
+    const Job* job,
+    const Task* task,
+    floating_ft* out,
+) noexcept nogil:
+    """Reduce the task's bags over its columns, no more than a block of them."""
+    if job.operation == SUM:
+        return reduce_as(SUM, input, sample, job, task, out)
+    if job.operation == WEIGHTED_SUM:
+        return reduce_as(WEIGHTED_SUM, input, sample, job, task, out)
+    return reduce_as(MAX, input, sample, job, task, out)
+
+
+cdef bint reduce_task(
+    const index_ft* input,
+    const floating_ft* sample,
+    const Job* job,
+    const Task* task,
+    floating_ft* out,
+) noexcept nogil:
+    """Reduce the task's bags over all its columns.
+
+    Wide rows take several blocks: one bag at a time, so that the parts of a row are
+    fetched at about the same time. The rows of a short bag are asked for here, whole,
+    and not again by each block; in a long bag each block asks for its part of the rows.
+    """
+    cdef:
+        Task part
+        Job quiet
+        const Job* block_job
+        const char* table = job.table + task.column_start * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t n_indices = job.bags.n_indices
+        Py_ssize_t fetched = 0, start, stop, k
+        Py_ssize_t n_columns = task.column_stop - task.column_start
+        Py_ssize_t widest = EMBAG_BLOCK_BYTES // <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
+        Py_ssize_t n_bytes = n_columns * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t b, block
+    if job.operation == ARGMAX:
+        return reduce_argmax(input, job, task, out)
+    if n_blocks == 1:
+        return reduce_columns(input, sample, job, task, out)
+    part = task[0]
+    quiet = job[0]
+    quiet.burst = 0
+    quiet.ahead = n_indices          # there is nothing that far ahead
+    for b in range(task.bag_start, task.bag_stop):
+        part.bag_start = b
+        part.bag_stop = b + 1
+        # Not checked yet: these only steer what is asked for.
+        start = max(0, bag_bound(&job.bags, b))
+        stop = min(n_indices, bag_bound(&job.bags, b + 1))
+        if stop - start > job.ahead:
+            block_job = job
+            part.first = fetched <= start
+            fetched = max(fetched, stop)
+        else:
+            block_job = &quiet
+            part.first = False
+            for k in range(max(start, fetched), min(stop + job.ahead, n_indices)):
+                fetch_bytes(<size_t>table + <size_t>input[k] * <size_t>job.row_stride, n_bytes)
+            fetched = max(fetched, min(stop + job.ahead, n_indices))
+        for block in range(n_blocks):
+            part.column_start = task.column_start + block * n_columns // n_blocks
+            part.column_stop = task.column_start + (block + 1) * n_columns // n_blocks
+            if not reduce_columns(input, sample, block_job, &part, out):
+                return False
+    return True
+
+
+cdef bint reduce(
+    const index_ft* input,
+    const floating_ft* sample,
+    const Job* job,
+    Task* tasks,                     # room for 3 * SHARES * n_threads
+    int n_threads,
+    floating_ft* out,
+) noexcept nogil:
+    """Fill `out`: plan, then do the tasks. False if something is bad."""
+    cdef Py_ssize_t n_tasks, t
+    if job.bags.n_offsets > 0 and bag_bound(&job.bags, 0) != 0:
+        return False
+    if job.dim == 0:
+        return True                  # the caller has checked the positions
+    if n_threads == 1:               # here and now, without OpenMP
+        tasks[0] = Task(0, job.bags.n_bags, 0, job.dim, True, False)
+        return reduce_task(input, sample, job, tasks, out)
+    n_tasks = plan(&job.bags, job.dim, sizeof(floating_ft), SHARES * n_threads, tasks)
+    for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
+        tasks[t].done = reduce_task(input, sample, job, &tasks[t], out)
+    for t in range(n_tasks):
+        if not tasks[t].done:
+            return False
+    return True
+
+def embedding_bag(
+    cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent
+    cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
+    object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
+    bint include_last_offset,
+    object per_sample_weights,       # IN   like input, of weight's dtype; or None
+    str mode not None,
+    Py_ssize_t padding,              # a row, or -1
+    int n_threads,
+    cnp.ndarray out not None,        # OUT  (n_bags, dim) of weight's dtype
+    object max_indices,              # OUT  (n_bags, dim) int64; or None
+    object out_rows=None,            # IN   (n_bags,) int64, increasing: the rows of out to fill
+):
+    """Fill `out`. False if an offset or an index is bad; `out` is then half-written.
+
+    All arrays but `weight` are C-contiguous; all are aligned, native and checked. Their
+    layout is looked at once more here, where nothing else runs: converting another
+    argument may have run code that changed it, and no memory may be read or written for
+    what an array was before. RuntimeError if one did change.
+    """
+    cdef:
+        Job job
+        Task only_task
+        Task* tasks = &only_task
+        bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
+        bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
+        Py_ssize_t row_bytes = cnp.PyArray_DIM(weight, 1) * cnp.PyArray_ITEMSIZE(weight)
+        void* indices = cnp.PyArray_DATA(input)
+        void* sample = NULL
+        void* result = cnp.PyArray_DATA(out)
+        bint done
+
+    refuse_change(is_table(weight) and is_index_array(input)
+                  and (offsets is None or is_index_array(offsets)))
+    job.bags = describe_bags(input, offsets, include_last_offset)
+    refuse_change(
+        job.bags.n_bags >= 0
+        and cnp.PyArray_NDIM(out) == 2
+        and (is_rows_of(out_rows, job.bags.n_bags, out) if out_rows is not None
+             else cnp.PyArray_DIM(out, 0) == job.bags.n_bags)
+        and is_result(out, cnp.PyArray_DIM(out, 0), cnp.PyArray_DIM(weight, 1),
+                      cnp.PyArray_TYPE(weight))
+        and (max_indices is None
+             or is_result(max_indices, job.bags.n_bags, cnp.PyArray_DIM(weight, 1),
+                          cnp.NPY_INT64))
+        and (per_sample_weights is None
+             or is_factors(per_sample_weights, job.bags.n_indices, cnp.PyArray_TYPE(weight)))
+    )
+    job.table = <const char*>cnp.PyArray_DATA(weight)
+    job.row_stride = cnp.PyArray_STRIDE(weight, 0)
+    job.n_rows = cnp.PyArray_DIM(weight, 0)
+    job.dim = cnp.PyArray_DIM(weight, 1)
+    job.padding = padding
+    job.mean = mode == "mean"
+    job.max_indices = NULL
+    job.out_rows = NULL
+    if out_rows is not None:
+        job.out_rows = <const int64_t*>cnp.PyArray_DATA(<cnp.ndarray>out_rows)
+    job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
+                     or row_bytes % LINE != 0 or row_bytes > EMBAG_BLOCK_BYTES)
+    job.burst = 0
+    job.ahead = NEAR
+    if <double>row_bytes * <double>job.n_rows > CACHED_TABLE:
+        job.burst = max(FAR_LEAST, min(FAR, FAR_BYTES // row_bytes))
+        job.ahead = job.burst
+    if mode != "max":
+        job.operation = SUM if per_sample_weights is None else WEIGHTED_SUM
+    elif max_indices is None:
+        job.operation = MAX
+    else:
+        job.operation = ARGMAX
+        job.max_indices = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>max_indices)
+    if per_sample_weights is not None:
+        sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
+
+    if n_threads > 1:
+        tasks = <Task*>malloc(3 * SHARES * <size_t>n_threads * sizeof(Task))
+        if tasks == NULL:
+            raise MemoryError("no memory to plan a call")
+    with nogil:
+        if is_float and is_wide:
+            done = reduce(<const int64_t*>indices, <const float*>sample, &job, tasks,
+                          n_threads, <float*>result)
+        elif is_float:
+            done = reduce(<const int32_t*>indices, <const float*>sample, &job, tasks,
+                          n_threads, <float*>result)
+        elif is_wide:
+            done = reduce(<const int64_t*>indices, <const double*>sample, &job, tasks,
+                          n_threads, <double*>result)
+        else:
+            done = reduce(<const int32_t*>indices, <const double*>sample, &job, tasks,
+                          n_threads, <double*>result)
+    if n_threads > 1:
+        free(tasks)
+    return done

@@ -1,0 +1,211 @@
+"""`SparseRows`: some rows of a table, such as the gradient of a lookup.
+
+A batch touches few rows of a large table. Its gradient holds those rows alone: sorted,
+each once. That is what torch calls a coalesced sparse tensor with one sparse dimension.
+
+Tested in tests/test_sparse_rows.py.
+"""
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embag import _arguments, _threads
+from embag._dispatch import kernels
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class SparseRows:
+    """Some rows of a table of `shape`; all other rows are zero.
+
+    Parameters
+    ----------
+    indices : array_like of int, shape (n,)
+        The rows, increasing, each in ``0 .. shape[0] - 1``. int64 when read back.
+    values : ndarray of float32 or float64, shape (n, dim)
+        What they hold.
+    shape : (int, int)
+        The shape of the whole: (n_rows, dim).
+
+    Attributes
+    ----------
+    indices : ndarray of int64, shape (n,)
+        The rows, read-only.
+    values : ndarray, shape (n, dim)
+        What they hold. It may be written to (to scale or clip a gradient).
+    shape : (int, int)
+        The shape of the whole.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind or dtype.
+    ValueError
+        If the shapes do not go together or the indices do not increase.
+    IndexError
+        If an index is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import embag
+    >>> rows = embag.SparseRows([1, 3], np.array([[1.0, 2.0], [3.0, 4.0]]), (5, 2))
+    >>> rows
+    SparseRows(2 of 5 rows, dim=2, float64, 48 bytes)
+    >>> rows.to_dense()
+    array([[0., 0.],
+           [1., 2.],
+           [0., 0.],
+           [3., 4.],
+           [0., 0.]])
+    """
+
+    indices: NDArray[np.int64]
+    values: NDArray[Any]
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _arguments.check_table(self.values, "values")
+        indices = _arguments.as_index_array(self.indices, "indices").astype(np.int64, copy=False)
+        n_rows, dim = _arguments.as_table_shape(self.shape)
+        if indices.ndim != 1:
+            raise ValueError(f"indices must be 1-D, got shape {indices.shape}")
+        if self.values.shape != (len(indices), dim):
+            raise ValueError(
+                f"values must have shape {(len(indices), dim)}, got {self.values.shape}"
+            )
+        k = kernels.first_bad_index(indices, n_rows)
+        if k >= 0:
+            raise IndexError(
+                f"indices[{k}] = {int(indices[k])} is out of range for a table of {n_rows} rows"
+            )
+        unsorted = np.flatnonzero(indices[1:] <= indices[:-1])
+        if len(unsorted):
+            k = int(unsorted[0])
+            raise ValueError(
+                "indices must increase, "
+                f"got indices[{k + 1}] = {int(indices[k + 1])} after {int(indices[k])}"
+            )
+        indices = indices.view()
+        indices.flags.writeable = False
+        object.__setattr__(self, "indices", indices)
+        object.__setattr__(self, "shape", (n_rows, dim))
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseRows({len(self.indices)} of {self.shape[0]} rows, dim={self.shape[1]}, "
+            f"{self.values.dtype}, {self.nbytes} bytes)"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of `indices` and `values`."""
+        return self.indices.nbytes + self.values.nbytes
+
+    def to_dense(self) -> NDArray[Any]:
+        """Return the whole as an array of `shape`.
+
+        Returns
+        -------
+        ndarray, shape (n_rows, dim)
+            Zeros but for the rows in `indices`.
+
+        Raises
+        ------
+        MemoryError
+            If there is not enough memory.
+        """
+        dense = _arguments.zeros(self.shape, self.values.dtype)
+        dense[self.indices] = self.values
+        return dense
+
+    def to_scipy(self) -> Any:
+        """Return the whole as a SciPy array in coordinate format.
+
+        Returns
+        -------
+        scipy.sparse.coo_array
+            In canonical order, with ``n * dim`` entries; zeros among the values are kept.
+
+        Raises
+        ------
+        ImportError
+            If SciPy is not installed.
+        """
+        try:
+            from scipy.sparse import coo_array  # noqa: PLC0415  # SciPy is an extra
+        except ImportError as error:
+            raise ImportError(
+                "SparseRows.to_scipy needs scipy: pip install 'embag-cpu[scipy]'"
+            ) from error
+        n, dim = self.values.shape
+        rows = np.repeat(self.indices, dim)
+        columns = np.tile(np.arange(dim, dtype=np.int64), n)
+        array = coo_array((self.values.reshape(-1), (rows, columns)), shape=self.shape)
+        array.has_canonical_format = True
+        return array
+
+    def add_to(
+        self, weight: NDArray[Any], alpha: float = 1.0, *, num_threads: int | None = None
+    ) -> None:
+        """Add ``alpha`` times these rows to a table, in place.
+
+        The same as ``weight[indices] += alpha * values``, without a temporary and with
+        threads. A step of gradient descent is ``grads.weight.add_to(weight, -lr)``.
+
+        Parameters
+        ----------
+        weight : ndarray, shape (n_rows, dim)
+            A writeable array of this shape and of the dtype of `values`.
+        alpha : float, optional
+            The factor, in the dtype of `values`.
+        num_threads : int, optional
+            The most threads for this call, in the place of `get_num_threads`.
+
+        Raises
+        ------
+        TypeError
+            If `weight` has another dtype, or an argument is of the wrong kind.
+        ValueError
+            If `weight` has another shape, is read-only or shares memory with `values`.
+
+        Notes
+        -----
+        Each product is rounded, then the sum. A table whose columns are not adjacent
+        (Fortran order) takes a temporary of the size of `values`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> weight = np.ones((3, 2), np.float32)
+        >>> step = embag.SparseRows([2], np.array([[1, 10]], np.float32), (3, 2))
+        >>> step.add_to(weight, -0.5)
+        >>> weight
+        array([[ 1. ,  1. ],
+               [ 1. ,  1. ],
+               [ 0.5, -4. ]], dtype=float32)
+        """
+        _arguments.check_table(weight)
+        if weight.dtype != self.values.dtype:
+            raise TypeError(f"weight must be {self.values.dtype}, got {weight.dtype}")
+        if weight.shape != self.shape:
+            raise ValueError(f"weight must have shape {self.shape}, got {weight.shape}")
+        if not weight.flags.writeable:
+            raise ValueError("weight must be writeable, got a read-only array")
+        for name, array in (("values", self.values), ("indices", self.indices)):
+            if np.may_share_memory(weight, array):
+                raise ValueError(f"weight must share no memory with {name}, got an overlap")
+        factor = _arguments.as_number(alpha, "alpha")
+        if num_threads is not None:
+            num_threads = _threads.check_count(num_threads, "num_threads")
+        if not kernels.is_table(weight):
+            weight[self.indices] += weight.dtype.type(factor) * self.values
+            return
+        values = _arguments.as_table(self.values)
+        n_threads = _threads.threads_for(2 * values.size, num_threads)
+        if not kernels.add_rows(weight, self.indices, values, factor, n_threads):
+            _arguments.raise_for_change()
