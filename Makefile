@@ -27,7 +27,7 @@ bench: $(VENV)/.bench
 lint: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint embag/_core.pyx
+	$(BIN)/cython-lint embag/_core.pyx $(wildcard embag/*.pxi)
 	$(BIN)/mypy
 
 clean:

@@ -54,9 +54,10 @@ def check_table(weight: Any, name: str = "weight") -> None:
 def as_table(weight: Any) -> AnyArray:
     """Return `weight` as the kernels read it: itself, or a copy with adjacent columns."""
     check_table(weight)
-    if kernels.is_table(weight):
-        return weight
-    return np.array(weight, order="C", subok=False)
+    table: AnyArray = weight
+    if not kernels.is_table(weight):
+        table = np.array(weight, order="C", subok=False)
+    return table
 
 
 def _as_array(value: Any, name: str, kind: str) -> AnyArray:
@@ -75,7 +76,10 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
 
 def as_indices(indices: Any, name: str) -> AnyArray:
     """Return integers as the kernels read them; those that can be are not copied."""
-    return indices if kernels.is_index_array(indices) else as_index_array(indices, name)
+    array: AnyArray = indices
+    if not kernels.is_index_array(indices):
+        array = as_index_array(indices, name)
+    return array
 
 
 def as_index_array(indices: Any, name: str) -> AnyArray:
@@ -100,7 +104,7 @@ def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]
 
     One row repeated without memory of its own (`np.broadcast_to`) stays that.
     """
-    array = _as_array(grad_output, "grad_output", "numbers")
+    array = _as_array(grad_output, "grad_output", "numbers").view(np.ndarray)
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"grad_output must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
     if array.shape != (n_bags, dim):
@@ -311,10 +315,7 @@ def check_positions(
 
     The last two are `input` and `offsets` before conversion: messages quote them.
     """
-    if offsets is not None:
-        i = kernels.first_bad_offset(offsets, input.size)
-        if i >= 0:
-            _raise_for_offset(np.asarray(given_offsets), i, input.size)
+    check_offsets(offsets, input.size, given_offsets)
     used = positions_in_bags(input, offsets, include_last_offset)
     k = kernels.first_bad_index(used, n_rows)
     if k < 0:
@@ -325,6 +326,14 @@ def check_positions(
         f"input[{', '.join(map(str, place))}] = {int(np.asarray(given_input)[place])} "
         f"is out of range for a table of {n_rows} rows (bag {bag})"
     )
+
+
+def check_offsets(offsets: AnyArray | None, n_indices: int, given_offsets: Any) -> None:
+    """Raise for the first offset that is not valid; messages quote `given_offsets`."""
+    if offsets is not None:
+        i = kernels.first_bad_offset(offsets, n_indices)
+        if i >= 0:
+            _raise_for_offset(np.asarray(given_offsets), i, n_indices)
 
 
 def _raise_for_offset(offsets: AnyArray, i: int, n_indices: int) -> NoReturn:

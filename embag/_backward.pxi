@@ -2,9 +2,55 @@
 
 cdef enum:
     DOT_LANES = 16         # partial sums of a dot product: the order is part of the result
+    # Rows of a dense gradient that are asked for ahead of the one that is added to. Origin:
+    # docs/design.md, "Gradients".
+    SCATTER_AHEAD = 8
 
 
-# --- From positions to bags ---------------------------------------------------
+# --- Bags and positions -------------------------------------------------------
+
+cdef void count_bag(
+    const index_ft* input,           # IN   (n_indices,)
+    const Bags* bags,
+    Py_ssize_t b,
+    Py_ssize_t padding,
+    int64_t* counts,                 # OUT  (n_bags,)
+) noexcept nogil:
+    cdef:
+        Py_ssize_t start = max(0, bag_bound(bags, b)), k, n = 0
+        Py_ssize_t stop = min(bags.n_indices, bag_bound(bags, b + 1))
+    if padding < 0:
+        n = stop - start
+    else:
+        for k in range(start, stop):
+            n += input[k] != padding
+    counts[b] = n
+
+
+def count_kept(
+    cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
+    object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
+    bint include_last_offset,
+    Py_ssize_t padding,              # a row, or -1
+):
+    """How many entries of each bag are not padding."""
+    refuse_change(is_index_array(input) and (offsets is None or is_index_array(offsets)))
+    cdef Bags bags = describe_bags(input, offsets, include_last_offset)
+    refuse_change(bags.n_bags >= 0)
+    cdef:
+        cnp.ndarray counts = empty_int64(bags.n_bags)
+        int64_t* result = <int64_t*>cnp.PyArray_DATA(counts)
+        void* indices = cnp.PyArray_DATA(input)
+        bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
+        Py_ssize_t b
+    with nogil:
+        for b in range(bags.n_bags):
+            if is_wide:
+                count_bag(<const int64_t*>indices, &bags, b, padding, result)
+            else:
+                count_bag(<const int32_t*>indices, &bags, b, padding, result)
+    return counts
+
 
 cdef bint fill_bag_of(
     const Bags* bags,
@@ -95,110 +141,269 @@ def positions_to_bags(
 
 
 # --- The dense gradient -------------------------------------------------------
+# Added up where it belongs, bag by bag. Threads share the columns, whole cache lines of
+# them, and each walks through all positions: every sum keeps its order.
 
-cdef void fill_gap(
-    const int64_t* rows,             # IN   (n,) increasing
-    Py_ssize_t n,
-    Py_ssize_t i,                    # the gap before rows[i]; the last one if i == n
-    Py_ssize_t n_rows,
-    Py_ssize_t row_bytes,
-    char* out,                       # OUT  (n_rows, row_bytes)
+cdef struct Columns:
+    Py_ssize_t start
+    Py_ssize_t stop
+
+
+cdef Columns share_columns(
+    Py_ssize_t dim, Py_ssize_t itemsize, Py_ssize_t c, Py_ssize_t n_chunks
 ) noexcept nogil:
     cdef:
-        Py_ssize_t start = rows[i - 1] + 1 if i > 0 else 0
-        Py_ssize_t stop = rows[i] if i < n else n_rows
-    memset(out + start * row_bytes, 0, <size_t>((stop - start) * row_bytes))
+        Py_ssize_t line = LINE // itemsize, n_lines = (dim + line - 1) // line
+    return Columns(cut(n_lines, c, n_chunks) * line, min(cut(n_lines, c + 1, n_chunks) * line, dim))
 
 
-def zero_other_rows(
-    cnp.ndarray rows not None,       # IN   (n,) int64, increasing
-    cnp.ndarray out not None,        # OUT  (n_rows, dim), contiguous
-    int n_threads,
-):
-    """Fill the rows of `out` that are not named with zeros."""
+cdef inline void fetch_to_write(size_t address, Py_ssize_t n_bytes) noexcept nogil:
+    """Ask for every line that n_bytes from an address touch."""
+    cdef Py_ssize_t offset
+    for offset in range(0, n_bytes, 64):     # LINE, but Cython wants a literal step
+        embag_prefetch_to_write(address + <size_t>offset)
+    embag_prefetch_to_write(address + <size_t>n_bytes - 1)
+
+
+cdef struct Scatter:
+    Bags bags
+    const char* grad       # (n_bags, dim)
+    Py_ssize_t grad_stride      # bytes, of either sign
+    Py_ssize_t n_rows
+    Py_ssize_t dim
+    Py_ssize_t padding     # a row, or -1 for none
+
+
+cdef inline bint scatter_block(
+    const Py_ssize_t half,
+    const index_ft* input,           # IN     (n_indices,)
+    const floating_ft* sample,       # IN     (n_indices,), or NULL
+    const Scatter* job,              # IN
+    Py_ssize_t start,                # of the bag
+    Py_ssize_t stop,
+    Py_ssize_t n_columns,            # half <= n_columns <= 2 * half
+    const floating_ft* given,        # IN     the block of the bag's gradient
+    floating_ft* out,                # INOUT  (n_rows, dim), from the block's first column on
+) noexcept nogil:
+    """Add a block of a bag's gradient to its rows. False if something is bad.
+
+    The halves of a row may overlap: both are read before one is written.
+    """
     cdef:
-        Py_ssize_t n = cnp.PyArray_SIZE(rows), n_rows = cnp.PyArray_DIM(out, 0), i
-        Py_ssize_t row_bytes = cnp.PyArray_DIM(out, 1) * cnp.PyArray_ITEMSIZE(out)
-        const int64_t* row_list = <const int64_t*>cnp.PyArray_DATA(rows)
-        char* result = <char*>cnp.PyArray_DATA(out)
-    refuse_change(is_rows_of(rows, n, out))
-    with nogil:
-        for i in prange(n + 1, num_threads=n_threads, use_threads_if=n_threads > 1,
-                        schedule="static"):
-            fill_gap(row_list, n, i, n_rows, row_bytes, result)
+        floating_ft given_low[WIDEST_HALF]
+        floating_ft given_high[WIDEST_HALF]
+        floating_ft low[WIDEST_HALF]
+        floating_ft high[WIDEST_HALF]
+        floating_ft* row
+        size_t n_rows = <size_t>job.n_rows
+        Py_ssize_t dim = job.dim, padding = job.padding
+        Py_ssize_t fetch_stop = min(stop, job.bags.n_indices - SCATTER_AHEAD)
+        Py_ssize_t shift = n_columns - half, k, r
+        Py_ssize_t n_bytes = n_columns * <Py_ssize_t>sizeof(floating_ft)
+    copy(half, given_low, given)
+    copy(half, given_high, given + shift)
+    for k in range(start, stop):
+        if k < fetch_stop:
+            fetch_to_write(<size_t>(out + <size_t>input[k + SCATTER_AHEAD] * <size_t>dim), n_bytes)
+        r = read_index(input, k)
+        if <size_t>r >= n_rows:
+            return False
+        if r == padding:
+            continue
+        row = out + r * dim
+        copy(half, low, row)
+        copy(half, high, row + shift)
+        if sample == NULL:
+            add(half, low, given_low)
+            add(half, high, given_high)
+        else:
+            add_scaled(half, low, given_low, sample[k])
+            add_scaled(half, high, given_high, sample[k])
+        copy(half, row, low)
+        copy(half, row + shift, high)
+    return True
 
 
-# --- The gradient of a maximum ------------------------------------------------
+cdef bint scatter_as(
+    const index_ft* input,
+    const floating_ft* sample,
+    const Scatter* job,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+    Py_ssize_t n_columns,            # at most half as many as a block has registers for
+    const floating_ft* given,
+    floating_ft* out,
+) noexcept nogil:
+    """scatter_block with the least power of two that covers the columns twice."""
+    cdef Py_ssize_t half = 1
+    while 2 * half < n_columns:
+        half = 2 * half
+    if half == 1:
+        return scatter_block(1, input, sample, job, start, stop, n_columns, given, out)
+    elif half == 2:
+        return scatter_block(2, input, sample, job, start, stop, n_columns, given, out)
+    elif half == 4:
+        return scatter_block(4, input, sample, job, start, stop, n_columns, given, out)
+    elif half == 8:
+        return scatter_block(8, input, sample, job, start, stop, n_columns, given, out)
+    elif half == 16:
+        return scatter_block(16, input, sample, job, start, stop, n_columns, given, out)
+    elif half == 32:
+        return scatter_block(32, input, sample, job, start, stop, n_columns, given, out)
+    return scatter_block(64, input, sample, job, start, stop, n_columns, given, out)
+
 
 cdef bint scatter_columns(
-    const char* grad,                # IN     (n_bags, dim)
-    Py_ssize_t grad_stride,          # bytes
-    const int64_t* max_indices,      # IN     (n_bags, dim)
-    Py_ssize_t n_bags,
-    Py_ssize_t dim,
-    Py_ssize_t column_start,
-    Py_ssize_t column_stop,
-    Py_ssize_t n_rows,
-    Py_ssize_t padding,
+    const index_ft* input,           # IN     (n_indices,)
+    const floating_ft* sample,       # IN     (n_indices,), or NULL
+    const Scatter* job,              # IN
+    Columns columns,
     floating_ft* out,                # INOUT  (n_rows, dim)
 ) noexcept nogil:
-    """Add each gradient to the row that won, over some columns. False if one is no row."""
+    """Add the gradient of each bag to its rows. False if something is bad."""
+    cdef:
+        # A block's gradient and a row of it are in registers at once.
+        Py_ssize_t widest = EMBAG_BLOCK_BYTES // 2 // <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t n_columns = columns.stop - columns.start
+        Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
+        Py_ssize_t b, start, stop = bag_bound(&job.bags, 0), block, d, n
+        const floating_ft* given
+    if job.bags.n_offsets > 0 and stop != 0:
+        return False
+    for b in range(job.bags.n_bags):
+        start = stop
+        stop = bag_bound(&job.bags, b + 1)
+        if not (start <= stop <= job.bags.n_indices):
+            return False
+        given = <const floating_ft*>(job.grad + b * job.grad_stride)
+        for block in range(n_blocks):
+            d = columns.start + cut(n_columns, block, n_blocks)
+            n = columns.start + cut(n_columns, block + 1, n_blocks) - d
+            if not scatter_as(input, sample, job, start, stop, n, given + d, out + d):
+                return False
+    return True
+
+
+def scatter(
+    cnp.ndarray grad not None,       # IN     (n_bags, dim) float32 or float64, columns adjacent
+    cnp.ndarray input not None,      # IN     (n_indices,) or (n_bags, bag_size), int32 or int64
+    object offsets,                  # IN     (n_offsets,) int32 or int64; None if input is 2-D
+    bint include_last_offset,
+    object per_sample_weights,       # IN     like input, of grad's dtype; or None
+    Py_ssize_t padding,              # a row, or -1
+    int n_threads,
+    cnp.ndarray out not None,        # INOUT  (n_rows, dim) of grad's dtype
+):
+    """Add the gradient of each bag to its rows, in the order of positions. False if an
+    offset or an index is bad."""
+    refuse_change(is_table(grad) and is_index_array(input)
+                  and (offsets is None or is_index_array(offsets))
+                  and cnp.PyArray_NDIM(out) == 2)
+    cdef:
+        Scatter job
+        void* indices = cnp.PyArray_DATA(input)
+        void* sample = NULL
+        void* result = cnp.PyArray_DATA(out)
+        Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(grad), c, n_bad = 0
+        bint is_float = itemsize == 4, is_wide = cnp.PyArray_ITEMSIZE(input) == 8
+    job.bags = describe_bags(input, offsets, include_last_offset)
+    job.grad = <const char*>cnp.PyArray_DATA(grad)
+    job.grad_stride = cnp.PyArray_STRIDE(grad, 0)
+    job.n_rows = cnp.PyArray_DIM(out, 0)
+    job.dim = cnp.PyArray_DIM(grad, 1)
+    job.padding = padding
+    refuse_change(
+        job.bags.n_bags >= 0 and cnp.PyArray_DIM(grad, 0) == job.bags.n_bags
+        and is_result(out, job.n_rows, job.dim, cnp.PyArray_TYPE(grad))
+        and (per_sample_weights is None
+             or is_factors(per_sample_weights, job.bags.n_indices, cnp.PyArray_TYPE(grad))))
+    if per_sample_weights is not None:
+        sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
+    with nogil:
+        for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
+                        schedule="static"):
+            if is_float and is_wide:
+                n_bad += not scatter_columns(
+                    <const int64_t*>indices, <const float*>sample, &job,
+                    share_columns(job.dim, itemsize, c, n_threads), <float*>result)
+            elif is_float:
+                n_bad += not scatter_columns(
+                    <const int32_t*>indices, <const float*>sample, &job,
+                    share_columns(job.dim, itemsize, c, n_threads), <float*>result)
+            elif is_wide:
+                n_bad += not scatter_columns(
+                    <const int64_t*>indices, <const double*>sample, &job,
+                    share_columns(job.dim, itemsize, c, n_threads), <double*>result)
+            else:
+                n_bad += not scatter_columns(
+                    <const int32_t*>indices, <const double*>sample, &job,
+                    share_columns(job.dim, itemsize, c, n_threads), <double*>result)
+    return n_bad == 0
+
+
+cdef bint scatter_winners(
+    const int64_t* max_indices,      # IN     (n_bags, dim)
+    const char* grad,                # IN     (n_bags, dim)
+    Py_ssize_t grad_stride,          # bytes
+    Py_ssize_t n_bags,
+    Py_ssize_t n_rows,
+    Py_ssize_t dim,
+    Py_ssize_t padding,
+    Columns columns,
+    floating_ft* out,                # INOUT  (n_rows, dim)
+) noexcept nogil:
+    """Add the gradient of each bag and column to the row that won. False if one is no row."""
     cdef:
         Py_ssize_t b, d, r
-        const floating_ft* grad_row
+        const floating_ft* given
     for b in range(n_bags):
-        grad_row = <const floating_ft*>(grad + b * grad_stride)
-        for d in range(column_start, column_stop):
+        given = <const floating_ft*>(grad + b * grad_stride)
+        for d in range(columns.start, columns.stop):
             r = read_index(max_indices, b * dim + d)
             if r == -1 or r == padding:
                 continue
             if <size_t>r >= <size_t>n_rows:
                 return False
-            out[r * dim + d] += grad_row[d]
+            out[r * dim + d] += given[d]
     return True
 
 
 def scatter_max(
-    cnp.ndarray grad not None,         # IN     (n_bags, dim), columns adjacent
+    cnp.ndarray grad not None,         # IN     (n_bags, dim) float32 or float64, columns adjacent
     cnp.ndarray max_indices not None,  # IN     (n_bags, dim) int64, contiguous
     Py_ssize_t padding,                # a row, or -1
     int n_threads,
     cnp.ndarray out not None,          # INOUT  (n_rows, dim) of grad's dtype
 ):
     """Add the gradient of each bag and column to the row that won there, in the order of
-    bags. False if one is no row.
-
-    Threads share the columns, whole cache lines of them, so that every sum keeps its order.
-    """
+    bags. False if one is no row."""
     refuse_change(is_table(grad) and is_index_array(max_indices)
                   and cnp.PyArray_ITEMSIZE(max_indices) == 8
                   and cnp.PyArray_NDIM(max_indices) == 2
                   and cnp.PyArray_DIM(max_indices, 0) == cnp.PyArray_DIM(grad, 0)
-                  and cnp.PyArray_DIM(max_indices, 1) == cnp.PyArray_DIM(grad, 1))
+                  and cnp.PyArray_DIM(max_indices, 1) == cnp.PyArray_DIM(grad, 1)
+                  and cnp.PyArray_NDIM(out) == 2)
     cdef:
         const char* grad_data = <const char*>cnp.PyArray_DATA(grad)
         const int64_t* winners = <const int64_t*>cnp.PyArray_DATA(max_indices)
-        Py_ssize_t stride = cnp.PyArray_STRIDE(grad, 0)
+        Py_ssize_t stride = cnp.PyArray_STRIDE(grad, 0), itemsize = cnp.PyArray_ITEMSIZE(grad)
         Py_ssize_t n_bags = cnp.PyArray_DIM(grad, 0), dim = cnp.PyArray_DIM(grad, 1)
-        Py_ssize_t n_rows = cnp.PyArray_DIM(out, 0), line = LINE // cnp.PyArray_ITEMSIZE(grad)
-        Py_ssize_t n_lines = (dim + line - 1) // line, n_chunks = min(n_threads, n_lines)
+        Py_ssize_t n_rows = cnp.PyArray_DIM(out, 0)
         Py_ssize_t c, n_bad = 0
         void* result = cnp.PyArray_DATA(out)
-        bint is_float = cnp.PyArray_ITEMSIZE(grad) == 4
+        bint is_float = itemsize == 4
     refuse_change(is_result(out, n_rows, dim, cnp.PyArray_TYPE(grad)))
     with nogil:
-        for c in prange(n_chunks, num_threads=n_threads, use_threads_if=n_chunks > 1,
+        for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
             if is_float:
-                n_bad += not scatter_columns(
-                    grad_data, stride, winners, n_bags, dim, cut(n_lines, c, n_chunks) * line,
-                    min(cut(n_lines, c + 1, n_chunks) * line, dim), n_rows, padding,
-                    <float*>result)
+                n_bad += not scatter_winners(
+                    winners, grad_data, stride, n_bags, n_rows, dim, padding,
+                    share_columns(dim, itemsize, c, n_threads), <float*>result)
             else:
-                n_bad += not scatter_columns(
-                    grad_data, stride, winners, n_bags, dim, cut(n_lines, c, n_chunks) * line,
-                    min(cut(n_lines, c + 1, n_chunks) * line, dim), n_rows, padding,
-                    <double*>result)
+                n_bad += not scatter_winners(
+                    winners, grad_data, stride, n_bags, n_rows, dim, padding,
+                    share_columns(dim, itemsize, c, n_threads), <double*>result)
     return n_bad == 0
 
 

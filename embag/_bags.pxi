@@ -18,6 +18,7 @@ cdef struct Task:
     bint first             # nobody has asked for its first rows
     bint done
 
+
 cdef inline Py_ssize_t bag_bound(const Bags* bags, Py_ssize_t b) noexcept nogil:
     """Where bag b starts and bag b - 1 stops, as it stands in memory: not checked."""
     if bags.offsets == NULL:
@@ -117,6 +118,7 @@ cdef Py_ssize_t plan(
                 n_tasks += 1
         b = next_b
     return n_tasks
+
 
 def first_bad_offset(
     cnp.ndarray offsets not None,    # IN   (n_offsets,) int32 or int64, contiguous

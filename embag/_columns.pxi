@@ -17,6 +17,23 @@ cdef inline void copy(
         to[d] = row[d]
 
 
+cdef inline void copy_sum(
+    const Py_ssize_t n, floating_ft* to, const floating_ft* row
+) noexcept nogil:
+    """The sum of one row: -0.0 becomes the 0.0 that sums start from."""
+    cdef Py_ssize_t d
+    for d in range(n):
+        to[d] = <floating_ft>0 + row[d]
+
+
+cdef inline void copy_scaled(
+    const Py_ssize_t n, floating_ft* to, const floating_ft* row, floating_ft scale
+) noexcept nogil:
+    cdef Py_ssize_t d
+    for d in range(n):
+        to[d] = <floating_ft>0 + scale * row[d]
+
+
 cdef inline void copy_divided(
     const Py_ssize_t n, floating_ft* to, const floating_ft* row, floating_ft divisor
 ) noexcept nogil:

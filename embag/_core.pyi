@@ -1,6 +1,6 @@
 """The kernels, as `_dispatch.py` loads them. What each does is told in _core.pyx."""
 
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -24,11 +24,54 @@ def embedding_bag(
     n_threads: int,
     out: NDArray[Any],
     max_indices: NDArray[Any] | None,
+    out_rows: NDArray[Any] | None = None,
 ) -> bool: ...
 def first_bad_offset(offsets: NDArray[Any], n_indices: int) -> int: ...
 def first_bad_index(input: NDArray[Any], n_rows: int) -> int: ...
 def renorm(
     weight: NDArray[Any], rows: NDArray[Any], max_norm: float, norm_type: float, n_threads: int
 ) -> None: ...
+def group_by_row(
+    input: NDArray[Any], n_positions: int, n_rows: int, padding: int, n_threads: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
+def positions_to_bags(
+    input: NDArray[Any],
+    offsets: NDArray[Any] | None,
+    include_last_offset: bool,
+    per_sample_weights: NDArray[Any] | None,
+    positions: NDArray[Any],
+    n_positions: int,
+    n_threads: int,
+) -> NDArray[Any] | Literal[False] | None: ...
+def count_kept(
+    input: NDArray[Any], offsets: NDArray[Any] | None, include_last_offset: bool, padding: int
+) -> NDArray[Any]: ...
+def scatter(
+    grad: NDArray[Any],
+    input: NDArray[Any],
+    offsets: NDArray[Any] | None,
+    include_last_offset: bool,
+    per_sample_weights: NDArray[Any] | None,
+    padding: int,
+    n_threads: int,
+    out: NDArray[Any],
+) -> bool: ...
+def scatter_max(
+    grad: NDArray[Any], max_indices: NDArray[Any], padding: int, n_threads: int, out: NDArray[Any]
+) -> bool: ...
+def dot_rows(
+    weight: NDArray[Any],
+    input: NDArray[Any],
+    offsets: NDArray[Any] | None,
+    include_last_offset: bool,
+    grad: NDArray[Any],
+    n_positions: int,
+    padding: int,
+    n_threads: int,
+    out: NDArray[Any],
+) -> bool: ...
+def add_rows(
+    weight: NDArray[Any], rows: NDArray[Any], values: NDArray[Any], alpha: float, n_threads: int
+) -> bool: ...
 def build_info() -> tuple[str, int]: ...
 def cpu_level() -> int: ...

@@ -47,6 +47,7 @@ cnp.import_array()
 
 cdef extern from "_platform.h" nogil:
     void embag_prefetch(size_t address)
+    void embag_prefetch_to_write(size_t address)
     int32_t embag_read_int32(const int32_t* source)
     int64_t embag_read_int64(const int64_t* source)
     int embag_cpu_level()

@@ -45,6 +45,7 @@ cdef struct Job:
     Py_ssize_t burst
     bint straddles         # blocks of rows need not be whole cache lines
 
+
 cdef inline Py_ssize_t out_position(const Job* job, Py_ssize_t b) noexcept nogil:
     return b if job.out_rows == NULL else job.out_rows[b]
 
@@ -100,6 +101,30 @@ cdef inline bint reduce_block(
         if start == stop:
             fill(half, out_row, 0)
             fill(half, out_row + shift, 0)
+            continue
+
+        if stop == start + 1 and start < burst_at:
+            # A bag of one row, and no burst due: the row goes from load to store.
+            if start < single_stop:
+                fetch(half_bytes, <size_t>table + <size_t>input[start + ahead] * <size_t>stride,
+                      shift_bytes, straddles)
+            r = read_index(input, start)
+            if <size_t>r >= n_rows:
+                return False
+            if r != padding:
+                row = <const floating_ft*>(table + r * stride)
+                if operation == SUM:
+                    copy_sum(half, out_row, row)
+                    copy_sum(half, out_row + shift, row + shift)
+                elif operation == WEIGHTED_SUM:
+                    copy_scaled(half, out_row, row, sample[start])
+                    copy_scaled(half, out_row + shift, row + shift, sample[start])
+                else:
+                    copy(half, out_row, row)
+                    copy(half, out_row + shift, row + shift)
+            else:
+                fill(half, out_row, 0)
+                fill(half, out_row + shift, 0)
             continue
 
         n_kept = 0
@@ -354,6 +379,7 @@ cdef bint reduce(
         if not tasks[t].done:
             return False
     return True
+
 
 def embedding_bag(
     cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent

@@ -34,15 +34,19 @@ cdef bint fill_keys(
     size_t n_rows,
     Py_ssize_t padding,              # a row, or -1: sorted behind all rows
     int position_bits,
+    uint64_t digit_mask,
+    Py_ssize_t* counts,              # OUT  (digit_mask + 1,) of the lowest digits
     uint64_t* keys,                  # OUT  (n_positions,)
 ) noexcept nogil:
     cdef Py_ssize_t k, r
+    memset(counts, 0, <size_t>(digit_mask + 1) * sizeof(Py_ssize_t))
     for k in range(start, stop):
         r = read_index(input, k)
         if <size_t>r >= n_rows:
             return False
         if r == padding:
             r = <Py_ssize_t>n_rows
+        counts[<uint64_t>r & digit_mask] += 1
         keys[k] = (<uint64_t>r << position_bits) | <uint64_t>k
     return True
 
@@ -188,20 +192,21 @@ def group_by_row(
                 n_bad += not fill_keys(
                     <const int64_t*>indices, cut(n_positions, c, n_chunks),
                     cut(n_positions, c + 1, n_chunks), <size_t>n_rows, padding,
-                    position_bits, keys)
+                    position_bits, mask, counts + c * n_digits, keys)
             else:
                 n_bad += not fill_keys(
                     <const int32_t*>indices, cut(n_positions, c, n_chunks),
                     cut(n_positions, c + 1, n_chunks), <size_t>n_rows, padding,
-                    position_bits, keys)
+                    position_bits, mask, counts + c * n_digits, keys)
         if n_bad == 0:
             for digit_pass in range(n_passes):
                 shift = position_bits + digit_pass * digit_bits
-                for c in prange(n_chunks, num_threads=n_threads,
-                                use_threads_if=n_threads > 1, schedule="static"):
-                    count_digits(
-                        keys, cut(n_positions, c, n_chunks), cut(n_positions, c + 1, n_chunks),
-                        shift, mask, counts + c * n_digits)
+                if digit_pass > 0:       # the first digits are counted as they are made
+                    for c in prange(n_chunks, num_threads=n_threads,
+                                    use_threads_if=n_threads > 1, schedule="static"):
+                        count_digits(
+                            keys, cut(n_positions, c, n_chunks), cut(n_positions, c + 1, n_chunks),
+                            shift, mask, counts + c * n_digits)
                 count_to_places(counts, n_chunks, n_digits)
                 for c in prange(n_chunks, num_threads=n_threads,
                                 use_threads_if=n_threads > 1, schedule="static"):
@@ -238,4 +243,6 @@ def group_by_row(
                 keys, cut(n_kept, c, n_chunks), cut(n_kept, c + 1, n_chunks), position_bits,
                 counts[c], row_list, start_list, <int64_t*>spare)
     free(counts)
-    return rows, starts, (second if spare == <uint64_t*>cnp.PyArray_DATA(second) else first)[:n_kept]
+    if spare == <uint64_t*>cnp.PyArray_DATA(second):
+        first = second
+    return rows, starts, first[:n_kept]

@@ -1,4 +1,4 @@
-"""Group positions by row: which positions of `input` name each row, in ascending order?
+"""Group positions by row: find the positions of `input` that name each row.
 
 The gradient of a row needs all positions that name it; so does whatever else works on
 rows rather than positions (optimizers, deduplication, sharding). The work is done by a
@@ -48,9 +48,9 @@ def group_by_row(
     occurring, numbers = np.unique(used, return_inverse=True)
     if kernels.first_bad_index(occurring, n_rows) >= 0:
         return None
-    number_of_padding = int(np.searchsorted(occurring, padding))
-    if padding < 0 or occurring[number_of_padding : number_of_padding + 1] != [padding]:
-        number_of_padding = -1
+    number_of_padding = -1
+    if padding >= 0 and padding in occurring:
+        number_of_padding = int(np.searchsorted(occurring, padding))
     groups = kernels.group_by_row(
         numbers, n_positions, len(occurring), number_of_padding, n_threads
     )

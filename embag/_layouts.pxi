@@ -3,6 +3,7 @@
 
 # --- What Python calls --------------------------------------------------------
 
+
 cdef Bags describe_bags(cnp.ndarray input, object offsets, bint include_last_offset):
     """How `input` and `offsets` make bags; n_bags is -1 if their shapes do not."""
     cdef Bags bags
@@ -24,6 +25,7 @@ cdef Bags describe_bags(cnp.ndarray input, object offsets, bint include_last_off
         if bags.n_offsets > 0 or (bags.n_indices == 0 and not include_last_offset):
             bags.n_bags = bags.n_offsets - include_last_offset
     return bags
+
 
 def is_table(object array):
     """Whether `embedding_bag` reads this as its `weight`, as it stands."""
@@ -54,6 +56,7 @@ def is_index_array(object array):
         and cnp.PyArray_ISCARRAY_RO(indices)
     )
 
+
 def count_bags(
     cnp.ndarray input not None,      # IN   an index array
     object offsets,                  # IN   an index array, or None
@@ -61,6 +64,7 @@ def count_bags(
 ):
     """How many bags they make; -1 if their shapes make none."""
     return describe_bags(input, offsets, include_last_offset).n_bags
+
 
 def empty_output(Py_ssize_t n_bags, cnp.ndarray weight not None):
     """A new (n_bags, dim) array of weight's dtype, its values arbitrary."""
@@ -71,6 +75,7 @@ def empty_output(Py_ssize_t n_bags, cnp.ndarray weight not None):
         return cnp.PyArray_EMPTY(2, shape, cnp.PyArray_TYPE(weight), 0)
     except ValueError:               # NumPy's word for more bytes than can be counted
         raise MemoryError(f"cannot allocate an output of shape ({shape[0]}, {shape[1]})")
+
 
 cdef bint is_result(object array, Py_ssize_t n_bags, Py_ssize_t dim, int type_number):
     """Whether this is an ndarray of that shape and type, contiguous and writeable."""

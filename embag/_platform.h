@@ -25,6 +25,17 @@ static inline void embag_prefetch(size_t address) {
 #endif
 }
 
+/* For a line that is about to be read and written: as near as it can be had, and owned. */
+static inline void embag_prefetch_to_write(size_t address) {
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch((const void *)address, 1, 3);
+#elif defined(_M_X64)
+    _m_prefetchw((const void *)address);
+#elif defined(_M_ARM64)
+    __prefetch((const void *)address);
+#endif
+}
+
 /* Indices and offsets belong to the caller, whose other threads may write to them. Each is
  * read once, into a register, and that value is checked and used: `volatile` keeps the
  * compiler from reading it again in between. */

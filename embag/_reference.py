@@ -96,8 +96,8 @@ def embedding_bag_backward(
             for d in range(dim):
                 grad_weight[winners[b, d], d] += given[d]
     if scale_grad_by_freq:
-        for r in np.flatnonzero(counts):
-            grad_weight[r] = grad_weight[r] / dtype.type(counts[r])
+        used = counts > 0
+        grad_weight[used] = grad_weight[used] / counts[used, None].astype(dtype)
     return grad_weight, grad_sample.reshape(np.shape(input))
 
 

@@ -3,6 +3,7 @@
 cdef enum:
     NORM_LANES = 8         # partial sums of a row's norm: the order is part of the result
 
+
 cdef double row_norm(const floating_ft* row, Py_ssize_t dim, double p) noexcept nogil:
     """The p-norm in float64, scaled by the largest entry so that no power overflows.
 
@@ -37,6 +38,7 @@ cdef void renorm_row(
         scale = max_norm / (norm + 1e-7)
         for d in range(dim):
             row[d] = <floating_ft>(row[d] * scale)
+
 
 def renorm(
     cnp.ndarray weight not None,     # INOUT (n_rows, dim) float32 or float64, columns adjacent

@@ -23,9 +23,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from embag import _arguments, _threads
 from embag._dispatch import kernels
-from embag._grouping import Groups, group_by_row
+from embag._grouping import group_by_row
 from embag.functional import Mode, embedding_bag
 from embag.sparse_rows import SparseRows
+
+# How many times as many threads make up for grouping, where a dense gradient could be
+# added up in place. Origin: docs/design.md, "Gradients".
+SCATTER_GAIN = 3
 
 
 class EmbeddingBagGrads(NamedTuple):
@@ -185,97 +189,163 @@ def embedding_bag_backward(
     _arguments.check_wrt(wrt, sample)
     if num_threads is not None:
         num_threads = _threads.check_count(num_threads, "num_threads")
-    _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
+    if mode == "max" or dim == 0:
+        # The kernels of these do not look at every index.
+        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
+    _arguments.check_offsets(bounds, indices.size, offsets)
 
-    n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
     n_positions = indices.size
     if include_last_offset and bounds is not None:
         n_positions = int(bounds[-1])
+    n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
+    call = _Call(indices, bounds, include_last_offset, n_positions, padding, n_rows, n_threads)
 
     grad_weight: NDArray[Any] | SparseRows | None = None
-    if mode == "max":
-        if winners is None:
-            _, winners = embedding_bag(
-                indices,
-                weight,
-                bounds,
-                mode="max",
-                include_last_offset=include_last_offset,
-                padding_idx=padding_idx,
-                return_max_indices=True,
-                num_threads=num_threads,
-            )
-        grad_weight = _arguments.zeros((n_rows, dim), weight.dtype)
-        if not kernels.scatter_max(grad, winners, padding, n_threads, grad_weight):
-            _arguments.raise_for_change()
-    elif wrt != "per_sample_weights":
-        groups = group_by_row(indices, n_positions, n_rows, padding, n_threads)
-        if groups is None:
-            _arguments.raise_for_change()
-        factors = kernels.positions_to_bags(
-            indices, bounds, include_last_offset, sample, groups.positions, n_positions, n_threads
-        )
-        if factors is False:
-            _arguments.raise_for_change()
-        if mode == "mean":
-            counts = np.bincount(groups.positions, minlength=n_bags)
-            grad = grad / np.maximum(counts, 1).astype(grad.dtype)[:, None]
-        grad_weight = _sum_rows(
-            grad, groups, factors, n_rows, scale_grad_by_freq, sparse, n_threads
-        )
-
-    grad_sample = None
-    if sample is not None and wrt != "weight":
-        grad_sample = _arguments.zeros(indices.shape, weight.dtype)
-        table = _arguments.as_table(weight)
-        if not kernels.dot_rows(
-            table,
-            indices,
-            bounds,
-            include_last_offset,
-            grad,
-            n_positions,
-            padding,
-            n_threads,
-            grad_sample,
-        ):
-            _arguments.raise_for_change()
+    grad_sample: NDArray[Any] | None = None
+    wants_weight = wrt != "per_sample_weights"
+    wants_sample = sample is not None and wrt != "weight"
+    if wants_weight and mode == "max":
+        grad_weight = _scatter_to_winners(call, grad, weight, winners)
+    elif wants_weight:
+        given = _divide_by_sizes(call, grad) if mode == "mean" else grad
+        grad_weight = _sum_rows(call, given, sample, scale_grad_by_freq, sparse)
+    if wants_sample:
+        grad_sample = _dot_rows(call, grad, weight)
+    if (wants_weight and grad_weight is None) or (wants_sample and grad_sample is None):
+        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
+        _arguments.raise_for_change()
     return EmbeddingBagGrads(grad_weight, grad_sample)
 
 
+class _Call(NamedTuple):
+    """What the ways to a gradient have in common. Each returns None for a bad index."""
+
+    indices: NDArray[Any]
+    offsets: NDArray[Any] | None
+    include_last_offset: bool
+    n_positions: int  # how many entries of indices are in bags
+    padding: int  # a row, or -1
+    n_rows: int
+    n_threads: int
+
+
+def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any]:
+    """Return what a bag gives each of its rows where its result is their mean."""
+    counts = kernels.count_kept(call.indices, call.offsets, call.include_last_offset, call.padding)
+    divisors = np.maximum(counts, 1).astype(grad.dtype)
+    quotients: NDArray[Any] = grad / divisors[:, None]
+    return quotients
+
+
+def _column_threads(call: _Call, grad: NDArray[Any]) -> int:
+    """Return how many threads can share the columns of a dense gradient, by cache lines."""
+    n_lines: int = (grad.shape[1] * grad.itemsize + 63) // 64
+    return min(call.n_threads, max(1, n_lines))
+
+
 def _sum_rows(
+    call: _Call,
     grad: NDArray[Any],
-    groups: Groups,
-    factors: NDArray[Any] | None,
-    n_rows: int,
+    sample: NDArray[Any] | None,
     scale_grad_by_freq: bool,
     sparse: bool,
-    n_threads: int,
-) -> NDArray[Any] | SparseRows:
-    """Sum what each row is given; the groups' positions are bags by now."""
-    rows, starts, bags = groups
-    shape = (n_rows, grad.shape[1])
+) -> NDArray[Any] | SparseRows | None:
+    """Sum what each row is given."""
+    n_column_threads = _column_threads(call, grad)
+    if sparse or scale_grad_by_freq or call.n_threads > SCATTER_GAIN * n_column_threads:
+        return _sum_by_row(call, grad, sample, scale_grad_by_freq, sparse)
+    result = _arguments.zeros((call.n_rows, grad.shape[1]), grad.dtype)
+    done = kernels.scatter(
+        grad,
+        call.indices,
+        call.offsets,
+        call.include_last_offset,
+        sample,
+        call.padding,
+        n_column_threads,
+        result,
+    )
+    return result if done else None
+
+
+def _sum_by_row(
+    call: _Call,
+    grad: NDArray[Any],
+    sample: NDArray[Any] | None,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+) -> NDArray[Any] | SparseRows | None:
+    """Group positions by row and sum what each row is given."""
+    groups = group_by_row(call.indices, call.n_positions, call.n_rows, call.padding, call.n_threads)
+    if groups is None:
+        return None
+    bags = groups.positions
+    factors = kernels.positions_to_bags(
+        call.indices,
+        call.offsets,
+        call.include_last_offset,
+        sample,
+        bags,
+        call.n_positions,
+        call.n_threads,
+    )
+    if factors is False:
+        return None
+    shape = (call.n_rows, grad.shape[1])
     if sparse:
-        result = kernels.empty_output(len(rows), grad)
-    elif 2 * len(rows) < n_rows:
-        result = _arguments.zeros(shape, grad.dtype)
+        result = kernels.empty_output(len(groups.rows), grad)
     else:
-        # Most rows are written anyway: clearing the others alone saves a pass.
-        result = kernels.empty_output(n_rows, grad)
-        kernels.zero_other_rows(rows, result, n_threads)
+        result = _arguments.zeros(shape, grad.dtype)
     done = kernels.embedding_bag(
         grad,
         bags,
-        starts,
+        groups.starts,
         True,
         factors,
         "mean" if scale_grad_by_freq else "sum",
         -1,
-        n_threads,
+        call.n_threads,
         result,
         None,
-        None if sparse else rows,
+        None if sparse else groups.rows,
     )
     if not done:
-        _arguments.raise_for_change()
-    return SparseRows(rows, result, shape) if sparse else result
+        return None
+    return SparseRows._of_groups(groups.rows, result, shape) if sparse else result
+
+
+def _scatter_to_winners(
+    call: _Call, grad: NDArray[Any], weight: NDArray[Any], winners: NDArray[np.int64] | None
+) -> NDArray[Any] | None:
+    """Give the gradient of each entry of the output to the row that won there."""
+    if winners is None:
+        _, winners = embedding_bag(
+            call.indices,
+            weight,
+            call.offsets,
+            mode="max",
+            include_last_offset=call.include_last_offset,
+            padding_idx=call.padding if call.padding >= 0 else None,
+            return_max_indices=True,
+            num_threads=call.n_threads,
+        )
+    result = _arguments.zeros((call.n_rows, grad.shape[1]), grad.dtype)
+    done = kernels.scatter_max(grad, winners, call.padding, _column_threads(call, grad), result)
+    return result if done else None
+
+
+def _dot_rows(call: _Call, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the dot product of each position's row and its bag's gradient."""
+    result = _arguments.zeros(call.indices.shape, weight.dtype)
+    done = kernels.dot_rows(
+        _arguments.as_table(weight),
+        call.indices,
+        call.offsets,
+        call.include_last_offset,
+        grad,
+        call.n_positions,
+        call.padding,
+        call.n_threads,
+        result,
+    )
+    return result if done else None
