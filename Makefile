@@ -15,8 +15,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test $(VENV)/.demo lint
 	$(BIN)/pytest -m "not packaging"
 
-test-torch: $(VENV)/.torch
+test-torch: $(VENV)/.test $(VENV)/.test-torch
 	$(BIN)/pytest -m torch tests
+	$(BIN)/pytest embag/torch.py
 
 test-packaging: $(VENV)/.test
 	$(BIN)/pytest -m packaging tests/test_packaging.py

@@ -73,56 +73,50 @@ cdef bint fill_bag_of(
 
 cdef void look_up(
     const int64_t* bag_of,           # IN   (n_positions,)
-    const floating_ft* sample,       # IN   (n_positions,), or NULL
+    const floating_ft* sample,       # IN   (n_positions,)
     Py_ssize_t start,
     Py_ssize_t stop,
     int64_t* positions,              # INOUT  to bags
-    floating_ft* factors,            # OUT  unless sample is NULL
+    floating_ft* factors,            # OUT
 ) noexcept nogil:
     cdef Py_ssize_t i
-    if sample != NULL:
-        for i in range(start, stop):
-            factors[i] = sample[positions[i]]
     for i in range(start, stop):
+        factors[i] = sample[positions[i]]
         positions[i] = bag_of[positions[i]]
 
 
-def positions_to_bags(
+def look_up_weights(
     cnp.ndarray input not None,      # IN     (n_indices,) or (n_bags, bag_size)
     object offsets,                  # IN     (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
-    object per_sample_weights,       # IN     like input, contiguous; or None
+    cnp.ndarray per_sample_weights not None,  # IN  like input, contiguous
     cnp.ndarray positions not None,  # INOUT  (n,) int64, as `group_by_row` made them
     Py_ssize_t n_positions,          # how many entries of input are in bags
     int n_threads,
 ):
-    """Replace each position by its bag; returns the positions' weights, or None.
+    """Replace each position by its bag; returns the weights of the positions.
 
-    False if the offsets are bad.
+    None if an offset is bad.
     """
     refuse_change(
         is_index_array(input) and (offsets is None or is_index_array(offsets))
-        and (per_sample_weights is None
-             or is_factors(per_sample_weights, cnp.PyArray_SIZE(input),
-                           cnp.PyArray_TYPE(<cnp.ndarray>per_sample_weights))))
+        and is_factors(per_sample_weights, cnp.PyArray_SIZE(input),
+                       cnp.PyArray_TYPE(per_sample_weights)))
     cdef:
         Bags bags = describe_bags(input, offsets, include_last_offset)
         cnp.ndarray bag_of = empty_int64(n_positions)
         Py_ssize_t n = cnp.PyArray_SIZE(positions), c, n_bad = 0
         int64_t* bag_list = <int64_t*>cnp.PyArray_DATA(bag_of)
         int64_t* places = <int64_t*>cnp.PyArray_DATA(positions)
-        void* sample = NULL
-        void* weights = NULL
-        bint is_float = False
+        void* sample = cnp.PyArray_DATA(per_sample_weights)
+        bint is_float = cnp.PyArray_ITEMSIZE(per_sample_weights) == 4
         cnp.npy_intp[1] shape
-        object factors = None
+        cnp.ndarray factors
+        void* weights
     refuse_change(bags.n_bags >= 0 and n_positions <= bags.n_indices)
-    if per_sample_weights is not None:
-        shape[0] = n
-        factors = cnp.PyArray_EMPTY(1, shape, cnp.PyArray_TYPE(<cnp.ndarray>per_sample_weights), 0)
-        sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
-        weights = cnp.PyArray_DATA(<cnp.ndarray>factors)
-        is_float = cnp.PyArray_ITEMSIZE(<cnp.ndarray>per_sample_weights) == 4
+    shape[0] = n
+    factors = cnp.PyArray_EMPTY(1, shape, cnp.PyArray_TYPE(per_sample_weights), 0)
+    weights = cnp.PyArray_DATA(factors)
     with nogil:
         for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
@@ -137,7 +131,7 @@ def positions_to_bags(
                 else:
                     look_up(bag_list, <const double*>sample, cut(n, c, n_threads),
                             cut(n, c + 1, n_threads), places, <double*>weights)
-    return False if n_bad > 0 else factors
+    return None if n_bad > 0 else factors
 
 
 # --- The dense gradient -------------------------------------------------------
@@ -319,6 +313,8 @@ def scatter(
              or is_factors(per_sample_weights, job.bags.n_indices, cnp.PyArray_TYPE(grad))))
     if per_sample_weights is not None:
         sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
+    if job.dim == 0 or job.bags.n_indices == 0:
+        return True                  # however many bags there are
     with nogil:
         for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
@@ -393,6 +389,8 @@ def scatter_max(
         void* result = cnp.PyArray_DATA(out)
         bint is_float = itemsize == 4
     refuse_change(is_result(out, n_rows, dim, cnp.PyArray_TYPE(grad)))
+    if dim == 0:
+        return True                  # however many bags there are
     with nogil:
         for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):

@@ -1,6 +1,6 @@
 """The kernels, as `_dispatch.py` loads them. What each does is told in _core.pyx."""
 
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -32,17 +32,24 @@ def renorm(
     weight: NDArray[Any], rows: NDArray[Any], max_norm: float, norm_type: float, n_threads: int
 ) -> None: ...
 def group_by_row(
-    input: NDArray[Any], n_positions: int, n_rows: int, padding: int, n_threads: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
-def positions_to_bags(
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
     include_last_offset: bool,
-    per_sample_weights: NDArray[Any] | None,
+    by_bag: bool,
+    n_positions: int,
+    n_rows: int,
+    padding: int,
+    n_threads: int,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
+def look_up_weights(
+    input: NDArray[Any],
+    offsets: NDArray[Any] | None,
+    include_last_offset: bool,
+    per_sample_weights: NDArray[Any],
     positions: NDArray[Any],
     n_positions: int,
     n_threads: int,
-) -> NDArray[Any] | Literal[False] | None: ...
+) -> NDArray[Any] | None: ...
 def count_kept(
     input: NDArray[Any], offsets: NDArray[Any] | None, include_last_offset: bool, padding: int
 ) -> NDArray[Any]: ...

@@ -17,34 +17,44 @@ from embag._dispatch import kernels
 
 
 class Groups(NamedTuple):
-    """The positions that name each row.
+    """The positions that name each row, or their bags.
 
-    Those of ``rows[i]`` are ``positions[starts[i]:starts[i + 1]]``, ascending. All three
-    are contiguous int64.
+    Those of ``rows[i]`` are ``members[starts[i]:starts[i + 1]]``, in the order of
+    positions. All three are contiguous int64.
     """
 
     rows: NDArray[np.int64]  # (n_groups,) ascending, each once
     starts: NDArray[np.int64]  # (n_groups + 1,)
-    positions: NDArray[np.int64]  # (n_positions,) less those of the padding row
+    members: NDArray[np.int64]  # (n_positions,) less those of the padding row
 
 
 def group_by_row(
-    input: NDArray[Any], n_positions: int, n_rows: int, padding: int = -1, n_threads: int = 1
+    input: NDArray[Any],
+    n_positions: int,
+    n_rows: int,
+    padding: int = -1,
+    n_threads: int = 1,
+    *,
+    by_bag: bool = False,
+    offsets: NDArray[Any] | None = None,
+    include_last_offset: bool = False,
 ) -> Groups | None:
     """Group the first `n_positions` entries of an index array by the row that they name.
 
-    Entries that name the row `padding` are left out. None if an entry is out of range.
-    Takes 16 bytes for each position and 16 for each row that occurs, of which 8 and 16
-    remain in the result. The result does not depend on `n_threads`.
+    Entries that name the row `padding` are left out. The members of a group are
+    positions; or with `by_bag` the bags that these are in, which `offsets` or the shape
+    of `input` tells. None if an entry is out of range. Takes 16 bytes for each position
+    and 16 for each row that occurs, of which 8 and 16 remain in the result. The result
+    does not depend on `n_threads`.
     """
-    row_bits = max(n_rows - 1 + (padding >= 0), 0).bit_length()
-    position_bits = max(n_positions - 1, 0).bit_length()
-    if row_bits + position_bits <= 64:
-        groups = kernels.group_by_row(input, n_positions, n_rows, padding, n_threads)
+    bags = offsets, include_last_offset, by_bag
+    try:
+        groups = kernels.group_by_row(input, *bags, n_positions, n_rows, padding, n_threads)
         return None if groups is None else Groups(*groups)
-    # Too large to sort as one integer: 2**40 rows and 2**24 positions. What occurs is
-    # numbered first; the numbers are no more than the positions.
-    used = input.reshape(-1)[:n_positions]
+    except OverflowError:
+        # Too large to sort as one integer: 2**40 rows and 2**24 positions. What occurs is
+        # numbered first; the numbers are no more than the positions.
+        used = input if input.ndim == 2 else input[:n_positions]
     occurring, numbers = np.unique(used, return_inverse=True)
     if kernels.first_bad_index(occurring, n_rows) >= 0:
         return None
@@ -52,6 +62,14 @@ def group_by_row(
     if padding >= 0 and padding in occurring:
         number_of_padding = int(np.searchsorted(occurring, padding))
     groups = kernels.group_by_row(
-        numbers, n_positions, len(occurring), number_of_padding, n_threads
+        numbers.reshape(used.shape),
+        *bags,
+        n_positions,
+        len(occurring),
+        number_of_padding,
+        n_threads,
     )
-    return Groups(occurring.astype(np.int64)[groups[0]], *groups[1:])
+    if groups is None:
+        return None
+    numbers, starts, members = groups
+    return Groups(occurring.astype(np.int64)[numbers], starts, members)

@@ -276,21 +276,31 @@ def _sum_by_row(
     sparse: bool,
 ) -> NDArray[Any] | SparseRows | None:
     """Group positions by row and sum what each row is given."""
-    groups = group_by_row(call.indices, call.n_positions, call.n_rows, call.padding, call.n_threads)
+    groups = group_by_row(
+        call.indices,
+        call.n_positions,
+        call.n_rows,
+        call.padding,
+        call.n_threads,
+        by_bag=sample is None,
+        offsets=call.offsets,
+        include_last_offset=call.include_last_offset,
+    )
     if groups is None:
         return None
-    bags = groups.positions
-    factors = kernels.positions_to_bags(
-        call.indices,
-        call.offsets,
-        call.include_last_offset,
-        sample,
-        bags,
-        call.n_positions,
-        call.n_threads,
-    )
-    if factors is False:
-        return None
+    factors = None
+    if sample is not None:
+        factors = kernels.look_up_weights(
+            call.indices,
+            call.offsets,
+            call.include_last_offset,
+            sample,
+            groups.members,
+            call.n_positions,
+            call.n_threads,
+        )
+        if factors is None:
+            return None
     shape = (call.n_rows, grad.shape[1])
     if sparse:
         result = kernels.empty_output(len(groups.rows), grad)
@@ -298,7 +308,7 @@ def _sum_by_row(
         result = _arguments.zeros(shape, grad.dtype)
     done = kernels.embedding_bag(
         grad,
-        bags,
+        groups.members,
         groups.starts,
         True,
         factors,
