@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.workloads import Batch, Workload, assert_result, fill_table
+from benchmarks.workloads import Batch, Workload, assert_gradients, assert_result, fill_table
+
+LEARNING_RATE = 2.0**-10  # a power of two: multiplying by it rounds nothing
 
 
 class Contender:
@@ -65,7 +67,9 @@ class Contender:
         raise NotImplementedError
 
     def check(self, batch: Batch) -> None:
-        result = self.run([self.convert(batch)])
+        self.assert_result(batch, self.run([self.convert(batch)]))
+
+    def assert_result(self, batch: Batch, result: Any) -> None:
         assert_result(self.workload, self.table, batch, result)
 
 
@@ -133,6 +137,133 @@ class Torch(EmbeddingBag):
         with self.module.inference_mode():
             function = self.module.nn.functional.embedding_bag
             return self.call_all(function, self.tensor, batches)
+
+
+class Backward(Contender):
+    """What the contenders at gradients share: the gradient of the output."""
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        # As the layer above would have left it: in memory that NumPy allocated.
+        self.grad_output: Any = np.empty((workload.n_bags, workload.dim), workload.dtype)
+        fill_table(self.grad_output)
+
+    def to_arrays(self, result: Any) -> list[NDArray[Any]]:
+        """Make each gradient of a result a dense array."""
+        raise NotImplementedError
+
+    def assert_result(self, batch: Batch, result: Any) -> None:
+        grad_output, gradients = np.asarray(self.grad_output), self.to_arrays(result)
+        assert_gradients(self.workload, self.table, batch, grad_output, gradients)
+
+
+class EmbagBackward(Backward, Embag):
+    """`embedding_bag_backward`. As in training, `max_indices` are from the forward pass."""
+
+    def convert(self, batch: Batch) -> Any:
+        indices, offsets, options = super().convert(batch)
+        options["mode"] = self.workload.mode
+        options["sparse"] = self.workload.gradient == "sparse"
+        if self.workload.gradient == "per_sample_weights":
+            options["wrt"] = "per_sample_weights"
+        if self.workload.mode == "max":
+            _, options["max_indices"] = self.module.embedding_bag(
+                indices, self.table, offsets, mode="max", return_max_indices=True
+            )
+        return indices, offsets, options
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        backward, result = self.module.embedding_bag_backward, None
+        for indices, offsets, options in batches:
+            result = None  # gradients are dropped before the next are made
+            result = backward(self.grad_output, indices, self.table, offsets, **options)
+        return result
+
+    def to_arrays(self, result: Any) -> list[NDArray[Any]]:
+        gradients = [gradient for gradient in result if gradient is not None]
+        return [g if isinstance(g, np.ndarray) else g.to_dense() for g in gradients]
+
+
+class TorchBackward(Backward, Torch):
+    """torch's autograd, backward only: the graphs are made outside the timing.
+
+    A sparse gradient is coalesced: each row once, as embag has it.
+    """
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        self.grad_output = self.module.from_numpy(self.grad_output).clone()  # torch's memory
+        self.coalesces = workload.gradient == "sparse"
+
+    def convert(self, batch: Batch) -> Any:
+        """Return the output, and the tensors whose gradients are wanted."""
+        indices, offsets, options = super().convert(batch)
+        table, inputs = self.tensor.detach(), []
+        if self.workload.gradient != "per_sample_weights":
+            inputs.append(table.requires_grad_())
+        if "per_sample_weights" in options:
+            inputs.append(options["per_sample_weights"].requires_grad_())
+        options["mode"] = self.workload.mode
+        options["sparse"] = self.workload.gradient == "sparse"
+        output = self.module.nn.functional.embedding_bag(indices, table, offsets, **options)
+        return output, inputs
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        grad, result = self.module.autograd.grad, None
+        for output, inputs in batches:
+            result = None  # gradients are dropped before the next are made
+            result = grad(output, inputs, self.grad_output, retain_graph=True)
+            if self.coalesces:
+                result = (result[0].coalesce(), *result[1:])
+        return result
+
+    def to_arrays(self, result: Any) -> list[NDArray[Any]]:
+        return [gradient.to_dense().numpy() for gradient in result]
+
+
+class TorchUncoalesced(TorchBackward):
+    """torch's sparse gradient as autograd leaves it: an entry for each index."""
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        self.coalesces = False
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        return None if workload.gradient == "sparse" else "sparse gradients only"
+
+
+class Step(Backward):
+    """What the contenders at steps share: they change the table."""
+
+    def check(self, batch: Batch) -> None:
+        """Step from a table of zeros, so that its rounding hides nothing."""
+        self.table[...] = 0
+        self.run([self.convert(batch)])
+        gradient, grad_output = self.table / -LEARNING_RATE, np.asarray(self.grad_output)
+        assert_gradients(self.workload, self.table, batch, grad_output, [gradient])
+
+
+class EmbagStep(Step, EmbagBackward):
+    """`SparseRows.add_to`."""
+
+    def convert(self, batch: Batch) -> Any:
+        return EmbagBackward.run(self, [super().convert(batch)]).weight
+
+    def run(self, batches: Sequence[Any]) -> None:
+        for gradient in batches:
+            gradient.add_to(self.table, -LEARNING_RATE)
+
+
+class TorchStep(Step, TorchBackward):
+    """`add_` of a coalesced sparse tensor."""
+
+    def convert(self, batch: Batch) -> Any:
+        return TorchBackward.run(self, [super().convert(batch)])[0]
+
+    def run(self, batches: Sequence[Any]) -> None:
+        for gradient in batches:
+            self.tensor.add_(gradient, alpha=-LEARNING_RATE)
 
 
 class PlainSum(Contender):
@@ -301,7 +432,7 @@ def _compile(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-CONTENDERS: dict[str, type[Contender]] = {
+FORWARD: dict[str, type[Contender]] = {
     "torch": Torch,
     "embag": Embag,
     "embag-numpy": EmbagNumpy,
@@ -310,3 +441,21 @@ CONTENDERS: dict[str, type[Contender]] = {
     "scipy": Scipy,
     "numpy": Numpy,
 }
+BACKWARD: dict[str, type[Contender]] = {
+    "torch": TorchBackward,
+    "torch-uncoalesced": TorchUncoalesced,
+    "embag": EmbagBackward,
+}
+STEP: dict[str, type[Contender]] = {
+    "torch": TorchStep,
+    "embag": EmbagStep,
+}
+# By name alone, for what does not depend on the workload.
+ALL = {**STEP, **BACKWARD, **FORWARD}
+
+
+def contenders_for(workload: Workload) -> dict[str, type[Contender]]:
+    """Return who computes what this workload times, by name."""
+    if workload.step:
+        return STEP
+    return FORWARD if workload.gradient is None else BACKWARD

@@ -1,8 +1,9 @@
 """What embag does to its process: `python -m benchmarks.process`, from the root.
 
-threads    two threads against one, in turn, on the largest workload
+threads    two threads against one, in turn: the largest forward pass, sparse gradients
 import     what `import embag` adds to `import numpy`, in fresh processes, in turn
 memory     what a call takes beside its output, for an input and for one ten times as long
+gradients  what a sparse gradient takes beside itself, for each index and each row in use
 
 Each figure has its target beside it. `--json FILE` writes them all.
 """
@@ -18,13 +19,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import machine
-from benchmarks.contenders import Embag
+from benchmarks.contenders import contenders_for
 from benchmarks.run import median_ratio
 from benchmarks.worker import ROOT, Worker
-from benchmarks.workloads import Batch, Workload, assert_result, make_batches
+from benchmarks.workloads import Batch, Workload, make_batches
 
-SPEEDUP_TARGET = 1.7
+SPEEDUP_TARGETS = {"sum-d64-2m": 1.7, "sparse-sum-d64-1m": None, "sparse-zipf-d64-1m": None}
 IMPORT_TARGET_MS = 20
 # More than the interpreter's own comings and goings; 80 times less than the longer input.
 MEMORY_TARGET_BYTES = 400_000
@@ -35,11 +38,18 @@ start = time.perf_counter()
 import {}
 print(time.perf_counter() - start)
 """
+DIM = 64
 MEMORY_CASES: dict[str, dict[str, Any]] = {
     "sum": {},
     "mean": {"mode": "mean"},
     "max": {"mode": "max"},
     "padding_idx": {"padding_idx": 0},
+    "per_sample_weights": {"weighted": True},
+    "two threads": {"n_threads": 2},
+}
+GRADIENT_CASES: dict[str, dict[str, Any]] = {
+    "sum": {},
+    "mean": {"mode": "mean"},
     "per_sample_weights": {"weighted": True},
     "two threads": {"n_threads": 2},
 }
@@ -54,36 +64,46 @@ def main() -> None:
     results = machine.facts()
     results["settings"] = {"quick": arguments.quick}
     results["threads"] = measure_threads(arguments.quick)
-    show("two threads: times as fast as one", results["threads"])
+    for name, figures in results["threads"].items():
+        show(f"two threads, {name}: times as fast as one", figures)
     results["import"] = measure_import(3 if arguments.quick else 31)
     show("import: ms beside NumPy's", results["import"])
     results["memory"] = measure_memory(arguments.quick)
     for name, figures in results["memory"].items():
         show(f"memory, {name}: bytes beside the output", figures)
+    results["gradients"] = measure_gradients(arguments.quick)
+    for name, figures in results["gradients"].items():
+        show(f"memory, sparse gradient, {name}: bytes beside it", figures)
+        for unit in ("beside, per index", "in all, per row in use"):
+            print(f"    {unit}: {figures[unit]:.1f}")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def show(title: str, figures: dict[str, Any]) -> None:
-    print(f"{title}: {figures['result']:,.4g}, target {figures['target']:,}", flush=True)
+    target = "" if figures["target"] is None else f", target {figures['target']:,}"
+    print(f"{title}: {figures['result']:,.4g}{target}", flush=True)
 
 
 def measure_threads(quick: bool) -> dict[str, Any]:
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    with (
-        closing(Worker("sum-d64-2m", "embag", 1, quick)) as one,
-        closing(Worker("sum-d64-2m", "embag", 2, quick)) as two,
-    ):
-        for _ in range(2 if quick else 31):
-            seconds[1].append(one.seconds())
-            seconds[2].append(two.seconds())
-    return {
-        "result": median_ratio(seconds[1], seconds[2]),
-        "target": SPEEDUP_TARGET,
-        "cores": os.cpu_count(),
-        "seconds": seconds,
-    }
+    results = {}
+    for workload, target in SPEEDUP_TARGETS.items():
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        with (
+            closing(Worker(workload, "embag", 1, quick)) as one,
+            closing(Worker(workload, "embag", 2, quick)) as two,
+        ):
+            for _ in range(2 if quick else 31):
+                seconds[1].append(one.seconds())
+                seconds[2].append(two.seconds())
+        results[workload] = {
+            "result": median_ratio(seconds[1], seconds[2]),
+            "target": target,
+            "cores": os.cpu_count(),
+            "seconds": seconds,
+        }
+    return results
 
 
 def measure_import(n_rounds: int) -> dict[str, Any]:
@@ -108,9 +128,10 @@ def measure_import(n_rounds: int) -> dict[str, Any]:
 def measure_memory(quick: bool) -> dict[str, Any]:
     n_bags, bag_size = (1000, 10) if quick else (10_000, 40)
     results = {}
-    for name in MEMORY_CASES:
-        short = _in_fresh_process(name, n_bags, bag_size)
-        long = _in_fresh_process(name, n_bags, 10 * bag_size)
+    for name, case in MEMORY_CASES.items():
+        options = {"name": name, "n_rows": 10_000, "n_bags": n_bags, **case}
+        short = _in_fresh_process(bag_size=bag_size, **options)
+        long = _in_fresh_process(bag_size=10 * bag_size, **options)
         results[name] = {
             "result": max(long["traced"], long["resident"]),
             "target": MEMORY_TARGET_BYTES,
@@ -120,8 +141,32 @@ def measure_memory(quick: bool) -> dict[str, Any]:
     return results
 
 
-def _in_fresh_process(*arguments: str | int) -> dict[str, int]:
-    command = [sys.executable, "-m", "benchmarks.process", "one_call", *map(str, arguments)]
+def measure_gradients(quick: bool) -> dict[str, Any]:
+    """Measure sparse gradients of a table of which few rows are in use, and of many."""
+    n_bags, bag_size = (1000, 10) if quick else (10_000, 40)
+    n_indices = n_bags * bag_size
+    results = {}
+    for name, case in GRADIENT_CASES.items():
+        options = {"name": name, "n_bags": n_bags, "bag_size": bag_size, **case}
+        for n_rows in (1000, 10_000 if quick else 1_000_000):
+            call = _in_fresh_process(n_rows=n_rows, gradient="sparse", **options)
+            beside, n_used = max(call["traced"], call["resident"]), call["rows in use"]
+            # What the documentation of `embedding_bag_backward` allows.
+            target = 24 * n_indices + 16 * n_used
+            target += 4 * n_indices if "weighted" in case else 0
+            target += 4 * n_bags * DIM if "mode" in case else 0
+            results[f"{name}, {n_used} rows in use"] = {
+                "result": beside,
+                "target": target + MEMORY_TARGET_BYTES,
+                "beside, per index": beside / n_indices,
+                "in all, per row in use": (beside + call["output"]) / n_used,
+                "call": call,
+            }
+    return results
+
+
+def _in_fresh_process(**options: Any) -> dict[str, int]:
+    command = [sys.executable, "-m", "benchmarks.process", "one_call", json.dumps(options)]
     # A fixed threshold: glibc raises its own as arrays are freed, and what it then keeps
     # could serve the call unseen.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -131,38 +176,38 @@ def _in_fresh_process(*arguments: str | int) -> dict[str, int]:
     return json.loads(run.stdout)
 
 
-def one_call(name: str, n_bags: int, bag_size: int) -> dict[str, int]:
+def one_call(name: str, n_threads: int = 1, **options: Any) -> dict[str, int]:
     """Measure one call in this process, twice; then assert its result.
 
     `traced` is what Python and NumPy allocate at their peak, `resident` how far the
     process's memory rises, whoever allocated it. Both less the output.
     """
-    options = dict(MEMORY_CASES[name])
-    n_threads = options.pop("n_threads", 1)
-    workload = Workload(name, name, 10_000, 64, n_bags, bag_size, n_batches=1, **options)
-    contender = Embag(workload, n_threads)
+    workload = Workload(name, name, dim=DIM, n_batches=1, **options)
+    contender = contenders_for(workload)["embag"](workload, n_threads)
     (batch,) = make_batches(workload)
     call = [contender.convert(batch)]
-    # A call of a tenth of the size, for what is set up once: threads and their stacks.
-    n_first = n_bags // 10 * bag_size
+    # A call with a tenth of the indices, for what is set up once: threads and their stacks.
+    n_first = len(batch.indices) // 10
     weights = None if batch.sample_weights is None else batch.sample_weights[:n_first]
-    first = Batch(batch.indices[:n_first], batch.offsets[: n_bags // 10], weights)
+    first = Batch(batch.indices[:n_first], np.minimum(batch.offsets, n_first), weights)
     contender.run([contender.convert(first)])
 
     before = _restart_peak()
     result = contender.run(call)
-    resident = _resident_peak() - before - result.nbytes
-    assert_result(workload, contender.table, batch, result)
-    n_bytes = result.nbytes
-    del result
+    resident = _resident_peak() - before
+    contender.assert_result(batch, result)
+    outputs = result if isinstance(result, tuple) else (result,)
+    n_bytes = sum(output.nbytes for output in outputs if output is not None)
+    del result, outputs
     tracemalloc.start()
     contender.run(call)
     traced = tracemalloc.get_traced_memory()[1] - n_bytes
     return {
         "traced": traced,
-        "resident": resident,
+        "resident": resident - n_bytes,
         "output": n_bytes,
         "indices": batch.indices.nbytes,
+        "rows in use": len(np.unique(batch.indices)),
     }
 
 
@@ -181,6 +226,6 @@ def _resident_peak() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one_call"]:
-        print(json.dumps(one_call(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+        print(json.dumps(one_call(**json.loads(sys.argv[2]))))
     else:
         main()

@@ -1,9 +1,9 @@
 """Run the workloads: `python -m benchmarks.run`, from the root of the repository.
 
 A process per contender. They work in turn, one at a time (A B A B), and each round is
-compared with the neighbouring round of torch: on a shared machine times drift by a
-factor of two within minutes, the median of such ratios does not. Absolute figures are
-medians too, for orientation.
+compared with the neighbouring round of torch, coalescing or not: on a shared machine
+times drift by a factor of two within minutes, the median of such ratios does not.
+Absolute figures are medians too, for orientation.
 """
 
 import argparse
@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import ALL, contenders_for
 from benchmarks.worker import Worker
-from benchmarks.workloads import QUICK, WORKLOADS, Workload, get_workload
+from benchmarks.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
+
+BASELINES = ("torch", "torch-uncoalesced")  # others are as many times as fast as these
 
 
 def main() -> None:
     arguments = parse_arguments()
-    missing = {name: CONTENDERS[name].missing() for name in CONTENDERS}
+    missing = {name: contender.missing() for name, contender in ALL.items()}
     missing = {name: reason for name, reason in missing.items() if reason}
     for name, reason in missing.items():
         print(f"without {name}: {reason}")
@@ -48,8 +50,10 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: all")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: by workload")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=[*GROUPS, *WORKLOADS], help="default: all"
+    )
+    parser.add_argument("--contenders", nargs="+", choices=ALL, help="default: by workload")
     parser.add_argument("--threads", type=int, default=1, help="of each contender; default: 1")
     parser.add_argument("--rounds", type=int, help="default: 21")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
@@ -58,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
         arguments.rounds = 2 if arguments.quick else 21
     if arguments.workloads is None:
         arguments.workloads = QUICK if arguments.quick else WORKLOADS
+    names = [GROUPS.get(name, [name]) for name in arguments.workloads]
+    arguments.workloads = [name for group in names for name in group]
     return arguments
 
 
@@ -65,7 +71,11 @@ def measure(
     workload: Workload, contenders: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure one workload; returns its entry of the results."""
-    reasons = {c: CONTENDERS[c].unsuited(workload, arguments.threads) for c in contenders}
+    classes = contenders_for(workload)
+    reasons = {
+        c: classes[c].unsuited(workload, arguments.threads) if c in classes else "no such operation"
+        for c in contenders
+    }
     seconds: dict[str, list[float]] = {c: [] for c in contenders if reasons[c] is None}
     with ExitStack() as stack:
         workers = {}
@@ -79,6 +89,7 @@ def measure(
     return {
         "name": workload.name,
         "title": workload.title,
+        "gradient": workload.gradient,
         "n_rows": workload.n_rows,
         "dim": workload.dim,
         "dtype": workload.dtype,
@@ -94,15 +105,15 @@ def summarize(
     workload: Workload, contender: str, seconds: dict[str, list[float]], facts: dict[str, Any]
 ) -> dict[str, Any]:
     median = statistics.median(seconds[contender])
-    speedup = median_ratio(seconds.get("torch"), seconds[contender])
-    target = workload.targets.get(contender)
+    times = {b: median_ratio(seconds.get(b), seconds[contender]) for b in BASELINES}
+    targets = workload.targets.get(contender, {})
     return {
         "ns per row": median / facts["n_indices"] * 1e9,
         "us per call": median / facts["n_calls"] * 1e6,
         "GB/s": facts["n_indices"] * workload.row_bytes / median / 1e9,
-        "times torch": speedup,
-        "target": target,
-        "target met": speedup >= target if target and speedup else None,
+        **{f"times {b}": ratio for b, ratio in times.items()},
+        "targets": targets,
+        "targets met": {b: times[b] >= target for b, target in targets.items() if times[b]},
         "share of limit": median_ratio(seconds.get("limit"), seconds[contender]),
         "note": facts["note"],
         "seconds": seconds[contender],
@@ -118,19 +129,25 @@ def median_ratio(numerators: list[float] | None, denominators: list[float]) -> f
 
 def show(result: dict[str, Any]) -> None:
     print(f"\n{result['name']}: {result['title']}")
-    print("                ns/row    us/call    GB/s  x torch  target  of limit")
+    baselines = [b for b in BASELINES if b in result["contenders"]]
+    columns = "".join(f"{'x ' + b:>{len(b) + 4}}" for b in baselines)
+    print(f"                       ns/row    us/call    GB/s{columns}  of limit")
     for name, figures in result["contenders"].items():
-        verdict = {None: "", True: "met", False: "MISSED"}[figures["target met"]]
+        times = "".join(_number(figures[f"times {b}"], len(b) + 4) for b in baselines)
+        verdicts = (
+            f"{figures['targets'][b]:g} x {b} {'met' if met else 'MISSED'}"
+            for b, met in figures["targets met"].items()
+        )
         print(
-            f"  {name:12}"
-            f"{figures['ns per row']:8.2f} {figures['us per call']:10.2f} {figures['GB/s']:7.1f} "
-            f"{_number(figures['times torch'])}  {_number(figures['target'], 5)}   "
-            f"{_number(figures['share of limit'])} {verdict} {figures['note']}",
+            f"  {name:17}"
+            f"{figures['ns per row']:10.2f} {figures['us per call']:10.2f} {figures['GB/s']:7.1f}"
+            f"{times}{_number(figures['share of limit'], 10)}  {', '.join(verdicts)} "
+            f"{figures['note']}",
             flush=True,
         )
 
 
-def _number(value: float | None, width: int = 7) -> str:
+def _number(value: float | None, width: int) -> str:
     return " " * width if value is None else f"{value:{width}.2f}"
 
 

@@ -1,56 +1,94 @@
-"""Results to a Markdown table: `python -m benchmarks.table RESULTS.json README.md`.
+"""Results to Markdown tables: `python -m benchmarks.table RESULTS.json README.md`.
 
-The table replaces what stands between the two markers in the README. `--check` changes
-nothing and fails if it would. No figure is typed by hand.
+There are two tables, of the forward pass and of the gradients. Those that the results
+have workloads of replace what stands between their markers in the README. `--check`
+changes nothing and fails if it would. No figure is typed by hand.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START = "<!-- benchmark table: start -->"
-END = "<!-- benchmark table: end -->"
+
+@dataclass(frozen=True)
+class Table:
+    marker: str
+    first_column: str
+    columns: tuple[tuple[str, str, str, str], ...]  # heading, contender, figure, format
+    usual: str  # what workloads do not say in their titles
+
+    @property
+    def start(self) -> str:
+        return f"<!-- {self.marker}: start -->"
+
+    @property
+    def end(self) -> str:
+        return f"<!-- {self.marker}: end -->"
+
+
+FORWARD = Table(
+    "benchmark table",
+    "workload",
+    (
+        ("embag, ns per row", "embag", "ns per row", ".1f"),
+        ("torch, ns per row", "torch", "ns per row", ".1f"),
+        ("times as fast as torch", "embag", "times torch", ".2f"),
+        ("the same, table as NumPy allocates it", "embag-numpy", "times torch", ".2f"),
+        ("of the gather limit", "embag", "share of limit", ".0%"),
+    ),
+    "1024 bags of 40 where nothing else is said.",
+)
+GRADIENTS = Table(
+    "gradient table",
+    "backward pass",
+    (
+        ("embag, ns per index", "embag", "ns per row", ".1f"),
+        ("torch, ns per index", "torch", "ns per row", ".1f"),
+        ("times as fast as torch", "embag", "times torch", ".2f"),
+        ("the same, torch not coalescing", "embag", "times torch-uncoalesced", ".2f"),
+    ),
+    "D = 64 and 512 bags of 40 where nothing else is said; torch's sparse gradients are "
+    "coalesced, but for the last column.",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("results", type=Path, help="JSON from benchmarks.run")
-    parser.add_argument("readme", type=Path, help="a file with the two markers")
-    parser.add_argument("--check", action="store_true", help="fail if the table is another")
+    parser.add_argument("readme", type=Path, help="a file with the markers")
+    parser.add_argument("--check", action="store_true", help="fail if a table is another")
     arguments = parser.parse_args()
 
-    old = arguments.readme.read_text()
-    if old.count(START) != 1 or old.count(END) != 1:
-        sys.exit(f"{arguments.readme} must hold each of these once: {START} {END}")
-    head, _, rest = old.partition(START)
-    tail = rest.partition(END)[2]
-    table = render(json.loads(arguments.results.read_text()))
-    new = f"{head}{START}\n{table}\n{END}{tail}"
+    results = json.loads(arguments.results.read_text())
+    # Results from before there were gradients do not name one.
+    forward = [w for w in results["workloads"] if w.get("gradient") is None]
+    gradients = [w for w in results["workloads"] if w.get("gradient") is not None]
+    old = new = arguments.readme.read_text()
+    for table, workloads in ((FORWARD, forward), (GRADIENTS, gradients)):
+        if not workloads:
+            continue
+        if new.count(table.start) != 1 or new.count(table.end) != 1:
+            sys.exit(f"{arguments.readme} must hold each of these once: {table.start} {table.end}")
+        head, _, rest = new.partition(table.start)
+        tail = rest.partition(table.end)[2]
+        new = f"{head}{table.start}\n{render(table, workloads, results)}\n{table.end}{tail}"
     if not arguments.check:
         arguments.readme.write_text(new)
     elif new != old:
         sys.exit(f"{arguments.readme} is not what {arguments.results} says")
 
 
-def render(results: dict[str, Any]) -> str:
+def render(table: Table, workloads: list[dict[str, Any]], results: dict[str, Any]) -> str:
     machine, versions, settings = results["machine"], results["versions"], results["settings"]
     n_threads = settings["threads"]
-    lines = [
-        "| workload | embag, ns per row | torch, ns per row | times as fast as torch "
-        "| the same, table as NumPy allocates it | of the gather limit |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for workload in results["workloads"]:
+    headings = [table.first_column, *(heading for heading, *_ in table.columns)]
+    lines = [f"| {' | '.join(headings)} |", "|---" + "|--:" * len(table.columns) + "|"]
+    for workload in workloads:
         figures = workload["contenders"]
-        cells = (
-            _cell(figures, "embag", "ns per row", ".1f"),
-            _cell(figures, "torch", "ns per row", ".1f"),
-            _cell(figures, "embag", "times torch", ".2f"),
-            _cell(figures, "embag-numpy", "times torch", ".2f"),
-            _cell(figures, "embag", "share of limit", ".0%"),
-        )
+        cells = [_cell(figures, *column) for _, *column in table.columns]
         lines.append(f"| {workload['title']} | {' | '.join(cells)} |")
     torch = f"torch {versions['torch']}" if versions["torch"] else "torch not installed"
     lines += [
@@ -59,7 +97,7 @@ def render(results: dict[str, Any]) -> str:
         f"{machine['cores']} cores, level {versions['level']}; {versions['compiler']}, "
         f"NumPy {versions['numpy']}, {torch}; {results['date']}. Medians of "
         f'{settings["rounds"]} rounds; "times as fast" is the median of the ratios of '
-        "neighbouring rounds. 1024 bags of 40 where nothing else is said.",
+        f"neighbouring rounds. {table.usual}",
     ]
     if settings["quick"]:
         lines += ["", "**A smoke run: these figures mean nothing.**"]

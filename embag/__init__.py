@@ -7,13 +7,21 @@ average of word vectors.
 
     embag.embedding_bag(input, weight, offsets, mode="sum")
 
+`embedding_bag_backward` is its gradient, by the table and by the weights of the rows.
+
 A call passes through these files, and never back:
 
     functional.py    the function and its documentation
+    backward.py      the same for the gradients
     _arguments.py    checks the arguments; every error message
     _threads.py      how many threads this much work is worth
     _dispatch.py     which instruction-set level this processor runs
-    _core.pyx        the kernels, compiled once for each level
+    _core.pyx        the kernels, compiled once for each level; its parts are *.pxi
+
+Around it: `EmbeddingBag` (layers.py) is the layer, `SparseRows` (sparse_rows.py) a
+gradient that holds only the rows in use, embag.torch (torch.py, not imported here) the
+same for torch's tensors. _grouping.py groups the positions of a batch by row, which is
+what the gradients are made with.
 
 Beside it: `aligned_copy` and `aligned_empty` (memory.py) place tables so that lookups
 are fastest, `set_num_threads` and `get_num_threads` bound the threads, `show_config`
@@ -29,10 +37,12 @@ from embag._threads import get_num_threads, set_num_threads
 from embag._version import __version__
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.functional import embedding_bag
+from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
 from embag.sparse_rows import SparseRows
 
 __all__ = [
+    "EmbeddingBag",
     "EmbeddingBagGrads",
     "SparseRows",
     "__version__",

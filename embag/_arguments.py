@@ -61,9 +61,11 @@ def as_table(weight: Any) -> AnyArray:
 
 
 def _as_array(value: Any, name: str, kind: str) -> AnyArray:
-    """Return ndarrays as they are, anything else through `np.asarray`."""
-    if isinstance(value, np.ndarray):
+    """Return ndarrays as they are (a masked one's data), anything else through `np.asarray`."""
+    if type(value) is np.ndarray:
         return value
+    if isinstance(value, np.ndarray):
+        return value.view(np.ndarray)
     try:
         return np.asarray(value)
     except MemoryError:
@@ -104,7 +106,7 @@ def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]
 
     One row repeated without memory of its own (`np.broadcast_to`) stays that.
     """
-    array = _as_array(grad_output, "grad_output", "numbers").view(np.ndarray)
+    array = _as_array(grad_output, "grad_output", "numbers")
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"grad_output must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
     if array.shape != (n_bags, dim):
@@ -285,11 +287,12 @@ def check_out(
         raise ValueError("out must be writeable, got a read-only array")
     names = ("input", "input", "weight", "offsets", "offsets", *2 * ("per_sample_weights",))
     for name, array in zip(names, inputs, strict=True):
-        if isinstance(array, np.ndarray) and _shares_memory(out, array):
+        if isinstance(array, np.ndarray) and shares_memory(out, array):
             raise ValueError(f"out must share no memory with {name}, got an overlap")
 
 
-def _shares_memory(out: AnyArray, array: AnyArray) -> bool:
+def shares_memory(out: AnyArray, array: AnyArray) -> bool:
+    """Return whether a byte is in both, or whether that is too hard to tell."""
     try:
         return np.shares_memory(out, array, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:

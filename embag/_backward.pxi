@@ -229,9 +229,7 @@ cdef bint scatter_as(
     floating_ft* out,
 ) noexcept nogil:
     """scatter_block with the least power of two that covers the columns twice."""
-    cdef Py_ssize_t half = 1
-    while 2 * half < n_columns:
-        half = 2 * half
+    cdef Py_ssize_t half = narrowest_power(n_columns)
     if half == 1:
         return scatter_block(1, input, sample, job, start, stop, n_columns, given, out)
     elif half == 2:

@@ -13,7 +13,9 @@
 
 cdef enum:
     WIDEST_HALF = 128      # floats: half of the widest block of any level
+    ONES = 2                    # positions a bag: below that, bags of one row are looked for
     # How rows are asked for. Origin of the figures: docs/design.md, "Prefetch".
+    NEAR_TABLE = 512 << 10      # bytes: in a smaller table nothing is asked for
     CACHED_TABLE = 16 << 20     # bytes: a smaller table is taken to be in the caches
     NEAR = 16                   # rows ahead in a cached table
     FAR = 64                    # rows ahead, and rows a burst, in a larger one ...
@@ -37,12 +39,13 @@ cdef struct Job:
     bint mean
     int64_t* max_indices   # (n_bags, dim), for ARGMAX alone
     const int64_t* out_rows     # where each bag's result goes in `out`; NULL: in order
-    # Rows are asked for `ahead` positions before they are used: one at each position,
-    # or, if burst > 0, `burst` of them at every burst-th. Bursts keep the core's few
+    # Rows are asked for `ahead` positions before they are used, unless that is 0: one at
+    # each position, or, if burst > 0, `burst` of them at every burst-th. Bursts keep the core's few
     # miss buffers for the requests while they last; requests mixed with the loads of
     # earlier rows take turns with them, which costs up to half of the bandwidth.
     Py_ssize_t ahead
     Py_ssize_t burst
+    bint ones              # many bags have one row: worth a way of their own
     bint straddles         # blocks of rows need not be whole cache lines
 
 
@@ -53,6 +56,7 @@ cdef inline Py_ssize_t out_position(const Job* job, Py_ssize_t b) noexcept nogil
 cdef inline bint reduce_block(
     const Py_ssize_t half,
     const int operation,
+    const bint ones,                 # many bags have one row
     const index_ft* input,           # IN   (n_indices,)
     const floating_ft* sample,       # IN   (n_indices,), for WEIGHTED_SUM alone
     const Job* job,                  # IN
@@ -61,7 +65,7 @@ cdef inline bint reduce_block(
 ) noexcept nogil:
     """Reduce the task's bags over one block of columns. False if something is bad.
 
-    `half` and `operation` are literals where this is called.
+    `half`, `operation` and `ones` are literals where this is called.
     """
     cdef:
         floating_ft low[WIDEST_HALF]
@@ -77,12 +81,13 @@ cdef inline bint reduce_block(
         Py_ssize_t shift = n_columns - half
         Py_ssize_t half_bytes = half * <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t shift_bytes = shift * <Py_ssize_t>sizeof(floating_ft)
-        bint straddles = job.straddles
+        bint straddles = job.straddles, in_order = job.out_rows == NULL
         Py_ssize_t ahead = job.ahead, burst = job.burst
         # A burst is due at burst_at; single rows are asked for up to single_stop.
         Py_ssize_t burst_at = 0 if burst > 0 else n_indices
-        Py_ssize_t single_stop = 0 if burst > 0 else n_indices - ahead
-        Py_ssize_t b, start, stop, k, next_k, r, n_kept
+        Py_ssize_t single_stop = 0 if burst > 0 or ahead == 0 else n_indices - ahead
+        Py_ssize_t dim = job.dim, bag_stop = task.bag_stop
+        Py_ssize_t b, start, stop, one_stop, k, next_k, r, n_kept
 
     stop = bag_bound(&job.bags, task.bag_start)
     if not (0 <= stop <= n_indices):
@@ -92,39 +97,47 @@ cdef inline bint reduce_block(
             fetch(half_bytes, <size_t>table + <size_t>input[k] * <size_t>stride,
                   shift_bytes, straddles)
 
-    for b in range(task.bag_start, task.bag_stop):
+    b = task.bag_start
+    while b < bag_stop:
         start = stop
         stop = bag_bound(&job.bags, b + 1)
+
+        if ones:
+            # Bags of one row, while no burst is due: each goes from load to store, with
+            # as little in between as there can be.
+            out_row = out + b * dim + task.column_start
+            one_stop = min(burst_at, n_indices) if in_order else 0
+            while stop == start + 1 and start < one_stop:
+                if start < single_stop:
+                    fetch(half_bytes, <size_t>table + <size_t>input[start + ahead] * <size_t>stride,
+                          shift_bytes, straddles)
+                r = read_index(input, start)
+                if <size_t>r >= n_rows:
+                    return False
+                row = <const floating_ft*>(table + r * stride)
+                if r == padding:
+                    fill(half, out_row, 0)
+                    fill(half, out_row + shift, 0)
+                elif operation == SUM:
+                    copy_sum(half, out_row, row)
+                    copy_sum(half, out_row + shift, row + shift)
+                else:
+                    copy_scaled(half, out_row, row, sample[start])
+                    copy_scaled(half, out_row + shift, row + shift, sample[start])
+                b += 1
+                if b == bag_stop:
+                    return True
+                out_row += dim
+                start = stop
+                stop = bag_bound(&job.bags, b + 1)
+
         if not (start <= stop <= n_indices):
             return False
         out_row = out + out_position(job, b) * job.dim + task.column_start
         if start == stop:
             fill(half, out_row, 0)
             fill(half, out_row + shift, 0)
-            continue
-
-        if stop == start + 1 and start < burst_at:
-            # A bag of one row, and no burst due: the row goes from load to store.
-            if start < single_stop:
-                fetch(half_bytes, <size_t>table + <size_t>input[start + ahead] * <size_t>stride,
-                      shift_bytes, straddles)
-            r = read_index(input, start)
-            if <size_t>r >= n_rows:
-                return False
-            if r != padding:
-                row = <const floating_ft*>(table + r * stride)
-                if operation == SUM:
-                    copy_sum(half, out_row, row)
-                    copy_sum(half, out_row + shift, row + shift)
-                elif operation == WEIGHTED_SUM:
-                    copy_scaled(half, out_row, row, sample[start])
-                    copy_scaled(half, out_row + shift, row + shift, sample[start])
-                else:
-                    copy(half, out_row, row)
-                    copy(half, out_row + shift, row + shift)
-            else:
-                fill(half, out_row, 0)
-                fill(half, out_row + shift, 0)
+            b += 1
             continue
 
         n_kept = 0
@@ -168,6 +181,7 @@ cdef inline bint reduce_block(
         else:
             copy(half, out_row, low)
             copy(half, out_row + shift, high)
+        b += 1
     return True
 
 
@@ -183,6 +197,14 @@ cdef inline Py_ssize_t narrowest_half(Py_ssize_t n_columns) noexcept nogil:
     return (half + 15) // 16 * 16
 
 
+cdef inline Py_ssize_t narrowest_power(Py_ssize_t n_columns) noexcept nogil:
+    """The least power of two with half <= n_columns <= 2 * half."""
+    cdef Py_ssize_t half = 1
+    while 2 * half < n_columns:
+        half = 2 * half
+    return half
+
+
 cdef inline bint reduce_as(
     const int operation,
     const index_ft* input,
@@ -194,34 +216,61 @@ cdef inline bint reduce_as(
     """reduce_block with the narrowest half that covers the task's columns."""
     cdef Py_ssize_t half = narrowest_half(task.column_stop - task.column_start)
     if half == 1:
-        return reduce_block(1, operation, input, sample, job, task, out)
+        return reduce_block(1, operation, False, input, sample, job, task, out)
     elif half == 2:
-        return reduce_block(2, operation, input, sample, job, task, out)
+        return reduce_block(2, operation, False, input, sample, job, task, out)
     elif half == 4:
-        return reduce_block(4, operation, input, sample, job, task, out)
+        return reduce_block(4, operation, False, input, sample, job, task, out)
     elif half == 8:
-        return reduce_block(8, operation, input, sample, job, task, out)
+        return reduce_block(8, operation, False, input, sample, job, task, out)
     elif half == 16:
-        return reduce_block(16, operation, input, sample, job, task, out)
+        return reduce_block(16, operation, False, input, sample, job, task, out)
     elif half == 24:
-        return reduce_block(24, operation, input, sample, job, task, out)
+        return reduce_block(24, operation, False, input, sample, job, task, out)
     elif half == 32:
-        return reduce_block(32, operation, input, sample, job, task, out)
+        return reduce_block(32, operation, False, input, sample, job, task, out)
     elif half == 40:
-        return reduce_block(40, operation, input, sample, job, task, out)
+        return reduce_block(40, operation, False, input, sample, job, task, out)
     elif half == 48:
-        return reduce_block(48, operation, input, sample, job, task, out)
+        return reduce_block(48, operation, False, input, sample, job, task, out)
     elif half == 56:
-        return reduce_block(56, operation, input, sample, job, task, out)
+        return reduce_block(56, operation, False, input, sample, job, task, out)
     elif half == 64:
-        return reduce_block(64, operation, input, sample, job, task, out)
+        return reduce_block(64, operation, False, input, sample, job, task, out)
     elif half == 80:
-        return reduce_block(80, operation, input, sample, job, task, out)
+        return reduce_block(80, operation, False, input, sample, job, task, out)
     elif half == 96:
-        return reduce_block(96, operation, input, sample, job, task, out)
+        return reduce_block(96, operation, False, input, sample, job, task, out)
     elif half == 112:
-        return reduce_block(112, operation, input, sample, job, task, out)
-    return reduce_block(WIDEST_HALF, operation, input, sample, job, task, out)
+        return reduce_block(112, operation, False, input, sample, job, task, out)
+    return reduce_block(WIDEST_HALF, operation, False, input, sample, job, task, out)
+
+
+cdef inline bint reduce_ones_as(
+    const int operation,
+    const index_ft* input,
+    const floating_ft* sample,
+    const Job* job,
+    const Task* task,
+    floating_ft* out,
+) noexcept nogil:
+    """reduce_block where many bags have one row, with fewer halves to choose from."""
+    cdef Py_ssize_t half = narrowest_power(task.column_stop - task.column_start)
+    if half == 1:
+        return reduce_block(1, operation, True, input, sample, job, task, out)
+    elif half == 2:
+        return reduce_block(2, operation, True, input, sample, job, task, out)
+    elif half == 4:
+        return reduce_block(4, operation, True, input, sample, job, task, out)
+    elif half == 8:
+        return reduce_block(8, operation, True, input, sample, job, task, out)
+    elif half == 16:
+        return reduce_block(16, operation, True, input, sample, job, task, out)
+    elif half == 32:
+        return reduce_block(32, operation, True, input, sample, job, task, out)
+    elif half == 64:
+        return reduce_block(64, operation, True, input, sample, job, task, out)
+    return reduce_block(WIDEST_HALF, operation, True, input, sample, job, task, out)
 
 
 cdef bint reduce_argmax(
@@ -257,7 +306,7 @@ cdef bint reduce_argmax(
         winners = job.max_indices + b * job.dim + task.column_start
         first_row = -1
         for k in range(start, stop):
-            if k < job.bags.n_indices - job.ahead:
+            if 0 < job.ahead < job.bags.n_indices - k:
                 fetch_bytes(
                     <size_t>table + <size_t>input[k + job.ahead] * <size_t>job.row_stride, n_bytes)
             r = read_index(input, k)
@@ -291,8 +340,12 @@ cdef bint reduce_columns(
     floating_ft* out,
 ) noexcept nogil:
     """Reduce the task's bags over its columns, no more than a block of them."""
+    if job.operation == SUM and job.ones:
+        return reduce_ones_as(SUM, input, sample, job, task, out)
     if job.operation == SUM:
         return reduce_as(SUM, input, sample, job, task, out)
+    if job.operation == WEIGHTED_SUM and job.ones:
+        return reduce_ones_as(WEIGHTED_SUM, input, sample, job, task, out)
     if job.operation == WEIGHTED_SUM:
         return reduce_as(WEIGHTED_SUM, input, sample, job, task, out)
     return reduce_as(MAX, input, sample, job, task, out)
@@ -330,7 +383,7 @@ cdef bint reduce_task(
     part = task[0]
     quiet = job[0]
     quiet.burst = 0
-    quiet.ahead = n_indices          # there is nothing that far ahead
+    quiet.ahead = 0
     for b in range(task.bag_start, task.bag_stop):
         part.bag_start = b
         part.bag_stop = b + 1
@@ -441,8 +494,11 @@ def embedding_bag(
         job.out_rows = <const int64_t*>cnp.PyArray_DATA(<cnp.ndarray>out_rows)
     job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
                      or row_bytes % LINE != 0 or row_bytes > EMBAG_BLOCK_BYTES)
+    job.ones = job.bags.n_indices < ONES * job.bags.n_bags
     job.burst = 0
     job.ahead = NEAR
+    if <double>row_bytes * <double>job.n_rows <= NEAR_TABLE:
+        job.ahead = 0
     if <double>row_bytes * <double>job.n_rows > CACHED_TABLE:
         job.burst = max(FAR_LEAST, min(FAR, FAR_BYTES // row_bytes))
         job.ahead = job.burst

@@ -207,7 +207,7 @@ def embedding_bag_backward(
     if wants_weight and mode == "max":
         grad_weight = _scatter_to_winners(call, grad, weight, winners)
     elif wants_weight:
-        given = _divide_by_sizes(call, grad) if mode == "mean" else grad
+        given = _divide_by_sizes(call, grad) if mode == "mean" and n_positions > 0 else grad
         grad_weight = _sum_rows(call, given, sample, scale_grad_by_freq, sparse)
     if wants_sample:
         grad_sample = _dot_rows(call, grad, weight)
@@ -233,7 +233,8 @@ def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any]:
     """Return what a bag gives each of its rows where its result is their mean."""
     counts = kernels.count_kept(call.indices, call.offsets, call.include_last_offset, call.padding)
     divisors = np.maximum(counts, 1).astype(grad.dtype)
-    quotients: NDArray[Any] = grad / divisors[:, None]
+    with np.errstate(all="ignore"):  # like the kernels
+        quotients: NDArray[Any] = grad / divisors[:, None]
     return quotients
 
 

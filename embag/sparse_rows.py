@@ -34,7 +34,7 @@ class SparseRows:
     indices : ndarray of int64, shape (n,)
         The rows, read-only.
     values : ndarray, shape (n, dim)
-        What they hold. It may be written to (to scale or clip a gradient).
+        What they hold. Entries may be written to: ``rows.values[...] *= 0.5``.
     shape : (int, int)
         The shape of the whole.
 
@@ -68,7 +68,8 @@ class SparseRows:
 
     def __post_init__(self) -> None:
         _arguments.check_table(self.values, "values")
-        indices = _arguments.as_index_array(self.indices, "indices").astype(np.int64, copy=False)
+        # A copy: nobody else may change what is checked here.
+        indices = np.array(_arguments.as_index_array(self.indices, "indices"), np.int64)
         n_rows, dim = _arguments.as_table_shape(self.shape)
         if indices.ndim != 1:
             raise ValueError(f"indices must be 1-D, got shape {indices.shape}")
@@ -79,7 +80,8 @@ class SparseRows:
         k = kernels.first_bad_index(indices, n_rows)
         if k >= 0:
             raise IndexError(
-                f"indices[{k}] = {int(indices[k])} is out of range for a table of {n_rows} rows"
+                f"indices[{k}] = {int(np.asarray(self.indices)[k])} "
+                f"is out of range for a table of {n_rows} rows"
             )
         unsorted = np.flatnonzero(indices[1:] <= indices[:-1])
         if len(unsorted):
@@ -88,10 +90,18 @@ class SparseRows:
                 "indices must increase, "
                 f"got indices[{k + 1}] = {int(indices[k + 1])} after {int(indices[k])}"
             )
-        indices = indices.view()
+        values = self.values
+        if type(values) is not np.ndarray:
+            values = values.view(np.ndarray)
+        self._set(indices, values, (n_rows, dim))
+
+    def _set(
+        self, indices: NDArray[np.int64], values: NDArray[Any], shape: tuple[int, int]
+    ) -> None:
         indices.flags.writeable = False
         object.__setattr__(self, "indices", indices)
-        object.__setattr__(self, "shape", (n_rows, dim))
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "shape", shape)
 
     @classmethod
     def _of_groups(
@@ -99,11 +109,11 @@ class SparseRows:
     ) -> "SparseRows":
         """Make one of parts that are known to be good."""
         rows = object.__new__(cls)
-        indices.flags.writeable = False
-        object.__setattr__(rows, "indices", indices)
-        object.__setattr__(rows, "values", values)
-        object.__setattr__(rows, "shape", shape)
+        rows._set(indices, values, shape)
         return rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SparseRows, (self.indices, self.values, self.shape)
 
     def __repr__(self) -> str:
         return (
@@ -207,14 +217,14 @@ class SparseRows:
             raise ValueError(f"weight must have shape {self.shape}, got {weight.shape}")
         if not weight.flags.writeable:
             raise ValueError("weight must be writeable, got a read-only array")
-        for name, array in (("values", self.values), ("indices", self.indices)):
-            if np.may_share_memory(weight, array):
-                raise ValueError(f"weight must share no memory with {name}, got an overlap")
+        if _arguments.shares_memory(weight, self.values):
+            raise ValueError("weight must share no memory with values, got an overlap")
         factor = _arguments.as_number(alpha, "alpha")
         if num_threads is not None:
             num_threads = _threads.check_count(num_threads, "num_threads")
         if not kernels.is_table(weight):
-            weight[self.indices] += weight.dtype.type(factor) * self.values
+            with np.errstate(all="ignore"):  # like the kernel
+                weight.view(np.ndarray)[self.indices] += weight.dtype.type(factor) * self.values
             return
         values = _arguments.as_table(self.values)
         n_threads = _threads.threads_for(2 * values.size, num_threads)

@@ -115,3 +115,14 @@ def call_arguments(case, reduction, dtype, index_dtype=np.int64, offset_dtype=No
     if offsets is not None:
         offsets = offsets.astype(offset_dtype or index_dtype)
     return (case.input.astype(index_dtype), table, offsets), options
+
+
+def assert_same_bits(result, expected, message=""):
+    assert result.dtype == expected.dtype, message
+    assert result.shape == expected.shape, message
+    unsigned = {4: np.uint32, 8: np.uint64}[expected.dtype.itemsize]
+    nan = np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(result), nan, message)
+    np.testing.assert_array_equal(
+        np.where(nan, 0, result.view(unsigned)), np.where(nan, 0, expected.view(unsigned)), message
+    )

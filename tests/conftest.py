@@ -1,5 +1,6 @@
 """Fixtures: the levels of this machine, and threads however little there is to do."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,17 +8,22 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# Tests run more threads than there are processors. By default each spins for a millisecond
+# before it sleeps, which keeps the others waiting: on a busy machine tests take several times
+# as long. The OpenMP runtime reads this when embag is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from cases import LEVELS
 
-from embag import _arguments, _dispatch, _threads, functional
+from embag import _arguments, _dispatch, _grouping, _threads, backward, functional, sparse_rows
 
 
 @pytest.fixture(params=LEVELS)
 def level(request, monkeypatch):
     """Run the test once per instruction-set level that is built and supported."""
     kernels = _dispatch.load_level(request.param)
-    monkeypatch.setattr(functional, "kernels", kernels)
-    monkeypatch.setattr(_arguments, "kernels", kernels)
+    for module in (functional, backward, sparse_rows, _arguments, _grouping):
+        monkeypatch.setattr(module, "kernels", kernels)
     return request.param
 
 

@@ -17,6 +17,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def has_uncoalesced(workload):
+    return HAS_TORCH and workload["gradient"] == "sparse" and workload["name"] != "step-d64-1m"
+
+
 def run_module(*arguments):
     subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, check=True)
 
@@ -24,7 +28,8 @@ def run_module(*arguments):
 @pytest.fixture(scope="module")
 def results_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "quick.json"
-    contenders = ["embag", "embag-numpy", "limit", "numpy", *(["torch"] if HAS_TORCH else [])]
+    contenders = ["embag", "embag-numpy", "limit", "numpy"]
+    contenders += ["torch", "torch-uncoalesced"] if HAS_TORCH else []
     run_module("benchmarks.run", "--quick", "--json", path, "--contenders", *contenders)
     return path
 
@@ -35,26 +40,37 @@ def test_results_are_whole(results_file):
     assert results["machine"]["cores"] >= 1
     assert results["versions"]["embag"]
     assert results["versions"]["level"]
-    names = {workload["name"] for workload in results["workloads"]}
-    assert {"one-bag", "ragged-d64-2m", "max-d64-1m"} <= names
+    workloads = {workload["name"]: workload for workload in results["workloads"]}
+    assert {"one-bag", "ragged-d64-2m", "max-d64-1m"} <= set(workloads)
+    assert {"dense-max-d64-10k", "sparse-weighted-d64-1m", "step-d64-1m"} <= set(workloads)
     has_limit = "limit" not in results["missing"]
-    for workload in results["workloads"]:
+    torch = {"torch"} if HAS_TORCH else set()
+    for workload in workloads.values():
         contenders = workload["contenders"]
-        assert {"embag", "embag-numpy"} <= set(contenders)
-        assert ("torch" in contenders) == HAS_TORCH
-        assert ("limit" in contenders) == has_limit
+        if workload["gradient"] is None:
+            expected = {"embag", "embag-numpy", *torch, *(["limit"] if has_limit else [])}
+            assert set(contenders) - {"numpy"} == expected
+        else:
+            uncoalesced = {"torch-uncoalesced"} if has_uncoalesced(workload) else set()
+            assert set(contenders) == {"embag", *torch, *uncoalesced}
         for figures in contenders.values():
             assert len(figures["seconds"]) == 2
             for key in ("ns per row", "us per call", "GB/s"):
                 assert math.isfinite(figures[key])
                 assert figures[key] > 0
-            assert (figures["times torch"] is not None) == HAS_TORCH
-            assert (figures["share of limit"] is not None) == has_limit
+            for baseline in ("torch", "torch-uncoalesced"):
+                assert (figures[f"times {baseline}"] is not None) == (baseline in contenders)
+            assert (figures["share of limit"] is not None) == ("limit" in contenders)
+            assert set(figures["targets met"]) == set(figures["targets"]) & set(contenders)
 
 
-def test_table_is_written_and_checked(results_file, tmp_path):
+def test_tables_are_written_and_checked(results_file, tmp_path):
     readme = tmp_path / "README.md"
-    empty = "before\n<!-- benchmark table: start -->\n<!-- benchmark table: end -->\nafter\n"
+    markers = [
+        f"<!-- {name} table: start -->\n<!-- {name} table: end -->\n"
+        for name in ("benchmark", "gradient")
+    ]
+    empty = "before\n" + "between\n".join(markers) + "after\n"
     readme.write_text(empty)
     with pytest.raises(subprocess.CalledProcessError):
         run_module("benchmarks.table", results_file, readme, "--check")
@@ -64,7 +80,21 @@ def test_table_is_written_and_checked(results_file, tmp_path):
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "| max, D = 64, 1 M rows |" in text
+    forward, gradients = text.split("\nbetween\n")
+    assert "| max, D = 64, 1 M rows |" in forward
+    assert "| dense gradient, max, 10 k rows |" in gradients
+
+
+def test_a_table_that_the_results_do_not_have_is_left_alone(results_file, tmp_path):
+    results = json.loads(results_file.read_text())
+    results["workloads"] = [w for w in results["workloads"] if w["gradient"] is not None]
+    gradients = tmp_path / "gradients.json"
+    gradients.write_text(json.dumps(results))
+    readme = tmp_path / "README.md"
+    markers = "<!-- gradient table: start -->\n<!-- gradient table: end -->\n"
+    readme.write_text(markers)  # and no markers of the other
+    run_module("benchmarks.table", gradients, readme)
+    assert "| dense gradient, max, 10 k rows |" in readme.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -72,5 +102,9 @@ def test_process_figures_are_whole(tmp_path):
     path = tmp_path / "process.json"
     run_module("benchmarks.process", "--quick", "--json", path)
     results = json.loads(path.read_text())
-    figures = [results["threads"], results["import"], *results["memory"].values()]
-    assert all(math.isfinite(entry["result"]) and entry["target"] for entry in figures)
+    assert len(results["threads"]) == 3
+    assert len(results["gradients"]) == 8
+    groups = [results[name].values() for name in ("threads", "memory", "gradients")]
+    figures = [results["import"], *(entry for group in groups for entry in group)]
+    assert all(math.isfinite(entry["result"]) for entry in figures)
+    assert sum(entry["target"] is None for entry in figures) == 2

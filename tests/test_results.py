@@ -2,21 +2,10 @@
 
 import numpy as np
 import pytest
-from cases import CASES, REDUCTIONS, call_arguments
+from cases import CASES, REDUCTIONS, assert_same_bits, call_arguments
 
 import embag
 from embag import _reference
-
-
-def assert_same_bits(result, expected, message=""):
-    assert result.dtype == expected.dtype, message
-    assert result.shape == expected.shape, message
-    unsigned = {4: np.uint32, 8: np.uint64}[expected.dtype.itemsize]
-    nan = np.isnan(expected)
-    np.testing.assert_array_equal(np.isnan(result), nan, message)
-    np.testing.assert_array_equal(
-        np.where(nan, 0, result.view(unsigned)), np.where(nan, 0, expected.view(unsigned)), message
-    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

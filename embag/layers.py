@@ -1,0 +1,429 @@
+"""`EmbeddingBag`: a table and the options of its lookups in one object, as in torch.
+
+It holds no state but its attributes. `forward` is `embedding_bag`, `backward` is
+`embedding_bag_backward`; both are given the attributes as they are at the call.
+
+Tested in tests/test_layers.py.
+"""
+
+import contextlib
+import operator
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from embag import _arguments
+from embag.backward import EmbeddingBagGrads, embedding_bag_backward
+from embag.functional import _EUCLIDEAN, Mode, embedding_bag
+from embag.memory import aligned_empty
+
+
+class EmbeddingBag:
+    """A table and its lookups: the counterpart of ``torch.nn.EmbeddingBag``.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+        The shape of the table.
+    max_norm : float, optional
+        At least 0. `forward` scales the rows that it gathers and whose norm exceeds it,
+        in `weight` itself.
+    norm_type : float, optional
+        The p of that norm: greater than 0, or ``inf``.
+    scale_grad_by_freq : bool, optional
+        `backward` divides the gradient of each row by how often it occurs. Not with
+        ``mode="max"``.
+    mode : {"mean", "sum", "max"}, optional
+        The reduction.
+    sparse : bool, optional
+        `backward` gives the gradient of the table as `SparseRows`. Not with
+        ``mode="max"``.
+    _weight : ndarray of float32 or float64, optional
+        The table: used as it is, not copied. `from_pretrained` says it better.
+    include_last_offset : bool, optional
+        `offsets` has one entry more: where the last bag ends.
+    padding_idx : int, optional
+        A row that lookups leave out, which may be counted from the end. It is zeros in a
+        new table.
+    dtype : data-type, optional
+        float32 or float64, for a new table.
+    rng : int, Generator or other seed, optional
+        What ``np.random.default_rng`` takes, for a new table.
+
+    Attributes
+    ----------
+    weight : ndarray, shape (num_embeddings, embedding_dim)
+        The table. A new one is drawn from the standard normal distribution into memory
+        from `aligned_empty`.
+    num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, \
+include_last_offset, padding_idx
+        The parameters of these names; `padding_idx` counted from the start.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind or dtype.
+    ValueError
+        If a value is out of range, or arguments do not go together.
+    MemoryError
+        If there is not enough memory for the table.
+
+    See Also
+    --------
+    embedding_bag : what `forward` is.
+    embedding_bag_backward : what `backward` is.
+
+    Notes
+    -----
+    Any number of threads may call one layer at once, as long as none writes to `weight`.
+    With `max_norm` every `forward` does: then calls at the same time may read rows that
+    are half scaled, or scale one twice.
+
+    Pickles and deep copies hold the table, in memory as NumPy allocates it.
+    ``layer.weight = embag.aligned_copy(layer.weight)`` puts it where lookups are fastest.
+
+    References
+    ----------
+    The definition is that of ``torch.nn.EmbeddingBag``.
+
+    Examples
+    --------
+    A step of gradient descent that pulls the bags ``[1, 2]`` and ``[4]`` towards ones:
+
+    >>> import numpy as np
+    >>> import embag
+    >>> layer = embag.EmbeddingBag(10, 3, mode="sum", sparse=True, rng=0)
+    >>> layer
+    EmbeddingBag(10, 3, mode='sum')
+    >>> before = layer([1, 2, 4], [0, 2])
+    >>> grads = layer.backward(before - 1, [1, 2, 4], [0, 2])
+    >>> grads.weight
+    SparseRows(3 of 10 rows, dim=3, float32, 60 bytes)
+    >>> grads.weight.add_to(layer.weight, -0.25)
+    >>> after = layer([1, 2, 4], [0, 2])
+    >>> bool((abs(after - 1) < abs(before - 1)).all())
+    True
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    max_norm: float | None
+    norm_type: float
+    scale_grad_by_freq: bool
+    mode: Mode
+    sparse: bool
+    include_last_offset: bool
+    padding_idx: int | None
+    weight: NDArray[Any]
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = _EUCLIDEAN,
+        scale_grad_by_freq: bool = False,
+        mode: Mode = "mean",
+        sparse: bool = False,
+        _weight: NDArray[Any] | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        self.num_embeddings = _as_size(num_embeddings, "num_embeddings")
+        self.embedding_dim = _as_size(embedding_dim, "embedding_dim")
+        self.norm_type = _arguments.as_norm_type(norm_type)
+        _arguments.check_flags(
+            scale_grad_by_freq=scale_grad_by_freq,
+            sparse=sparse,
+            include_last_offset=include_last_offset,
+        )
+        _arguments.check_mode(mode, sparse, scale_grad_by_freq)
+        self.scale_grad_by_freq = bool(scale_grad_by_freq)
+        self.mode = mode
+        self.sparse = bool(sparse)
+        self.include_last_offset = bool(include_last_offset)
+        self.padding_idx = None
+        if padding_idx is not None:
+            self.padding_idx = _arguments.as_padding_row(padding_idx, self.num_embeddings)
+        shape = self.num_embeddings, self.embedding_dim
+        if _weight is None:
+            self.weight = _draw(shape, dtype, rng)
+            if self.padding_idx is not None:
+                self.weight[self.padding_idx] = 0
+        else:
+            _arguments.check_table(_weight, "_weight")
+            if _weight.shape != shape:
+                raise ValueError(f"_weight must have shape {shape}, got {_weight.shape}")
+            self.weight = _weight
+        self.max_norm = None
+        if max_norm is not None:
+            self.max_norm = _arguments.as_max_norm(max_norm, self.weight)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: NDArray[Any],
+        *,
+        max_norm: float | None = None,
+        norm_type: float = _EUCLIDEAN,
+        scale_grad_by_freq: bool = False,
+        mode: Mode = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> "EmbeddingBag":
+        """Return a layer on an existing table, without a copy.
+
+        Torch's ``freeze`` is missing: nothing follows what happens to an array, and a
+        gradient is computed only where `backward` is called. The options are by keyword
+        so that a ``freeze`` given by position is an error rather than a `max_norm`.
+
+        Parameters
+        ----------
+        embeddings : ndarray of float32 or float64, shape (num_embeddings, embedding_dim)
+            The table. The layer and the caller share its memory; its padding row is
+            left as it is.
+        max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx
+            As in the constructor.
+
+        Returns
+        -------
+        EmbeddingBag
+            A layer whose `weight` is `embeddings`.
+
+        Raises
+        ------
+        TypeError
+            If an argument is of the wrong kind or dtype.
+        ValueError
+            If a value is out of range, or arguments do not go together.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> table = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+        >>> layer = embag.EmbeddingBag.from_pretrained(table, padding_idx=0)
+        >>> layer([[0, 1], [1, 2]])
+        array([[3., 4.],
+               [4., 5.]], dtype=float32)
+        """
+        _arguments.check_table(embeddings, "embeddings")
+        num_embeddings, embedding_dim = embeddings.shape
+        return cls(
+            num_embeddings,
+            embedding_dim,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            mode,
+            sparse,
+            embeddings,
+            include_last_offset,
+            padding_idx,
+        )
+
+    @overload
+    def forward(
+        self,
+        input: ArrayLike,
+        offsets: ArrayLike | None = ...,
+        per_sample_weights: ArrayLike | None = ...,
+        *,
+        out: NDArray[Any] | None = ...,
+        return_max_indices: Literal[False] = ...,
+        num_threads: int | None = ...,
+    ) -> NDArray[Any]: ...
+    @overload
+    def forward(
+        self,
+        input: ArrayLike,
+        offsets: ArrayLike | None = ...,
+        per_sample_weights: ArrayLike | None = ...,
+        *,
+        out: NDArray[Any] | None = ...,
+        return_max_indices: bool,
+        num_threads: int | None = ...,
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]: ...
+    def forward(
+        self,
+        input: ArrayLike,
+        offsets: ArrayLike | None = None,
+        per_sample_weights: ArrayLike | None = None,
+        *,
+        out: NDArray[Any] | None = None,
+        return_max_indices: bool = False,
+        num_threads: int | None = None,
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]:
+        """Gather rows of the table and reduce them per bag; calling the layer does the same.
+
+        Parameters
+        ----------
+        input, offsets, per_sample_weights, out, return_max_indices, num_threads
+            As in `embedding_bag`.
+
+        Returns
+        -------
+        ndarray, shape (n_bags, embedding_dim)
+            The reduced bags; with `return_max_indices` a tuple of them and the rows that
+            the maxima are from.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
+            As `embedding_bag` does.
+
+        See Also
+        --------
+        embedding_bag : what each argument means.
+
+        Notes
+        -----
+        With `max_norm` it writes to `weight`: no other call may use the layer meanwhile.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> table = np.array([[1, 2], [3, 4]], np.float32)
+        >>> layer = embag.EmbeddingBag.from_pretrained(table, mode="sum")
+        >>> layer.forward([0, 1, 1], [0, 2])
+        array([[4., 6.],
+               [3., 4.]], dtype=float32)
+        """
+        return embedding_bag(
+            input,
+            self.weight,
+            offsets,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.mode,
+            self.sparse,
+            per_sample_weights,
+            self.include_last_offset,
+            self.padding_idx,
+            out=out,
+            return_max_indices=return_max_indices,
+            num_threads=num_threads,
+        )
+
+    __call__ = forward
+
+    def backward(
+        self,
+        grad_output: ArrayLike,
+        input: ArrayLike,
+        offsets: ArrayLike | None = None,
+        per_sample_weights: ArrayLike | None = None,
+        *,
+        max_indices: ArrayLike | None = None,
+        wrt: Literal["weight", "per_sample_weights"] | None = None,
+        num_threads: int | None = None,
+    ) -> EmbeddingBagGrads:
+        """Return the gradients of a `forward` for the gradient of its output.
+
+        Nothing is kept from `forward`: it takes the same arguments again. The table must
+        hold what it held then where its values count: for the gradient of
+        `per_sample_weights`, and with ``mode="max"`` unless `max_indices` is given.
+
+        Parameters
+        ----------
+        grad_output : array_like, shape (n_bags, embedding_dim)
+            The gradient of the output.
+        input, offsets, per_sample_weights
+            As in `forward`.
+        max_indices, wrt, num_threads
+            As in `embedding_bag_backward`.
+
+        Returns
+        -------
+        weight : ndarray or SparseRows, shape (num_embeddings, embedding_dim)
+            The gradient of the table.
+        per_sample_weights : ndarray or None
+            The gradient of the weights.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
+            As `embedding_bag_backward` does.
+
+        See Also
+        --------
+        embedding_bag_backward : what each argument means.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> layer = embag.EmbeddingBag(3, 2, mode="sum")
+        >>> layer.backward([[1, 2], [10, 20]], [0, 1, 1], [0, 2]).weight
+        array([[ 1.,  2.],
+               [11., 22.],
+               [ 0.,  0.]], dtype=float32)
+        """
+        return embedding_bag_backward(
+            grad_output,
+            input,
+            self.weight,
+            offsets,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            mode=self.mode,
+            sparse=self.sparse,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=self.include_last_offset,
+            padding_idx=self.padding_idx,
+            max_indices=max_indices,
+            wrt=wrt,
+            num_threads=num_threads,
+        )
+
+    def __repr__(self) -> str:
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}"]
+        if self.max_norm is not None:
+            parts.append(f"max_norm={self.max_norm!r}")
+        if self.norm_type != _EUCLIDEAN:
+            parts.append(f"norm_type={self.norm_type!r}")
+        if self.scale_grad_by_freq:
+            parts.append(f"scale_grad_by_freq={self.scale_grad_by_freq!r}")
+        parts.append(f"mode={self.mode!r}")
+        if self.padding_idx is not None:
+            parts.append(f"padding_idx={self.padding_idx!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _as_size(value: Any, name: str) -> int:
+    """Return a number of rows or columns as an int."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {_arguments.describe(value)}") from None
+    if size < 0:
+        raise ValueError(f"{name} must be at least 0, got {_arguments.describe(size)}")
+    return size
+
+
+def _draw(shape: tuple[int, int], dtype: DTypeLike, rng: Any) -> NDArray[Any]:
+    """Return a table of standard normal values."""
+    entry: np.dtype[Any] | None = None
+    if dtype is not None:  # NumPy's float64, but torch's float32: it had better be said
+        with contextlib.suppress(TypeError, ValueError):
+            entry = np.dtype(dtype)
+    if entry is None or entry.char not in "fd" or not entry.isnative:
+        seen = _arguments.describe(dtype) if entry is None else entry
+        raise TypeError(f"dtype must be float32 or float64 in native byte order, got {seen}")
+    try:
+        generator = np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"rng must be what numpy.random.default_rng takes, got {_arguments.describe(rng)}"
+        ) from error
+    weight = aligned_empty(shape, entry)
+    generator.standard_normal(dtype="f4" if entry.char == "f" else "f8", out=weight)
+    return weight
