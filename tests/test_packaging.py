@@ -59,6 +59,8 @@ def test_sdist_has_the_sources_and_no_generated_file(sdist):
     for needed in (
         "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile",
         "embag/_core.pyx", "embag/_core_v3.pyx", "embag/_core_v4.pyx", "embag/_platform.h",
+        "embag/_bags.pxi", "embag/_forward.pxi", "embag/_backward.pxi", "embag/_grouping.pxi",
+        "examples/train_numpy.py",
         "embag/_core.pyi", "embag/py.typed", "tests/cases.py", "docs/design.md",
     ):  # fmt: skip
         assert needed in names
@@ -70,7 +72,7 @@ def test_wheel_has_all_levels_and_no_sources(wheel):
     modules = {Path(name).name.partition(".")[0] for name in names if name.endswith(".so")}
     assert modules == {"_core", "_core_v3", "_core_v4"}
     assert {"embag/py.typed", "embag/_core.pyi"} <= set(names)
-    assert not [name for name in names if name.endswith((".c", ".h", ".pyx"))]
+    assert not [name for name in names if name.endswith((".c", ".h", ".pyx", ".pxi"))]
     assert all(name.startswith(("embag/", "embag_cpu-")) for name in names)
 
 
