@@ -65,7 +65,7 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ndarray):
-        return value.view(np.ndarray)
+        return np.ndarray.view(value, np.ndarray)
     try:
         return np.asarray(value)
     except MemoryError:
@@ -78,10 +78,9 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
 
 def as_indices(indices: Any, name: str) -> AnyArray:
     """Return integers as the kernels read them; those that can be are not copied."""
-    array: AnyArray = indices
-    if not kernels.is_index_array(indices):
-        array = as_index_array(indices, name)
-    return array
+    if type(indices) is not np.ndarray or not kernels.is_index_array(indices):
+        return as_index_array(indices, name)
+    return indices
 
 
 def as_index_array(indices: Any, name: str) -> AnyArray:
@@ -115,10 +114,10 @@ def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]
         )
     if array.dtype == dtype and kernels.is_table(array):
         return array
-    if n_bags > 1 and array.strides[0] == 0:
-        row = np.array(array[:1], dtype, order="C", subok=False)
-        return np.broadcast_to(row, (n_bags, dim))
-    return np.array(array, dtype, order="C", subok=False)
+    repeated = n_bags > 1 and array.strides[0] == 0
+    with np.errstate(all="ignore"):  # numbers too large for the dtype become infinite
+        copy = np.array(array[:1] if repeated else array, dtype, order="C", subok=False)
+    return np.broadcast_to(copy, (n_bags, dim)) if repeated else copy
 
 
 def as_max_indices(max_indices: Any, n_bags: int, dim: int, n_rows: int, mode: str) -> AnyArray:
@@ -127,19 +126,37 @@ def as_max_indices(max_indices: Any, n_bags: int, dim: int, n_rows: int, mode: s
         raise ValueError(
             f"max_indices must be None where mode is {mode!r}, got {describe(max_indices)}"
         )
-    array = as_index_array(max_indices, "max_indices").astype(np.int64, copy=False)
+    given = _as_array(max_indices, "max_indices", "integers")
+    array = as_index_array(given, "max_indices").astype(np.int64, copy=False)
     if array.shape != (n_bags, dim):
         raise ValueError(
             f"max_indices must have the output's shape {(n_bags, dim)}, got {array.shape}"
         )
-    bad = (array < -1) | (array >= n_rows)
+    least = 0 if given.dtype.kind == "u" else -1  # of uint64, the largest are negative here
+    bad = (array < least) | (array >= n_rows)
     if bad.any():
         b, d = np.unravel_index(int(bad.argmax()), bad.shape)
         raise IndexError(
-            f"max_indices[{b}, {d}] = {int(np.asarray(max_indices)[b, d])} "
+            f"max_indices[{b}, {d}] = {int(given[b, d])} "
             f"is out of range for a table of {n_rows} rows"
         )
     return array
+
+
+def check_layouts(
+    indices: AnyArray,
+    offsets: AnyArray | None,
+    include_last_offset: bool,
+    n_indices: int,
+    grad: AnyArray,
+    output: tuple[int, int],
+    dtype: np.dtype[Any],
+) -> None:
+    """Raise if converting another argument ran code that changed one of these."""
+    n_bags = kernels.count_bags(indices, offsets, include_last_offset)
+    unchanged = indices.size == n_indices and n_bags == output[0]
+    if not unchanged or grad.shape != output or grad.dtype != dtype:
+        raise RuntimeError("arrays must not change during the call, got a change of layout")
 
 
 def check_wrt(wrt: Any, sample: AnyArray | None) -> None:

@@ -9,22 +9,30 @@ cdef enum:
 
 # --- Bags and positions -------------------------------------------------------
 
-cdef void count_bag(
+cdef bint count_bags_in(
     const index_ft* input,           # IN   (n_indices,)
     const Bags* bags,
-    Py_ssize_t b,
+    Py_ssize_t bag_start,
+    Py_ssize_t bag_stop,
     Py_ssize_t padding,
     int64_t* counts,                 # OUT  (n_bags,)
 ) noexcept nogil:
-    cdef:
-        Py_ssize_t start = max(0, bag_bound(bags, b)), k, n = 0
-        Py_ssize_t stop = min(bags.n_indices, bag_bound(bags, b + 1))
-    if padding < 0:
+    """Count what is no padding in a range of bags. False if an offset is bad."""
+    cdef Py_ssize_t b, start, stop = bag_bound(bags, bag_start), k, n
+    if not (0 <= stop <= bags.n_indices):
+        return False
+    for b in range(bag_start, bag_stop):
+        start = stop
+        stop = bag_bound(bags, b + 1)
+        if not (start <= stop <= bags.n_indices):
+            return False
         n = stop - start
-    else:
-        for k in range(start, stop):
-            n += input[k] != padding
-    counts[b] = n
+        if padding >= 0:
+            n = 0
+            for k in range(start, stop):
+                n += input[k] != padding
+        counts[b] = n
+    return True
 
 
 def count_kept(
@@ -32,8 +40,9 @@ def count_kept(
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
     Py_ssize_t padding,              # a row, or -1
+    int n_threads,
 ):
-    """How many entries of each bag are not padding."""
+    """How many entries of each bag are not padding; None if an offset is bad."""
     refuse_change(is_index_array(input) and (offsets is None or is_index_array(offsets)))
     cdef Bags bags = describe_bags(input, offsets, include_last_offset)
     refuse_change(bags.n_bags >= 0)
@@ -42,14 +51,19 @@ def count_kept(
         int64_t* result = <int64_t*>cnp.PyArray_DATA(counts)
         void* indices = cnp.PyArray_DATA(input)
         bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
-        Py_ssize_t b
+        Py_ssize_t c, n_bad = 0
     with nogil:
-        for b in range(bags.n_bags):
+        for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
+                        schedule="static"):
             if is_wide:
-                count_bag(<const int64_t*>indices, &bags, b, padding, result)
+                n_bad += not count_bags_in(
+                    <const int64_t*>indices, &bags, cut(bags.n_bags, c, n_threads),
+                    cut(bags.n_bags, c + 1, n_threads), padding, result)
             else:
-                count_bag(<const int32_t*>indices, &bags, b, padding, result)
-    return counts
+                n_bad += not count_bags_in(
+                    <const int32_t*>indices, &bags, cut(bags.n_bags, c, n_threads),
+                    cut(bags.n_bags, c + 1, n_threads), padding, result)
+    return counts if n_bad == 0 else None
 
 
 cdef bint fill_bag_of(
@@ -100,6 +114,8 @@ def look_up_weights(
     """
     refuse_change(
         is_index_array(input) and (offsets is None or is_index_array(offsets))
+        and is_index_array(positions) and cnp.PyArray_ITEMSIZE(positions) == 8
+        and cnp.PyArray_SIZE(positions) <= n_positions
         and is_factors(per_sample_weights, cnp.PyArray_SIZE(input),
                        cnp.PyArray_TYPE(per_sample_weights)))
     cdef:
@@ -135,8 +151,8 @@ def look_up_weights(
 
 
 # --- The dense gradient -------------------------------------------------------
-# Added up where it belongs, bag by bag. Threads share the columns, whole cache lines of
-# them, and each walks through all positions: every sum keeps its order.
+# Added up where it belongs, bag by bag. Threads share the columns, a cache line's worth of
+# them at least, and each walks through all positions: every sum keeps its order.
 
 cdef struct Columns:
     Py_ssize_t start
@@ -198,7 +214,9 @@ cdef inline bint scatter_block(
     copy(half, given_high, given + shift)
     for k in range(start, stop):
         if k < fetch_stop:
-            fetch_to_write(<size_t>(out + <size_t>input[k + SCATTER_AHEAD] * <size_t>dim), n_bytes)
+            fetch_to_write(
+                <size_t>out + <size_t>input[k + SCATTER_AHEAD] * <size_t>dim * sizeof(floating_ft),
+                n_bytes)
         r = read_index(input, k)
         if <size_t>r >= n_rows:
             return False

@@ -51,8 +51,12 @@ def look_up_weights(
     n_threads: int,
 ) -> NDArray[Any] | None: ...
 def count_kept(
-    input: NDArray[Any], offsets: NDArray[Any] | None, include_last_offset: bool, padding: int
-) -> NDArray[Any]: ...
+    input: NDArray[Any],
+    offsets: NDArray[Any] | None,
+    include_last_offset: bool,
+    padding: int,
+    n_threads: int,
+) -> NDArray[Any] | None: ...
 def scatter(
     grad: NDArray[Any],
     input: NDArray[Any],

@@ -42,8 +42,10 @@ cdef bint fill_keys(
 ) noexcept nogil:
     """Make the keys of a range of positions. False if an index or an offset is bad."""
     cdef Py_ssize_t k, r, b = 0, bag_stop = stop
-    if bags != NULL:
+    if bags != NULL and start < stop:
         b = bag_at(bags, start)
+        if b >= bags.n_bags:
+            return False
         bag_stop = bag_bound(bags, b + 1)
     memset(counts, 0, <size_t>(digit_mask + 1) * sizeof(Py_ssize_t))
     for k in range(start, stop):

@@ -35,9 +35,9 @@ SCATTER_GAIN = 3
 class EmbeddingBagGrads(NamedTuple):
     """The gradients of a call of `embedding_bag`; None for one that there is not."""
 
-    weight: NDArray[Any] | SparseRows | None
-    """Of the table: an array of its shape, or with ``sparse=True`` its rows in use."""
-    per_sample_weights: NDArray[Any] | None
+    weight: Any
+    """Of the table: an array of its shape, or with ``sparse=True`` its `SparseRows`."""
+    per_sample_weights: Any
     """Of the weights: an array of their shape."""
 
 
@@ -130,9 +130,10 @@ def embedding_bag_backward(
     The result has the same bits (a NaN's sign and payload aside) for any number of
     threads and at any instruction-set level; dense and sparse gradients too.
 
-    Beside its result, a call for the gradient of the table takes 24 bytes for each
-    entry of `input` at most (and the size of a table's entry with `per_sample_weights`),
-    16 for each row that occurs, and with ``mode="mean"`` a copy of `grad_output`.
+    Beside its result, a sparse gradient takes 16 bytes for each entry of `input` (24 with
+    `per_sample_weights`) and 16 for each row that occurs; so does a dense one with
+    `scale_grad_by_freq`. ``mode="mean"`` takes a copy of `grad_output`, and
+    ``mode="max"`` without `max_indices` the memory of the forward call that finds them.
 
     References
     ----------
@@ -165,39 +166,41 @@ def embedding_bag_backward(
     >>> weight[1]
     array([ -5.5, -11. ], dtype=float32)
     """
-    indices = _arguments.as_indices(input, "input")
-    bounds = None if offsets is None else _arguments.as_indices(offsets, "offsets")
     _arguments.check_table(weight)
+    (n_rows, dim), dtype = weight.shape, weight.dtype
     _arguments.check_flags(
         scale_grad_by_freq=scale_grad_by_freq,
         sparse=sparse,
         include_last_offset=include_last_offset,
     )
-    n_bags = kernels.count_bags(indices, bounds, include_last_offset)
-    if n_bags < 0:
-        _arguments.raise_for_shapes(indices, bounds, include_last_offset)
     _arguments.check_mode(mode, sparse, scale_grad_by_freq)
-    n_rows, dim = weight.shape
-    sample = None
-    if per_sample_weights is not None:
-        sample = _arguments.as_sample_weights(per_sample_weights, indices, mode, weight.dtype)
     padding = -1 if padding_idx is None else _arguments.as_padding_row(padding_idx, n_rows)
-    grad = _arguments.as_grad_output(grad_output, n_bags, dim, weight.dtype)
-    winners = None
-    if max_indices is not None:
-        winners = _arguments.as_max_indices(max_indices, n_bags, dim, n_rows, mode)
-    _arguments.check_wrt(wrt, sample)
     if num_threads is not None:
         num_threads = _threads.check_count(num_threads, "num_threads")
+    indices = _arguments.as_indices(input, "input")
+    bounds = None if offsets is None else _arguments.as_indices(offsets, "offsets")
+    n_indices, n_bags = indices.size, kernels.count_bags(indices, bounds, include_last_offset)
+    if n_bags < 0:
+        _arguments.raise_for_shapes(indices, bounds, include_last_offset)
+    sample = winners = None
+    if per_sample_weights is not None:
+        sample = _arguments.as_sample_weights(per_sample_weights, indices, mode, dtype)
+    _arguments.check_wrt(wrt, sample)
+    if max_indices is not None:
+        winners = _arguments.as_max_indices(max_indices, n_bags, dim, n_rows, mode)
+    grad = _arguments.as_grad_output(grad_output, n_bags, dim, dtype)
+    _arguments.check_layouts(
+        indices, bounds, include_last_offset, n_indices, grad, (n_bags, dim), dtype
+    )
     if mode == "max" or dim == 0:
         # The kernels of these do not look at every index.
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
-    _arguments.check_offsets(bounds, indices.size, offsets)
+    _arguments.check_offsets(bounds, n_indices, offsets)
 
-    n_positions = indices.size
+    n_positions = n_indices
     if include_last_offset and bounds is not None:
         n_positions = int(bounds[-1])
-    n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
+    n_threads = _threads.threads_for((n_indices + n_bags) * dim, num_threads)
     call = _Call(indices, bounds, include_last_offset, n_positions, padding, n_rows, n_threads)
 
     grad_weight: NDArray[Any] | SparseRows | None = None
@@ -208,7 +211,8 @@ def embedding_bag_backward(
         grad_weight = _scatter_to_winners(call, grad, weight, winners)
     elif wants_weight:
         given = _divide_by_sizes(call, grad) if mode == "mean" and n_positions > 0 else grad
-        grad_weight = _sum_rows(call, given, sample, scale_grad_by_freq, sparse)
+        if given is not None:
+            grad_weight = _sum_rows(call, given, sample, scale_grad_by_freq, sparse)
     if wants_sample:
         grad_sample = _dot_rows(call, grad, weight)
     if (wants_weight and grad_weight is None) or (wants_sample and grad_sample is None):
@@ -229,9 +233,13 @@ class _Call(NamedTuple):
     n_threads: int
 
 
-def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any]:
+def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any] | None:
     """Return what a bag gives each of its rows where its result is their mean."""
-    counts = kernels.count_kept(call.indices, call.offsets, call.include_last_offset, call.padding)
+    counts = kernels.count_kept(
+        call.indices, call.offsets, call.include_last_offset, call.padding, call.n_threads
+    )
+    if counts is None:
+        return None
     divisors = np.maximum(counts, 1).astype(grad.dtype)
     with np.errstate(all="ignore"):  # like the kernels
         quotients: NDArray[Any] = grad / divisors[:, None]
@@ -239,7 +247,7 @@ def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any]:
 
 
 def _column_threads(call: _Call, grad: NDArray[Any]) -> int:
-    """Return how many threads can share the columns of a dense gradient, by cache lines."""
+    """Return how many threads can share the columns of a dense gradient: a line's worth each."""
     n_lines: int = (grad.shape[1] * grad.itemsize + 63) // 64
     return min(call.n_threads, max(1, n_lines))
 

@@ -312,7 +312,9 @@ include_last_offset, padding_idx
             num_threads=num_threads,
         )
 
-    __call__ = forward
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call `forward`, which a subclass may have another of."""
+        return self.forward(*arguments, **options)
 
     def backward(
         self,

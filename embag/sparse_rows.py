@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from embag import _arguments, _threads
 from embag._dispatch import kernels
 
 
-@dataclass(frozen=True, eq=False, repr=False, slots=True)
+@dataclass(frozen=True, init=False, eq=False, repr=False, slots=True)
 class SparseRows:
     """Some rows of a table of `shape`; all other rows are zero.
 
@@ -66,34 +66,31 @@ class SparseRows:
     values: NDArray[Any]
     shape: tuple[int, int]
 
-    def __post_init__(self) -> None:
-        _arguments.check_table(self.values, "values")
+    def __init__(self, indices: ArrayLike, values: NDArray[Any], shape: tuple[int, int]) -> None:
+        if issubclass(type(values), np.ndarray):  # of a subclass, what it is and not says
+            values = np.ndarray.view(values, np.ndarray)
+        _arguments.check_table(values, "values")
         # A copy: nobody else may change what is checked here.
-        indices = np.array(_arguments.as_index_array(self.indices, "indices"), np.int64)
-        n_rows, dim = _arguments.as_table_shape(self.shape)
-        if indices.ndim != 1:
-            raise ValueError(f"indices must be 1-D, got shape {indices.shape}")
-        if self.values.shape != (len(indices), dim):
-            raise ValueError(
-                f"values must have shape {(len(indices), dim)}, got {self.values.shape}"
-            )
-        k = kernels.first_bad_index(indices, n_rows)
+        rows = np.array(_arguments.as_index_array(indices, "indices"), np.int64)
+        n_rows, dim = _arguments.as_table_shape(shape)
+        if rows.ndim != 1:
+            raise ValueError(f"indices must be 1-D, got shape {rows.shape}")
+        if values.shape != (len(rows), dim):
+            raise ValueError(f"values must have shape {(len(rows), dim)}, got {values.shape}")
+        k = kernels.first_bad_index(rows, n_rows)
         if k >= 0:
             raise IndexError(
-                f"indices[{k}] = {int(np.asarray(self.indices)[k])} "
+                f"indices[{k}] = {int(np.asarray(indices)[k])} "
                 f"is out of range for a table of {n_rows} rows"
             )
-        unsorted = np.flatnonzero(indices[1:] <= indices[:-1])
+        unsorted = np.flatnonzero(rows[1:] <= rows[:-1])
         if len(unsorted):
             k = int(unsorted[0])
             raise ValueError(
                 "indices must increase, "
-                f"got indices[{k + 1}] = {int(indices[k + 1])} after {int(indices[k])}"
+                f"got indices[{k + 1}] = {int(rows[k + 1])} after {int(rows[k])}"
             )
-        values = self.values
-        if type(values) is not np.ndarray:
-            values = values.view(np.ndarray)
-        self._set(indices, values, (n_rows, dim))
+        self._set(rows, values, (n_rows, dim))
 
     def _set(
         self, indices: NDArray[np.int64], values: NDArray[Any], shape: tuple[int, int]
@@ -180,7 +177,8 @@ class SparseRows:
         Parameters
         ----------
         weight : ndarray, shape (n_rows, dim)
-            A writeable array of this shape and of the dtype of `values`.
+            A writeable array of this shape and of the dtype of `values`, whose rows do not
+            overlap.
         alpha : float, optional
             The factor, in the dtype of `values`.
         num_threads : int, optional
@@ -210,6 +208,9 @@ class SparseRows:
                [ 1. ,  1. ],
                [ 0.5, -4. ]], dtype=float32)
         """
+        factor = _arguments.as_number(alpha, "alpha")
+        if num_threads is not None:
+            num_threads = _threads.check_count(num_threads, "num_threads")
         _arguments.check_table(weight)
         if weight.dtype != self.values.dtype:
             raise TypeError(f"weight must be {self.values.dtype}, got {weight.dtype}")
@@ -219,9 +220,6 @@ class SparseRows:
             raise ValueError("weight must be writeable, got a read-only array")
         if _arguments.shares_memory(weight, self.values):
             raise ValueError("weight must share no memory with values, got an overlap")
-        factor = _arguments.as_number(alpha, "alpha")
-        if num_threads is not None:
-            num_threads = _threads.check_count(num_threads, "num_threads")
         if not kernels.is_table(weight):
             with np.errstate(all="ignore"):  # like the kernel
                 weight.view(np.ndarray)[self.indices] += weight.dtype.type(factor) * self.values

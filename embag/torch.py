@@ -10,6 +10,7 @@ Importing `embag` does not import torch; importing this does, and needs it.
 Tested in tests/test_torch_bridge.py.
 """
 
+import operator
 from typing import Any, Literal
 
 from embag import _threads, functional
@@ -19,7 +20,6 @@ from embag.sparse_rows import SparseRows
 
 try:
     import torch
-    from torch.autograd.function import once_differentiable
 except ImportError as error:
     raise ImportError("embag.torch needs torch: pip install 'embag-cpu[torch]'") from error
 
@@ -234,7 +234,8 @@ def _reduce(
     """Return the arrays of the output and, if they are wanted, of the winning rows."""
     result = functional.embedding_bag(
         _as_array(input),
-        weight.detach().numpy(),  # never a copy, for max_norm writes to it
+        # Written to by max_norm, and then never to be a copy.
+        _as_array(weight, in_place=max_norm is not None),
         _as_array(offsets),
         max_norm,
         norm_type,
@@ -289,64 +290,92 @@ class _EmbeddingBag(torch.autograd.Function):
             "mode": mode,
             "sparse": sparse,
             "include_last_offset": include_last_offset,
-            "padding_idx": padding_idx,
+            # Checked by now; a number that nobody can change.
+            "padding_idx": None if padding_idx is None else operator.index(padding_idx),
         }
         return torch.from_numpy(result)
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, sample = _gradients(ctx, grad_output, *ctx.saved_tensors)
+        _, _, needs_weight, *_, needs_sample, _, _ = ctx.needs_input_grad
+        needs = needs_weight, needs_sample, ctx.shape, ctx.options
+        weight, sample = _Gradients.apply(needs, grad_output, *ctx.saved_tensors)
         return (None, None, weight, *6 * (None,), sample, None, None)
 
 
-# It is given the saved tensors as arguments so that the decorator sees them all: it turns
-# a second derivative, by any of them, into an error.
-@once_differentiable
-def _gradients(
-    ctx: Any,
-    grad_output: torch.Tensor,
-    input: torch.Tensor,
-    offsets: torch.Tensor | None,
-    per_sample_weights: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    max_indices: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the gradients of the table and of the weights: those that are needed."""
-    _, _, needs_weight, *_, needs_sample, _, _ = ctx.needs_input_grad
-    wrt: Literal["weight", "per_sample_weights"] | None = None
-    if not (needs_weight and needs_sample):
-        wrt = "weight" if needs_weight else "per_sample_weights"
-    if weight is None:
-        # Only the shape and the dtype count: one number stands for the table.
-        weight = grad_output.new_zeros(()).expand(ctx.shape)
-    grads = embedding_bag_backward(
-        _as_array(grad_output),
-        _as_array(input),
-        _as_array(weight),
-        _as_array(offsets),
-        per_sample_weights=_as_array(per_sample_weights, weight.dtype),
-        max_indices=_as_array(max_indices),
-        wrt=wrt,
-        num_threads=_num_threads(),
-        **ctx.options,
-    )
-    of_weight = of_sample = None
-    if isinstance(grads.weight, SparseRows):
-        of_weight = _as_sparse_tensor(grads.weight)
-    elif grads.weight is not None:
-        of_weight = torch.from_numpy(grads.weight)
-    if grads.per_sample_weights is not None:
-        # Of weight's dtype; autograd casts it to that of the weights, where they differ.
-        of_sample = torch.from_numpy(grads.per_sample_weights)
-    return of_weight, of_sample
+class _Gradients(torch.autograd.Function):
+    """The gradients, as a function of all that they depend on.
+
+    So whoever asks for their derivatives meets an error, by whichever way.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        needs: tuple[bool, bool, torch.Size, dict[str, Any]],
+        grad_output: torch.Tensor,
+        input: torch.Tensor,
+        offsets: torch.Tensor | None,
+        per_sample_weights: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        max_indices: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        needs_weight, needs_sample, shape, options = needs
+        wrt: Literal["weight", "per_sample_weights"] | None = None
+        if not (needs_weight and needs_sample):
+            wrt = "weight" if needs_weight else "per_sample_weights"
+        if weight is None:
+            # Only the shape and the dtype count: one number stands for the table.
+            weight = grad_output.new_zeros(()).expand(shape)
+        grads = embedding_bag_backward(
+            _as_array(grad_output),
+            _as_array(input),
+            _as_array(weight),
+            _as_array(offsets),
+            per_sample_weights=_as_array(per_sample_weights, weight.dtype),
+            max_indices=_as_array(max_indices),
+            wrt=wrt,
+            num_threads=_num_threads(),
+            **options,
+        )
+        of_weight = of_sample = None
+        if isinstance(grads.weight, SparseRows):
+            of_weight = _as_sparse_tensor(grads.weight)
+        elif grads.weight is not None:
+            of_weight = torch.from_numpy(grads.weight)
+        if grads.per_sample_weights is not None:
+            # Of weight's dtype; autograd casts it to that of the weights, where they differ.
+            of_sample = torch.from_numpy(grads.per_sample_weights)
+        return of_weight, of_sample
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise RuntimeError("embag.torch.embedding_bag can be differentiated once, got twice")
 
 
-def _as_array(tensor: torch.Tensor | None, dtype: torch.dtype | None = None) -> Any:
-    """Return an array in the memory of a tensor, unless it must be converted."""
+def _as_array(
+    tensor: torch.Tensor | None, dtype: torch.dtype | None = None, in_place: bool = False
+) -> Any:
+    """Return an array in the memory of a tensor, unless it must be converted and may be."""
     if tensor is None:
         return None
+    _check_storage(tensor)
+    if in_place:
+        return tensor.detach().numpy()
     # `force` detaches, and resolves what torch has not computed yet (a negation).
     return (tensor if dtype is None else tensor.to(dtype)).numpy(force=True)
+
+
+def _check_storage(tensor: torch.Tensor) -> None:
+    """Raise if the memory of a tensor was taken from it (`resize_` of its storage)."""
+    n_entries = tensor.numel() and 1 + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    needed = (tensor.storage_offset() + n_entries) * tensor.itemsize
+    if n_entries and tensor.untyped_storage().nbytes() < needed:
+        raise RuntimeError(
+            f"a tensor must have storage of {needed} bytes, got {tensor.untyped_storage().nbytes()}"
+        )
 
 
 def _as_sparse_tensor(rows: SparseRows) -> torch.Tensor:

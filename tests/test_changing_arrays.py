@@ -32,7 +32,13 @@ def run(code, level="baseline"):
             "-c",
             PREAMBLE + textwrap.dedent(code),
         ],
-        env={"EMBAG_ISA": level, "PYTHONMALLOC": "malloc", "MALLOC_CHECK_": "3"},
+        # Since glibc 2.34 its checks are in a library of their own.
+        env={
+            "EMBAG_ISA": level,
+            "PYTHONMALLOC": "malloc",
+            "MALLOC_CHECK_": "3",
+            "LD_PRELOAD": "libc_malloc_debug.so.0" if sys.platform == "linux" else "",
+        },
         capture_output=True,
         text=True,
         timeout=120,
@@ -124,6 +130,92 @@ def test_offsets_that_break_every_estimate_of_the_plan(level):
     )
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_values_written_by_another_thread_during_a_backward_call(level):
+    run(
+        """
+        rng = np.random.default_rng(0)
+        EXTREMES = [2**62, -1, -(2**63), 2**31, 10**9, 0]
+        outcomes = set()
+        # Numbers of bags that are powers of two: one more does not fit their bits.
+        for n_bags, n_rows, dim in ((1, 300, 20), (4, 5000, 64), (64, 70, 300)):
+            offsets = np.linspace(0, 4000, n_bags + 1).astype(np.int64)
+            input = rng.integers(0, n_rows, offsets[-1])
+            table, grad = np.ones((n_rows, dim), np.float32), np.ones((n_bags, dim), np.float32)
+            winners = rng.integers(-1, n_rows, (n_bags, dim))
+            arrays = [(array, array.copy()) for array in (input, offsets, winners.reshape(-1))]
+            stop = threading.Event()
+
+            def scribble():
+                rng = np.random.default_rng(1)
+                while not stop.is_set():
+                    for array, good in arrays:
+                        k = -1 if rng.random() < 0.3 else rng.integers(len(array))
+                        array[k] = rng.choice(EXTREMES)
+                    time.sleep(0)
+                    for array, good in arrays:
+                        array[:] = good
+
+            scribbler = threading.Thread(target=scribble)
+            scribbler.start()
+            weights = np.ones(len(input), np.float32)
+            calls = [
+                dict(mode="sum"), dict(mode="mean", padding_idx=3),
+                dict(mode="sum", sparse=True), dict(mode="mean", sparse=True, padding_idx=-1),
+                dict(mode="sum", sparse=True, per_sample_weights=weights),
+                dict(mode="sum", per_sample_weights=weights),
+                dict(mode="sum", scale_grad_by_freq=True),
+                dict(mode="max"), dict(mode="max", max_indices=winners),
+            ]
+            deadline = time.monotonic() + 1
+            while time.monotonic() < deadline:
+                for options in calls:
+                    for n_threads in (1, 3, 8):
+                        try:
+                            embag.embedding_bag_backward(
+                                grad, input, table, offsets, include_last_offset=True,
+                                num_threads=n_threads, **options
+                            )
+                            outcomes.add("result")
+                        except ERRORS as error:
+                            outcomes.add(type(error).__name__)
+            stop.set()
+            scribbler.join()
+        assert outcomes - {"result"}, outcomes
+        """,
+        level,
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_offsets_that_shrink_between_the_check_and_the_kernel(level):
+    run(
+        """
+        from embag._dispatch import kernels
+        input = np.zeros(200_000, np.int64)
+        grad, weights = np.ones((4, 8), np.float32), np.ones(200_000, np.float32)
+        table, out = np.ones((2, 8), np.float32), np.zeros(200_000, np.float32)
+        for bounds in ([0, 0], [0, 1, 2, 3, 5], [0, 200_000, 0], [0, 7, -9, 2**40, 9]):
+            offsets = np.array(bounds)
+            grad = np.ones((len(offsets) - 1, 8), np.float32)
+            for n_threads in (1, 3, 8):
+                bags = input, offsets, True
+                groups = kernels.group_by_row(*bags, True, 200_000, 2, -1, n_threads)
+                positions = np.arange(200_000)
+                looked_up = kernels.look_up_weights(*bags, weights, positions, 200_000, n_threads)
+                done = kernels.dot_rows(table, *bags, grad, 200_000, -1, n_threads, out)
+                if 2**40 in bounds:  # all may find a bag there: any but one that is not
+                    assert groups is None or groups[2].max() < 4
+                    assert looked_up is None or positions.max() < 4
+                    continue
+                assert groups is None and looked_up is None and not done, bounds
+                counts = kernels.count_kept(*bags, 1, n_threads)
+                assert counts is None or counts.sum() <= n_threads * 200_000
+        """,
+        level,
+    )
+
+
 LAYOUT_CHANGES = {
     "weight, to a wider dtype": "setattr(weight, 'dtype', np.float64)",
     "weight, to integers": "setattr(weight, 'dtype', np.int32)",
@@ -189,5 +281,49 @@ def test_subclasses_that_lie_about_themselves():
             offsets = np.array([0, 3]).view(LyingLength)
             result = embag.embedding_bag(np.arange(9), np.ones((10, 3)), offsets, mode="sum")
             assert result.tolist() == [[3] * 3, [6] * 3]
+        """
+    )
+
+
+BACKWARD_CHANGES = {
+    "grad, to a wider dtype": "setattr(grad, 'dtype', np.float64)",
+    "grad, to integers": "setattr(grad, 'dtype', np.int32)",
+    "grad, its shape": "setattr(grad, 'shape', (64, 3))",
+    "input, to a wider count": "setattr(input, 'dtype', np.int32)",
+    "input, its shape": "setattr(input, 'shape', (10, 100))",
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD_CHANGES)
+def test_layouts_changed_by_the_conversion_of_another_argument_of_backward(name):
+    # Numbers are converted first, and of the arrays grad_output last.
+    run(
+        f"""
+        class Grad:
+            def __array__(self, dtype=None, copy=None):
+                grad = np.ones((500, 64), np.float32)
+                {BACKWARD_CHANGES[name]}
+                return grad
+
+        class Index:
+            def __index__(self):
+                {BACKWARD_CHANGES[name]}
+                return 1
+
+        for case in range(12):
+            weight, grad = np.ones((1000, 64), np.float32), np.ones((500, 64), np.float32)
+            input = np.arange(1000).reshape(500, 2)
+            options = [dict(mode="mean"), dict(mode="sum", sparse=True), dict(mode="max")][case % 3]
+            given = grad if case % 2 else Grad()
+            if case % 2:
+                options["num_threads"] = Index()
+            try:
+                grads = embag.embedding_bag_backward(given, input, weight, **options)
+                result = grads.weight.to_dense() if "sparse" in options else grads.weight
+                assert result.shape == (1000, 64) and result.dtype == np.float32
+                # Whatever changed before it was looked at is what was given.
+                assert case % 2 or not {name.startswith("input")}, "a changed array was accepted"
+            except (TypeError, *ERRORS):
+                pass
         """
     )

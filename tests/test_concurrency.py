@@ -26,3 +26,37 @@ def test_concurrent_calls_do_not_disturb_each_other():
     with ThreadPoolExecutor(12) as pool:
         for i, result in pool.map(work, range(600)):
             np.testing.assert_array_equal(result, expected[i])
+
+
+def test_concurrent_gradients_do_not_disturb_each_other(eager_threads):
+    batches = [batch(seed) for seed in range(8)]
+    grad_output = np.random.default_rng(1).random((100, 64), dtype=np.float32)
+    options = [
+        {"sparse": True},
+        {"sparse": True, "mode": "sum", "scale_grad_by_freq": True},
+        {"mode": "max"},
+        {},
+    ]
+
+    def gradient(i, n_threads):
+        input, offsets = batches[i % 8]
+        grad = embag.embedding_bag_backward(
+            grad_output, input, TABLE, offsets, num_threads=n_threads, **options[i % 4]
+        ).weight
+        return grad.to_dense() if isinstance(grad, embag.SparseRows) else grad
+
+    def step(i, n_threads):
+        table = np.zeros_like(TABLE)
+        rows = embag.SparseRows(np.arange(0, 5000, 2), TABLE[::2], TABLE.shape)
+        rows.add_to(table, 1 + i % 4, num_threads=n_threads)
+        return table
+
+    expected = [(gradient(i, 1), step(i, 1)) for i in range(8)]
+
+    def work(i):
+        return i % 8, gradient(i, 1 + i % 3), step(i, 1 + i % 3)
+
+    with ThreadPoolExecutor(8) as pool:
+        for i, grad, table in pool.map(work, range(80)):
+            np.testing.assert_array_equal(grad, expected[i][0])
+            np.testing.assert_array_equal(table, expected[i][1])

@@ -18,8 +18,9 @@ def test_readme_examples():
     assert failures == 0
 
 
-def test_readme_table_is_generated():
-    results = "benchmarks/results/readme.json"
+@pytest.mark.parametrize("name", ["readme", "gradients"])
+def test_readme_tables_are_generated(name):
+    results = f"benchmarks/results/{name}.json"
     subprocess.run(
         [sys.executable, "-m", "benchmarks.table", results, "README.md", "--check"],
         cwd=ROOT,

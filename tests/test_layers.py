@@ -181,6 +181,14 @@ def test_subclasses_stay_themselves():
     assert repr(layer) == "Words(2, 3, mode='mean')"
 
 
+def test_calling_a_layer_is_its_forward():
+    class Doubled(embag.EmbeddingBag):
+        def forward(self, *arguments, **options):
+            return 2 * super().forward(*arguments, **options)
+
+    assert Doubled.from_pretrained(np.ones((2, 3), np.float32))([0], [0]).tolist() == [[2, 2, 2]]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -226,7 +234,7 @@ def test_a_shallow_copy_shares_the_table():
     assert copy.copy(layer).weight is layer.weight
 
 
-def test_many_threads_may_call_one_layer():
+def test_many_threads_may_call_one_layer(eager_threads):
     layer = embag.EmbeddingBag(500, 32, mode="sum", rng=0)
     rng = np.random.default_rng(0)
     batches = [(rng.integers(0, 500, 300), np.arange(0, 300, 10)) for _ in range(8)]

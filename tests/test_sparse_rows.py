@@ -26,7 +26,7 @@ def test_attributes():
     sparse = rows()
     assert sparse.indices.dtype == np.int64
     assert sparse.indices.tolist() == [1, 3]
-    assert sparse.values is VALUES  # not copied
+    assert np.shares_memory(sparse.values, VALUES)  # not copied
     assert sparse.shape == (5, 2)
     assert sparse.nbytes == 2 * 8 + 4 * 8
     assert repr(sparse) == "SparseRows(2 of 5 rows, dim=2, float64, 48 bytes)"
