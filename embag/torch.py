@@ -368,9 +368,11 @@ def _as_array(
 
 def _check_storage(tensor: torch.Tensor) -> None:
     """Raise if the memory of a tensor was taken from it (`resize_` of its storage)."""
-    n_entries = tensor.numel() and 1 + sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+    n_entries = tensor.numel()  # from the first in memory to the last
+    if n_entries and not tensor.is_contiguous():
+        n_entries = 1 + sum(
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
     needed = (tensor.storage_offset() + n_entries) * tensor.itemsize
     if n_entries and tensor.untyped_storage().nbytes() < needed:
         raise RuntimeError(
