@@ -224,14 +224,19 @@ def as_sample_weights(
     return np.require(array, dtype, ["C", "A"])
 
 
+def as_integer(value: Any, name: str) -> int:
+    """Return an integer, not a bool, as an int."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {describe(value)}") from None
+
+
 def as_padding_row(padding_idx: Any, n_rows: int) -> int:
     """Return the row that `padding_idx` names."""
-    try:
-        if isinstance(padding_idx, (bool, np.bool_)):
-            raise TypeError
-        row = operator.index(padding_idx)
-    except TypeError:
-        raise TypeError(f"padding_idx must be an integer, got {describe(padding_idx)}") from None
+    row = as_integer(padding_idx, "padding_idx")
     if not -n_rows <= row < n_rows:
         raise ValueError(
             f"padding_idx must name one of weight's {n_rows} rows, got {describe(row)}"

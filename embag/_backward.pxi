@@ -522,7 +522,7 @@ def dot_rows(
         Py_ssize_t row_stride = cnp.PyArray_STRIDE(weight, 0)
         Py_ssize_t grad_stride = cnp.PyArray_STRIDE(grad, 0)
         Py_ssize_t n_rows = cnp.PyArray_DIM(weight, 0), dim = cnp.PyArray_DIM(weight, 1)
-        Py_ssize_t row_bytes = dim * cnp.PyArray_ITEMSIZE(weight), ahead
+        Py_ssize_t ahead = rows_a_burst(dim * cnp.PyArray_ITEMSIZE(weight))
         Py_ssize_t n_chunks = SHARES * n_threads if n_threads > 1 else 1
         Py_ssize_t c, start, stop, n_bad = 0
         bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
@@ -533,7 +533,6 @@ def dot_rows(
         and cnp.PyArray_TYPE(grad) == cnp.PyArray_TYPE(weight)
         and is_factors(out, bags.n_indices, cnp.PyArray_TYPE(weight))
         and 0 <= n_positions <= bags.n_indices)
-    ahead = max(FAR_LEAST, min(FAR, FAR_BYTES // max(1, row_bytes)))
     with nogil:
         for c in prange(n_chunks, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="dynamic", chunksize=1):

@@ -38,6 +38,11 @@ cdef inline Py_ssize_t read_index(const index_ft* input, Py_ssize_t k) noexcept 
         return <Py_ssize_t>embag_read_int64(input + k)
 
 
+cdef inline Py_ssize_t cut(Py_ssize_t n, Py_ssize_t c, Py_ssize_t n_chunks) noexcept nogil:
+    """Where chunk c of n things starts and chunk c - 1 stops."""
+    return n // n_chunks * c + min(c, n % n_chunks)
+
+
 cdef Py_ssize_t bag_at(const Bags* bags, Py_ssize_t k) noexcept nogil:
     """The bag that position k is in; n_bags if it is in none. Ends whatever the offsets hold."""
     cdef Py_ssize_t low = 0, high = bags.n_bags, middle

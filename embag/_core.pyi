@@ -1,4 +1,4 @@
-"""The kernels, as `_dispatch.py` loads them. What each does is told in _core.pyx."""
+"""The kernels, as `_dispatch.py` loads them. What each does is told in the *.pxi files."""
 
 from typing import Any
 

@@ -40,13 +40,17 @@ cdef struct Job:
     int64_t* max_indices   # (n_bags, dim), for ARGMAX alone
     const int64_t* out_rows     # where each bag's result goes in `out`; NULL: in order
     # Rows are asked for `ahead` positions before they are used, unless that is 0: one at
-    # each position, or, if burst > 0, `burst` of them at every burst-th. Bursts keep the core's few
-    # miss buffers for the requests while they last; requests mixed with the loads of
-    # earlier rows take turns with them, which costs up to half of the bandwidth.
+    # each position, or, if burst > 0, `burst` of them at every burst-th. Bursts keep the
+    # core's few miss buffers for the requests while they last; requests mixed with the
+    # loads of earlier rows take turns with them, which costs up to half of the bandwidth.
     Py_ssize_t ahead
     Py_ssize_t burst
     bint ones              # many bags have one row: worth a way of their own
     bint straddles         # blocks of rows need not be whole cache lines
+
+
+cdef inline Py_ssize_t rows_a_burst(Py_ssize_t row_bytes) noexcept nogil:
+    return max(FAR_LEAST, min(FAR, FAR_BYTES // max(1, row_bytes)))
 
 
 cdef inline Py_ssize_t out_position(const Job* job, Py_ssize_t b) noexcept nogil:
@@ -500,7 +504,7 @@ def embedding_bag(
     if <double>row_bytes * <double>job.n_rows <= NEAR_TABLE:
         job.ahead = 0
     if <double>row_bytes * <double>job.n_rows > CACHED_TABLE:
-        job.burst = max(FAR_LEAST, min(FAR, FAR_BYTES // row_bytes))
+        job.burst = rows_a_burst(row_bytes)
         job.ahead = job.burst
     if mode != "max":
         job.operation = SUM if per_sample_weights is None else WEIGHTED_SUM

@@ -1,12 +1,11 @@
 # Group positions by row: which positions of `input` name row r, in ascending order?
 #
 # Each position k becomes a key of 64 bits: its row in the high bits, and k in the low
-# ones, or its bag where that is what is wanted of it.
-# A radix sort from the lowest digit of the row upwards, on just the bits that rows
-# need, is stable: within a row the order of positions stays. Each pass counts digits
-# per chunk of keys, turns the counts into places, and moves the keys there; chunks are
-# contiguous, one for each thread, so the outcome does not depend on their number. No
-# time or memory is proportional to n_rows.
+# ones, or its bag where that is what is wanted of it. A radix sort from the lowest digit
+# of the row upwards, on just the bits that rows need, is stable: within a row the order
+# of positions stays. Each pass counts digits per chunk of keys, turns the counts into
+# places, and moves the keys there; chunks are contiguous, one for each thread, so the
+# outcome does not depend on their number. No time or memory is proportional to n_rows.
 
 cdef enum:
     # Bits of a row that one pass sorts by, at most: 2,048 places to write to are as many
@@ -21,11 +20,6 @@ cdef int n_bits(size_t x) noexcept nogil:
         x >>= 1
         n += 1
     return n
-
-
-cdef inline Py_ssize_t cut(Py_ssize_t n, Py_ssize_t c, Py_ssize_t n_chunks) noexcept nogil:
-    """Where chunk c of n things starts and chunk c - 1 stops."""
-    return n // n_chunks * c + min(c, n % n_chunks)
 
 
 cdef bint fill_keys(
@@ -150,12 +144,6 @@ cdef Py_ssize_t first_key_from(
         else:
             high = middle
     return low
-
-
-cdef cnp.ndarray empty_int64(Py_ssize_t n):
-    cdef cnp.npy_intp[1] shape
-    shape[0] = n
-    return cnp.PyArray_EMPTY(1, shape, cnp.NPY_INT64, 0)
 
 
 def group_by_row(

@@ -77,6 +77,12 @@ def empty_output(Py_ssize_t n_bags, cnp.ndarray weight not None):
         raise MemoryError(f"cannot allocate an output of shape ({shape[0]}, {shape[1]})")
 
 
+cdef cnp.ndarray empty_int64(Py_ssize_t n):
+    cdef cnp.npy_intp[1] shape
+    shape[0] = n
+    return cnp.PyArray_EMPTY(1, shape, cnp.NPY_INT64, 0)
+
+
 cdef bint is_result(object array, Py_ssize_t n_bags, Py_ssize_t dim, int type_number):
     """Whether this is an ndarray of that shape and type, contiguous and writeable."""
     if not cnp.PyArray_Check(array):

@@ -195,11 +195,10 @@ def embedding_bag_backward(
     if mode == "max" or dim == 0:
         # The kernels of these do not look at every index.
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
-    _arguments.check_offsets(bounds, n_indices, offsets)
+    else:
+        _arguments.check_offsets(bounds, n_indices, offsets)
 
-    n_positions = n_indices
-    if include_last_offset and bounds is not None:
-        n_positions = int(bounds[-1])
+    n_positions = _arguments.positions_in_bags(indices, bounds, include_last_offset).size
     n_threads = _threads.threads_for((n_indices + n_bags) * dim, num_threads)
     call = _Call(indices, bounds, include_last_offset, n_positions, padding, n_rows, n_threads)
 

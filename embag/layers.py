@@ -7,7 +7,6 @@ Tested in tests/test_layers.py.
 """
 
 import contextlib
-import operator
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -400,12 +399,7 @@ include_last_offset, padding_idx
 
 def _as_size(value: Any, name: str) -> int:
     """Return a number of rows or columns as an int."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        size = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {_arguments.describe(value)}") from None
+    size = _arguments.as_integer(value, name)
     if size < 0:
         raise ValueError(f"{name} must be at least 0, got {_arguments.describe(size)}")
     return size
