@@ -10,15 +10,38 @@ import textwrap
 import pytest
 from cases import LEVELS
 
-PREAMBLE = """
-import sys, threading, time
+PREAMBLE = '''
+import contextlib, sys, threading, time
 import numpy as np
 import embag
 from embag import _threads
 _threads.ENTRIES_PER_THREAD = 1
 _threads._N_MACHINE = 64
 ERRORS = (IndexError, ValueError, RuntimeError)
-"""
+
+@contextlib.contextmanager
+def scribbling(*arrays):
+    """Have another thread write to an entry of each, often the last, and put it right again."""
+    extremes = [2**62, -1, -(2**63), 2**31, 10**9, 0]
+    rng, goods, stop = np.random.default_rng(1), [array.copy() for array in arrays], False
+
+    def scribble():
+        while not stop:
+            places = [-1 if rng.random() < 0.3 else rng.integers(len(array)) for array in arrays]
+            for array, k in zip(arrays, places):
+                array[k] = rng.choice(extremes)
+            time.sleep(0)
+            for array, good, k in zip(arrays, goods, places):
+                array[k] = good[k]
+
+    thread = threading.Thread(target=scribble)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop = True
+        thread.join()
+'''
 
 
 def run(code, level="baseline"):
@@ -52,7 +75,6 @@ def test_values_written_by_another_thread(level):
     run(
         """
         rng = np.random.default_rng(0)
-        EXTREMES = [2**62, -1, -(2**63), 2**31, 10**9]
 
         def batch(n_rows, dim):
             lengths = np.concatenate([rng.integers(0, 60, 100), [900]])
@@ -62,19 +84,6 @@ def test_values_written_by_another_thread(level):
         outcomes = set()
         for n_rows, dim in ((5000, 64), (300, 700), (70_000, 70)):
             input, table, offsets = batch(n_rows, dim)
-            good_input, good_offsets = input.copy(), offsets.copy()
-            stop = threading.Event()
-
-            def scribble():
-                rng = np.random.default_rng(1)
-                while not stop.is_set():
-                    k, b = rng.integers(len(input)), rng.integers(len(offsets))
-                    input[k], offsets[b] = rng.choice(EXTREMES), rng.choice(EXTREMES)
-                    time.sleep(0)
-                    input[k], offsets[b] = good_input[k], good_offsets[b]
-
-            scribbler = threading.Thread(target=scribble)
-            scribbler.start()
             deadline = time.monotonic() + 1
             weights = np.ones(len(input), np.float32)
             calls = [
@@ -82,18 +91,17 @@ def test_values_written_by_another_thread(level):
                 dict(mode="sum", per_sample_weights=weights), dict(mode="sum", max_norm=3.0),
                 dict(mode="max", return_max_indices=True),
             ]
-            while time.monotonic() < deadline:
-                for options in calls:
-                    for n_threads in (1, 3, 8):
-                        try:
-                            embag.embedding_bag(
-                                input, table, offsets, num_threads=n_threads, **options
-                            )
-                            outcomes.add("result")
-                        except ERRORS as error:
-                            outcomes.add(type(error).__name__)
-            stop.set()
-            scribbler.join()
+            with scribbling(input, offsets):
+                while time.monotonic() < deadline:
+                    for options in calls:
+                        for n_threads in (1, 3, 8):
+                            try:
+                                embag.embedding_bag(
+                                    input, table, offsets, num_threads=n_threads, **options
+                                )
+                                outcomes.add("result")
+                            except ERRORS as error:
+                                outcomes.add(type(error).__name__)
         assert outcomes - {"result"}, outcomes
         """,
         level,
@@ -135,7 +143,6 @@ def test_values_written_by_another_thread_during_a_backward_call(level):
     run(
         """
         rng = np.random.default_rng(0)
-        EXTREMES = [2**62, -1, -(2**63), 2**31, 10**9, 0]
         outcomes = set()
         # Numbers of bags that are powers of two: one more does not fit their bits.
         for n_bags, n_rows, dim in ((1, 300, 20), (4, 5000, 64), (64, 70, 300)):
@@ -143,21 +150,6 @@ def test_values_written_by_another_thread_during_a_backward_call(level):
             input = rng.integers(0, n_rows, offsets[-1])
             table, grad = np.ones((n_rows, dim), np.float32), np.ones((n_bags, dim), np.float32)
             winners = rng.integers(-1, n_rows, (n_bags, dim))
-            arrays = [(array, array.copy()) for array in (input, offsets, winners.reshape(-1))]
-            stop = threading.Event()
-
-            def scribble():
-                rng = np.random.default_rng(1)
-                while not stop.is_set():
-                    for array, good in arrays:
-                        k = -1 if rng.random() < 0.3 else rng.integers(len(array))
-                        array[k] = rng.choice(EXTREMES)
-                    time.sleep(0)
-                    for array, good in arrays:
-                        array[:] = good
-
-            scribbler = threading.Thread(target=scribble)
-            scribbler.start()
             weights = np.ones(len(input), np.float32)
             calls = [
                 dict(mode="sum"), dict(mode="mean", padding_idx=3),
@@ -168,19 +160,18 @@ def test_values_written_by_another_thread_during_a_backward_call(level):
                 dict(mode="max"), dict(mode="max", max_indices=winners),
             ]
             deadline = time.monotonic() + 1
-            while time.monotonic() < deadline:
-                for options in calls:
-                    for n_threads in (1, 3, 8):
-                        try:
-                            embag.embedding_bag_backward(
-                                grad, input, table, offsets, include_last_offset=True,
-                                num_threads=n_threads, **options
-                            )
-                            outcomes.add("result")
-                        except ERRORS as error:
-                            outcomes.add(type(error).__name__)
-            stop.set()
-            scribbler.join()
+            with scribbling(input, offsets, winners.reshape(-1)):
+                while time.monotonic() < deadline:
+                    for options in calls:
+                        for n_threads in (1, 3, 8):
+                            try:
+                                embag.embedding_bag_backward(
+                                    grad, input, table, offsets, include_last_offset=True,
+                                    num_threads=n_threads, **options
+                                )
+                                outcomes.add("result")
+                            except ERRORS as error:
+                                outcomes.add(type(error).__name__)
         assert outcomes - {"result"}, outcomes
         """,
         level,
