@@ -39,11 +39,13 @@ from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.functional import embedding_bag
 from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
+from embag.quantized import QuantizedTable
 from embag.sparse_rows import SparseRows
 
 __all__ = [
     "EmbeddingBag",
     "EmbeddingBagGrads",
+    "QuantizedTable",
     "SparseRows",
     "__version__",
     "aligned_copy",

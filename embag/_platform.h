@@ -1,4 +1,4 @@
-/* What Cython cannot say: prefetch, what the compiler targets, what the CPU has.
+/* What Cython cannot say: prefetch, narrow floats, what the compiler targets, what the CPU has.
  *
  * No algorithms live here. Everything is a macro or a static inline function, so
  * that each level of `_core` compiles its own copy under its own flags.
@@ -8,6 +8,10 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #endif
@@ -44,6 +48,103 @@ static inline int32_t embag_read_int32(const int32_t *source) {
 }
 static inline int64_t embag_read_int64(const int64_t *source) {
     return *(const volatile int64_t *)source;
+}
+
+/* Scales and biases stand between bytes: read wherever they are. */
+static inline float embag_read_float(const char *source) {
+    float value;
+    memcpy(&value, source, sizeof value);
+    return value;
+}
+static inline uint16_t embag_read_uint16(const char *source) {
+    uint16_t value;
+    memcpy(&value, source, sizeof value);
+    return value;
+}
+
+static inline float embag_float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline uint32_t embag_bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* IEEE binary16 ("half") and bfloat16 to float, exactly. No branches, so that loops over
+ * these vectorise, and no float subnormals on the way, which a process may have switched
+ * off. */
+static inline float embag_half_to_float(uint16_t half) {
+    uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
+    uint32_t exponent = magnitude & 0x0f800000;
+    uint32_t bits = magnitude + (112u << 23);            /* 127 - 15: the other bias */
+    uint32_t special = bits + (112u << 23);              /* infinite, or NaN */
+    float subnormal = embag_float_of_bits(bits + (1u << 23)) - embag_float_of_bits(113u << 23);
+    bits = exponent == 0x0f800000 ? special : bits;
+    bits = exponent == 0 ? embag_bits_of_float(subnormal) : bits;
+    return embag_float_of_bits(bits | (uint32_t)(half & 0x8000) << 16);
+}
+static inline float embag_bfloat_to_float(uint16_t bfloat) {
+    return embag_float_of_bits((uint32_t)bfloat << 16);
+}
+
+/* Float to half and bfloat16, to the nearest, ties to even. */
+static inline uint16_t embag_float_to_half(float value) {
+    uint32_t bits = embag_bits_of_float(value);
+    uint32_t magnitude = bits & 0x7fffffff;
+    uint32_t odd = (magnitude >> 13) & 1;
+    uint32_t normal = (magnitude - (112u << 23) + 0xfff + odd) >> 13;
+    /* Adding 0.5 leaves a subnormal half's bits, rounded, in the last of the sum's. */
+    uint32_t subnormal = embag_bits_of_float(embag_float_of_bits(magnitude) + 0.5f) - (126u << 23);
+    uint32_t half = magnitude < (113u << 23) ? subnormal : normal;
+    half = magnitude >= (143u << 23) ? 0x7c00 : half;    /* 65536 and above */
+    half = magnitude > 0x7f800000 ? 0x7e00 : half;       /* NaN */
+    return (uint16_t)(half | (bits & 0x80000000) >> 16);
+}
+static inline uint16_t embag_float_to_bfloat(float value) {
+    uint32_t bits = embag_bits_of_float(value);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uint32_t quiet = bits >> 16 | 0x40;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+}
+
+/* n halves to floats: by the processor's own instruction where the level has it. */
+static inline void embag_halves_to_floats(const ptrdiff_t n, const char *from, float *to) {
+    ptrdiff_t d = 0;
+#if defined(__AVX512F__)
+    for (; d + 16 <= n; d += 16)
+        _mm512_storeu_ps(to + d, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from + 2 * d))));
+#endif
+#if defined(__F16C__)
+    for (; d + 8 <= n; d += 8)
+        _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * d))));
+#endif
+    for (; d < n; d++)
+        to[d] = embag_half_to_float(embag_read_uint16(from + 2 * d));
+}
+
+/* a * b + c rounded once, where a is an integer below 256: by the processor, or in double,
+ * where the product is exact. Rounding the sum to double and then to float would round
+ * twice, so the double is made odd wherever it is not exact: no odd double is halfway
+ * between two floats. */
+static inline float embag_fma(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    double product = (double)a * (double)b;
+    double sum = product + (double)c;
+    double from_c = sum - product;
+    double error = (product - (sum - from_c)) + ((double)c - from_c);
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    /* Towards zero if the rounding went away from it; then the last bit is set. */
+    if ((error > 0 || error < 0) && !(bits & 1))
+        bits += (error > 0) == (sum > 0) ? 1 : (uint64_t)-1;
+    memcpy(&sum, &bits, sizeof sum);
+    return (float)sum;
+#endif
 }
 
 /* The widest block of columns whose sums stay in vector registers, in bytes:
