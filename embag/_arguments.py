@@ -257,6 +257,11 @@ def as_number(value: Any, name: str) -> float:
 def as_max_norm(max_norm: Any, weight: AnyArray) -> float:
     """Return `max_norm` as a float; `weight` is to be scaled in place."""
     bound = as_number(max_norm, "max_norm")
+    if not isinstance(weight, np.ndarray) or weight.dtype.char not in "fd":
+        kind = weight.dtype if isinstance(weight, np.ndarray) else describe(weight)
+        raise ValueError(
+            f"max_norm must be None where weight is not float32 or float64, got a {kind} table"
+        )
     if not bound >= 0:
         raise ValueError(f"max_norm must be at least 0, got {bound}")
     if not weight.flags.writeable:
@@ -293,6 +298,14 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
         raise MemoryError(f"cannot allocate an array of shape {shape}") from None
 
 
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+    """Return a new array, its values arbitrary; MemoryError if it is too large."""
+    try:
+        return np.empty(shape, dtype)
+    except ValueError:  # NumPy's word for more bytes than can be counted
+        raise MemoryError(f"cannot allocate an array of shape {shape}") from None
+
+
 def check_out(
     out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: tuple[Any, ...]
 ) -> None:
@@ -300,14 +313,14 @@ def check_out(
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy.ndarray, got {describe(out)}")
     if out.dtype != dtype:
-        raise TypeError(f"out must have weight's dtype {dtype}, got {out.dtype}")
+        raise TypeError(f"out must have the result's dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if not out.flags.c_contiguous or not out.flags.aligned:
         raise ValueError(f"out must be C-contiguous and aligned, got strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    names = ("input", "input", "weight", "offsets", "offsets", *2 * ("per_sample_weights",))
+    names = (*2 * ("input",), *2 * ("weight",), *2 * ("offsets",), *2 * ("per_sample_weights",))
     for name, array in zip(names, inputs, strict=True):
         if isinstance(array, np.ndarray) and shares_memory(out, array):
             raise ValueError(f"out must share no memory with {name}, got an overlap")

@@ -25,6 +25,9 @@ def embedding_bag(
     out: NDArray[Any],
     max_indices: NDArray[Any] | None,
     out_rows: NDArray[Any] | None = None,
+    encoding: int = -1,
+    dim: int = -1,
+    out_encoding: int = -1,
 ) -> bool: ...
 def first_bad_offset(offsets: NDArray[Any], n_indices: int) -> int: ...
 def first_bad_index(input: NDArray[Any], n_rows: int) -> int: ...

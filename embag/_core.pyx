@@ -12,6 +12,7 @@ with rows for bags and bags for rows.
     _columns.pxi     what is done to a few columns of a row, in registers
     _layouts.pxi     which arrays can be read as they are
     _forward.pxi     reduce bags
+    _encoded.pxi     the same for tables of narrower floats and of integers
     _renorm.pxi      scale rows to a largest norm
     _grouping.pxi    group positions by row: a radix sort
     _backward.pxi    what the gradients need beside those
@@ -35,9 +36,9 @@ tests/.
 
 from libc.math cimport INFINITY, fabs, pow, sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cython.parallel cimport prange
 
@@ -50,6 +51,15 @@ cdef extern from "_platform.h" nogil:
     void embag_prefetch_to_write(size_t address)
     int32_t embag_read_int32(const int32_t* source)
     int64_t embag_read_int64(const int64_t* source)
+    float embag_read_float(const char* source)
+    uint16_t embag_read_uint16(const char* source)
+    float embag_half_to_float(uint16_t half)
+    float embag_bfloat_to_float(uint16_t bfloat)
+    uint16_t embag_float_to_half(float value)
+    uint16_t embag_float_to_bfloat(float value)
+    void embag_halves_to_floats(const Py_ssize_t n, const char* halves, float* to)
+    void embag_bytes_to_floats(const int bits, const Py_ssize_t n, const char* source, float* to)
+    float embag_fma(float a, float b, float c)
     int embag_cpu_level()
     enum: EMBAG_BLOCK_BYTES
     enum: EMBAG_OPENMP
@@ -71,6 +81,7 @@ include "_bags.pxi"
 include "_columns.pxi"
 include "_layouts.pxi"
 include "_forward.pxi"
+include "_encoded.pxi"
 include "_renorm.pxi"
 include "_grouping.pxi"
 include "_backward.pxi"

@@ -28,25 +28,47 @@ cdef enum Operation:
     MAX
     ARGMAX                 # MAX, and the winning rows
 
+cdef struct Job
+
+ctypedef bint (*reducer)(const Job*, const Task*) noexcept nogil
+
 cdef struct Job:
-    Bags bags
+    # Reduces a task's bags over a block of columns; for ARGMAX, over all of the task's.
+    # Called through this pointer, each is compiled by itself: in one function they would
+    # compete for registers.
+    reducer reduce_columns
+    # The table: see describe_table.
     const char* table
     Py_ssize_t row_stride  # bytes, of either sign
     Py_ssize_t n_rows
     Py_ssize_t dim
-    Py_ssize_t padding     # a row, or -1 for none
-    int operation
-    bint mean
-    int64_t* max_indices   # (n_bags, dim), for ARGMAX alone
-    const int64_t* out_rows     # where each bag's result goes in `out`; NULL: in order
+    int encoding
+    int bits               # of an entry
+    Py_ssize_t entries     # where a row has its entries, in bytes ...
+    Py_ssize_t factors     # ... and its scale and bias
+    bint short_factors     # these are halves, else floats
+    bint straddles         # blocks of rows need not be whole cache lines
     # Rows are asked for `ahead` positions before they are used, unless that is 0: one at
     # each position, or, if burst > 0, `burst` of them at every burst-th. Bursts keep the
     # core's few miss buffers for the requests while they last; requests mixed with the
     # loads of earlier rows take turns with them, which costs up to half of the bandwidth.
     Py_ssize_t ahead
     Py_ssize_t burst
+    # What is asked of it.
+    const void* input
+    bint wide              # input is int64, else int32
+    Bags bags
     bint ones              # many bags have one row: worth a way of their own
-    bint straddles         # blocks of rows need not be whole cache lines
+    const void* sample     # (n_indices,) of the dtype of sums, for WEIGHTED_SUM alone
+    Py_ssize_t padding     # a row, or -1 for none
+    int operation
+    bint mean
+    # Where the result goes.
+    void* out
+    int out_encoding
+    Py_ssize_t out_stride  # entries from one bag's result to the next
+    const int64_t* out_rows     # where each bag's result goes in `out`; NULL: in order
+    int64_t* max_indices   # (n_bags, dim), for ARGMAX alone
 
 
 cdef inline Py_ssize_t rows_a_burst(Py_ssize_t row_bytes) noexcept nogil:
@@ -90,7 +112,7 @@ cdef inline bint reduce_block(
         # A burst is due at burst_at; single rows are asked for up to single_stop.
         Py_ssize_t burst_at = 0 if burst > 0 else n_indices
         Py_ssize_t single_stop = 0 if burst > 0 or ahead == 0 else n_indices - ahead
-        Py_ssize_t dim = job.dim, bag_stop = task.bag_stop
+        Py_ssize_t out_stride = job.out_stride, bag_stop = task.bag_stop
         Py_ssize_t b, start, stop, one_stop, k, next_k, r, n_kept
 
     stop = bag_bound(&job.bags, task.bag_start)
@@ -109,7 +131,7 @@ cdef inline bint reduce_block(
         if ones:
             # Bags of one row, while no burst is due: each goes from load to store, with
             # as little in between as there can be.
-            out_row = out + b * dim + task.column_start
+            out_row = out + b * out_stride + task.column_start
             one_stop = min(burst_at, n_indices) if in_order else 0
             while stop == start + 1 and start < one_stop:
                 if start < single_stop:
@@ -131,13 +153,13 @@ cdef inline bint reduce_block(
                 b += 1
                 if b == bag_stop:
                     return True
-                out_row += dim
+                out_row += out_stride
                 start = stop
                 stop = bag_bound(&job.bags, b + 1)
 
         if not (start <= stop <= n_indices):
             return False
-        out_row = out + out_position(job, b) * job.dim + task.column_start
+        out_row = out + out_position(job, b) * out_stride + task.column_start
         if start == stop:
             fill(half, out_row, 0)
             fill(half, out_row + shift, 0)
@@ -336,7 +358,7 @@ cdef bint reduce_argmax(
     return True
 
 
-cdef bint reduce_columns(
+cdef inline bint reduce_floats(
     const index_ft* input,
     const floating_ft* sample,
     const Job* job,
@@ -352,16 +374,39 @@ cdef bint reduce_columns(
         return reduce_ones_as(WEIGHTED_SUM, input, sample, job, task, out)
     if job.operation == WEIGHTED_SUM:
         return reduce_as(WEIGHTED_SUM, input, sample, job, task, out)
-    return reduce_as(MAX, input, sample, job, task, out)
+    if job.operation == MAX:
+        return reduce_as(MAX, input, sample, job, task, out)
+    return reduce_argmax(input, job, task, out)
 
 
-cdef bint reduce_task(
-    const index_ft* input,
-    const floating_ft* sample,
-    const Job* job,
-    const Task* task,
-    floating_ft* out,
-) noexcept nogil:
+cdef bint reduce_float_by_int32(const Job* job, const Task* task) noexcept nogil:
+    return reduce_floats(<const int32_t*>job.input, <const float*>job.sample, job, task,
+                         <float*>job.out)
+
+
+cdef bint reduce_float_by_int64(const Job* job, const Task* task) noexcept nogil:
+    return reduce_floats(<const int64_t*>job.input, <const float*>job.sample, job, task,
+                         <float*>job.out)
+
+
+cdef bint reduce_double_by_int32(const Job* job, const Task* task) noexcept nogil:
+    return reduce_floats(<const int32_t*>job.input, <const double*>job.sample, job, task,
+                         <double*>job.out)
+
+
+cdef bint reduce_double_by_int64(const Job* job, const Task* task) noexcept nogil:
+    return reduce_floats(<const int64_t*>job.input, <const double*>job.sample, job, task,
+                         <double*>job.out)
+
+
+cdef inline size_t row_address(const Job* job, Py_ssize_t k) noexcept nogil:
+    """Where the row at position k would be, to be asked for: the index is not checked."""
+    if job.wide:
+        return <size_t>job.table + <size_t>(<const int64_t*>job.input)[k] * <size_t>job.row_stride
+    return <size_t>job.table + <size_t>(<const int32_t*>job.input)[k] * <size_t>job.row_stride
+
+
+cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
     """Reduce the task's bags over all its columns.
 
     Wide rows take several blocks: one bag at a time, so that the parts of a row are
@@ -372,18 +417,20 @@ cdef bint reduce_task(
         Task part
         Job quiet
         const Job* block_job
-        const char* table = job.table + task.column_start * <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t n_indices = job.bags.n_indices
         Py_ssize_t fetched = 0, start, stop, k
         Py_ssize_t n_columns = task.column_stop - task.column_start
-        Py_ssize_t widest = EMBAG_BLOCK_BYTES // <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t widest = EMBAG_BLOCK_BYTES // (8 if job.encoding == FLOAT64 else 4)
         Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
-        Py_ssize_t n_bytes = n_columns * <Py_ssize_t>sizeof(floating_ft)
+        # Blocks start where entries of less than a byte start one.
+        Py_ssize_t step = 1 if job.bits >= 8 else 4
+        Py_ssize_t n_steps = n_columns // step
+        Py_ssize_t first_byte = job.entries + task.column_start * job.bits // 8
+        # Scale and bias are next to the entries.
+        Py_ssize_t n_bytes = n_columns * job.bits // 8 + (8 if job.encoding >= INT8 else 0)
         Py_ssize_t b, block
-    if job.operation == ARGMAX:
-        return reduce_argmax(input, job, task, out)
-    if n_blocks == 1:
-        return reduce_columns(input, sample, job, task, out)
+    if n_blocks == 1 or job.operation == ARGMAX:
+        return job.reduce_columns(job, task)
     part = task[0]
     quiet = job[0]
     quiet.burst = 0
@@ -402,23 +449,22 @@ cdef bint reduce_task(
             block_job = &quiet
             part.first = False
             for k in range(max(start, fetched), min(stop + job.ahead, n_indices)):
-                fetch_bytes(<size_t>table + <size_t>input[k] * <size_t>job.row_stride, n_bytes)
+                fetch_bytes(row_address(job, k) + <size_t>first_byte, n_bytes)
             fetched = max(fetched, min(stop + job.ahead, n_indices))
         for block in range(n_blocks):
-            part.column_start = task.column_start + block * n_columns // n_blocks
-            part.column_stop = task.column_start + (block + 1) * n_columns // n_blocks
-            if not reduce_columns(input, sample, block_job, &part, out):
+            part.column_start = task.column_start + block * n_steps // n_blocks * step
+            part.column_stop = task.column_start + (block + 1) * n_steps // n_blocks * step
+            if block == n_blocks - 1:
+                part.column_stop = task.column_stop
+            if not job.reduce_columns(block_job, &part):
                 return False
     return True
 
 
 cdef bint reduce(
-    const index_ft* input,
-    const floating_ft* sample,
     const Job* job,
     Task* tasks,                     # room for 3 * SHARES * n_threads
     int n_threads,
-    floating_ft* out,
 ) noexcept nogil:
     """Fill `out`: plan, then do the tasks. False if something is bad."""
     cdef Py_ssize_t n_tasks, t
@@ -428,28 +474,83 @@ cdef bint reduce(
         return True                  # the caller has checked the positions
     if n_threads == 1:               # here and now, without OpenMP
         tasks[0] = Task(0, job.bags.n_bags, 0, job.dim, True, False)
-        return reduce_task(input, sample, job, tasks, out)
-    n_tasks = plan(&job.bags, job.dim, sizeof(floating_ft), SHARES * n_threads, tasks)
+        return reduce_task(job, tasks)
+    n_tasks = plan(&job.bags, job.dim, 8 if job.encoding == FLOAT64 else 4, SHARES * n_threads,
+                   tasks)
     for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-        tasks[t].done = reduce_task(input, sample, job, &tasks[t], out)
+        tasks[t].done = reduce_task(job, &tasks[t])
     for t in range(n_tasks):
         if not tasks[t].done:
             return False
     return True
 
 
+cdef reducer reducer_of(int encoding, int out_encoding, bint wide) noexcept nogil:
+    """The function that reduces bags of such a table to such results by such indices."""
+    if encoding == FLOAT32 == out_encoding:
+        return reduce_float_by_int64 if wide else reduce_float_by_int32
+    if encoding == FLOAT64 == out_encoding:
+        return reduce_double_by_int64 if wide else reduce_double_by_int32
+    if encoding == FLOAT64:
+        return reduce_double_to_float
+    if encoding == FLOAT16:
+        return reduce_half
+    if encoding == BFLOAT16:
+        return reduce_bfloat
+    if encoding == INT8 or encoding == TBE_INT8:
+        return reduce_int8
+    if encoding == INT4 or encoding == TBE_INT4:
+        return reduce_int4
+    return reduce_int2
+
+
+cdef void describe_table(
+    Job* job,                        # OUT  the fields of the table
+    cnp.ndarray weight,              # IN   is_encoded_table
+    int encoding,
+    Py_ssize_t dim,
+):
+    """What a job knows of its table, whatever is asked of it."""
+    cdef Py_ssize_t row_bytes
+    cdef double table_bytes
+    job.table = <const char*>cnp.PyArray_DATA(weight)
+    job.row_stride = cnp.PyArray_STRIDE(weight, 0)
+    job.n_rows = cnp.PyArray_DIM(weight, 0)
+    job.dim = dim
+    job.encoding = encoding
+    job.bits = bits_of(encoding)
+    job.short_factors = encoding != INT8
+    job.entries = 4 if encoding >= TBE_INT8 else 0
+    job.factors = 0 if encoding >= TBE_INT8 else (dim * job.bits + 7) // 8
+    row_bytes = cnp.PyArray_DIM(weight, 1) * cnp.PyArray_ITEMSIZE(weight)
+    table_bytes = <double>row_bytes * <double>job.n_rows
+    job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
+                     or row_bytes % LINE != 0 or row_bytes > EMBAG_BLOCK_BYTES)
+    job.burst = 0
+    job.ahead = NEAR
+    if table_bytes <= NEAR_TABLE:
+        job.ahead = 0
+    if table_bytes > CACHED_TABLE:
+        job.burst = rows_a_burst(row_bytes)
+        job.ahead = job.burst
+
+
 def embedding_bag(
-    cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent
+    cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent,
+                                     #      or the rows of another encoding
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
-    object per_sample_weights,       # IN   like input, of weight's dtype; or None
+    object per_sample_weights,       # IN   like input, of the dtype of sums; or None
     str mode not None,
     Py_ssize_t padding,              # a row, or -1
     int n_threads,
     cnp.ndarray out not None,        # OUT  (n_bags, dim) of weight's dtype
     object max_indices,              # OUT  (n_bags, dim) int64; or None
     object out_rows=None,            # IN   (n_bags,) int64, increasing: the rows of out to fill
+    int encoding=-1,                 # of weight, where its dtype does not tell
+    Py_ssize_t dim=-1,
+    int out_encoding=-1,
 ):
     """Fill `out`. False if an offset or an index is bad; `out` is then half-written.
 
@@ -462,15 +563,17 @@ def embedding_bag(
         Job job
         Task only_task
         Task* tasks = &only_task
-        bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
-        bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
-        Py_ssize_t row_bytes = cnp.PyArray_DIM(weight, 1) * cnp.PyArray_ITEMSIZE(weight)
-        void* indices = cnp.PyArray_DATA(input)
-        void* sample = NULL
-        void* result = cnp.PyArray_DATA(out)
+        int sample_type
         bint done
 
-    refuse_change(is_table(weight) and is_index_array(input)
+    if encoding < 0:
+        refuse_change(is_table(weight))
+        encoding = FLOAT32 if cnp.PyArray_ITEMSIZE(weight) == 4 else FLOAT64
+        dim = cnp.PyArray_DIM(weight, 1)
+    if out_encoding < 0:
+        out_encoding = encoding
+    sample_type = cnp.NPY_FLOAT64 if encoding == FLOAT64 else cnp.NPY_FLOAT32
+    refuse_change(is_encoded_table(weight, encoding, dim) and is_index_array(input)
                   and (offsets is None or is_index_array(offsets)))
     job.bags = describe_bags(input, offsets, include_last_offset)
     refuse_change(
@@ -478,34 +581,28 @@ def embedding_bag(
         and cnp.PyArray_NDIM(out) == 2
         and (is_rows_of(out_rows, job.bags.n_bags, out) if out_rows is not None
              else cnp.PyArray_DIM(out, 0) == job.bags.n_bags)
-        and is_result(out, cnp.PyArray_DIM(out, 0), cnp.PyArray_DIM(weight, 1),
-                      cnp.PyArray_TYPE(weight))
+        and is_result(out, cnp.PyArray_DIM(out, 0), dim, type_of(out_encoding))
         and (max_indices is None
-             or is_result(max_indices, job.bags.n_bags, cnp.PyArray_DIM(weight, 1),
-                          cnp.NPY_INT64))
+             or (encoding <= FLOAT64
+                 and is_result(max_indices, job.bags.n_bags, dim, cnp.NPY_INT64)))
         and (per_sample_weights is None
-             or is_factors(per_sample_weights, job.bags.n_indices, cnp.PyArray_TYPE(weight)))
+             or is_factors(per_sample_weights, job.bags.n_indices, sample_type))
     )
-    job.table = <const char*>cnp.PyArray_DATA(weight)
-    job.row_stride = cnp.PyArray_STRIDE(weight, 0)
-    job.n_rows = cnp.PyArray_DIM(weight, 0)
-    job.dim = cnp.PyArray_DIM(weight, 1)
+    describe_table(&job, weight, encoding, dim)
+    job.input = cnp.PyArray_DATA(input)
+    job.wide = cnp.PyArray_ITEMSIZE(input) == 8
+    job.ones = job.bags.n_indices < ONES * job.bags.n_bags
+    job.sample = NULL
     job.padding = padding
     job.mean = mode == "mean"
-    job.max_indices = NULL
+    job.out = cnp.PyArray_DATA(out)
+    job.out_encoding = out_encoding
+    job.reduce_columns = reducer_of(encoding, out_encoding, job.wide)
+    job.out_stride = dim
     job.out_rows = NULL
     if out_rows is not None:
         job.out_rows = <const int64_t*>cnp.PyArray_DATA(<cnp.ndarray>out_rows)
-    job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
-                     or row_bytes % LINE != 0 or row_bytes > EMBAG_BLOCK_BYTES)
-    job.ones = job.bags.n_indices < ONES * job.bags.n_bags
-    job.burst = 0
-    job.ahead = NEAR
-    if <double>row_bytes * <double>job.n_rows <= NEAR_TABLE:
-        job.ahead = 0
-    if <double>row_bytes * <double>job.n_rows > CACHED_TABLE:
-        job.burst = rows_a_burst(row_bytes)
-        job.ahead = job.burst
+    job.max_indices = NULL
     if mode != "max":
         job.operation = SUM if per_sample_weights is None else WEIGHTED_SUM
     elif max_indices is None:
@@ -514,25 +611,14 @@ def embedding_bag(
         job.operation = ARGMAX
         job.max_indices = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>max_indices)
     if per_sample_weights is not None:
-        sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
+        job.sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
 
     if n_threads > 1:
         tasks = <Task*>malloc(3 * SHARES * <size_t>n_threads * sizeof(Task))
         if tasks == NULL:
             raise MemoryError("no memory to plan a call")
     with nogil:
-        if is_float and is_wide:
-            done = reduce(<const int64_t*>indices, <const float*>sample, &job, tasks,
-                          n_threads, <float*>result)
-        elif is_float:
-            done = reduce(<const int32_t*>indices, <const float*>sample, &job, tasks,
-                          n_threads, <float*>result)
-        elif is_wide:
-            done = reduce(<const int64_t*>indices, <const double*>sample, &job, tasks,
-                          n_threads, <double*>result)
-        else:
-            done = reduce(<const int32_t*>indices, <const double*>sample, &job, tasks,
-                          n_threads, <double*>result)
+        done = reduce(&job, tasks, n_threads)
     if n_threads > 1:
         free(tasks)
     return done

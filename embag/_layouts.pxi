@@ -1,7 +1,47 @@
 # Which arrays the kernels read or write as they stand. These look at the fields of
 # ndarrays, never at their values.
 
-# --- What Python calls --------------------------------------------------------
+cdef enum Encoding:
+    # How a row holds its entries. Floats come first, then integers with scale and bias:
+    # behind them, or before them (table-batched).
+    FLOAT32
+    FLOAT64
+    FLOAT16
+    BFLOAT16               # to NumPy these are uint16
+    INT8
+    INT4
+    INT2
+    TBE_INT8
+    TBE_INT4
+    TBE_INT2
+    N_ENCODINGS
+
+
+cdef inline int bits_of(const int encoding) noexcept nogil:
+    """Bits of an entry."""
+    if encoding == FLOAT32:
+        return 32
+    if encoding == FLOAT64:
+        return 64
+    if encoding == FLOAT16 or encoding == BFLOAT16:
+        return 16
+    if encoding == INT8 or encoding == TBE_INT8:
+        return 8
+    if encoding == INT4 or encoding == TBE_INT4:
+        return 4
+    return 2
+
+
+cdef int type_of(int encoding):
+    """NumPy's number for the dtype of arrays of such rows."""
+    if encoding == FLOAT32:
+        return cnp.NPY_FLOAT32
+    if encoding == FLOAT64:
+        return cnp.NPY_FLOAT64
+    if encoding == FLOAT16:
+        return cnp.NPY_FLOAT16
+    return cnp.NPY_UINT16 if encoding == BFLOAT16 else cnp.NPY_UINT8
+
 
 
 cdef Bags describe_bags(cnp.ndarray input, object offsets, bint include_last_offset):
@@ -40,6 +80,26 @@ def is_table(object array):
         and cnp.PyArray_ISNOTSWAPPED(table)
         and (cnp.PyArray_DIM(table, 1) <= 1
              or cnp.PyArray_DIM(table, 0) == 0   # its strides may be anything
+             or cnp.PyArray_STRIDE(table, 1) == cnp.PyArray_ITEMSIZE(table))
+    )
+
+
+cdef bint is_encoded_table(cnp.ndarray table, int encoding, Py_ssize_t dim):
+    """Whether this holds rows of `dim` entries of that encoding, as it stands."""
+    if not (0 <= encoding < N_ENCODINGS and cnp.PyArray_NDIM(table) == 2 and dim >= 0):
+        return False
+    cdef Py_ssize_t n_columns = dim, factors
+    if encoding >= INT8:
+        factors = 8 if encoding == INT8 else 4
+        n_columns = (dim * bits_of(encoding) + 7) // 8 + factors
+    return (
+        cnp.PyArray_TYPE(table) == type_of(encoding)
+        and cnp.PyArray_ISALIGNED(table)
+        and cnp.PyArray_ISNOTSWAPPED(table)
+        and (cnp.PyArray_DIM(table, 1) == n_columns
+             or (encoding >= TBE_INT8 and cnp.PyArray_DIM(table, 1) > n_columns))
+        and (cnp.PyArray_DIM(table, 1) <= 1
+             or cnp.PyArray_DIM(table, 0) == 0
              or cnp.PyArray_STRIDE(table, 1) == cnp.PyArray_ITEMSIZE(table))
     )
 

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -77,6 +77,9 @@ static inline uint32_t embag_bits_of_float(float value) {
  * these vectorise, and no float subnormals on the way, which a process may have switched
  * off. */
 static inline float embag_half_to_float(uint16_t half) {
+#if defined(__F16C__)
+    return _cvtsh_ss(half);
+#else
     uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
     uint32_t exponent = magnitude & 0x0f800000;
     uint32_t bits = magnitude + (112u << 23);            /* 127 - 15: the other bias */
@@ -85,6 +88,7 @@ static inline float embag_half_to_float(uint16_t half) {
     bits = exponent == 0x0f800000 ? special : bits;
     bits = exponent == 0 ? embag_bits_of_float(subnormal) : bits;
     return embag_float_of_bits(bits | (uint32_t)(half & 0x8000) << 16);
+#endif
 }
 static inline float embag_bfloat_to_float(uint16_t bfloat) {
     return embag_float_of_bits((uint32_t)bfloat << 16);
@@ -123,6 +127,42 @@ static inline void embag_halves_to_floats(const ptrdiff_t n, const char *from, f
 #endif
     for (; d < n; d++)
         to[d] = embag_half_to_float(embag_read_uint16(from + 2 * d));
+}
+
+/* n bytes to integers of `bits` bits as floats, in planes: the first of each byte, then the
+ * second ones ... Written out where there are instructions for it, since gcc 12 widens
+ * bytes in steps, with a shuffle each. */
+static inline void embag_bytes_to_floats(
+    const int bits, const ptrdiff_t n, const char *from, float *to) {
+    const int top = 8 / bits - 1;     /* needs no mask */
+    ptrdiff_t done = 0;
+#if defined(__AVX512F__)
+    const __m512i mask = _mm512_set1_epi32((1 << bits) - 1);
+    for (ptrdiff_t i = 0; i < n - n % 16; i += 16) {
+        __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(from + i)));
+        for (int p = 0; p <= top; p++) {
+            __m512i q = _mm512_srli_epi32(x, p * bits);
+            q = p == top ? q : _mm512_and_si512(q, mask);
+            _mm512_storeu_ps(to + p * n + i, _mm512_cvtepi32_ps(q));
+        }
+    }
+    done = n - n % 16;
+#endif
+#if defined(__AVX2__)
+    const __m256i half_mask = _mm256_set1_epi32((1 << bits) - 1);
+    for (ptrdiff_t i = done; i < n - n % 8; i += 8) {
+        __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + i)));
+        for (int p = 0; p <= top; p++) {
+            __m256i q = _mm256_srli_epi32(x, p * bits);
+            q = p == top ? q : _mm256_and_si256(q, half_mask);
+            _mm256_storeu_ps(to + p * n + i, _mm256_cvtepi32_ps(q));
+        }
+    }
+    done = n - n % 8;
+#endif
+    for (int p = 0; p <= top; p++)
+        for (ptrdiff_t i = done; i < n; i++)
+            to[p * n + i] = (float)((uint8_t)from[i] >> p * bits & ((1 << bits) - 1));
 }
 
 /* a * b + c rounded once, where a is an integer below 256: by the processor, or in double,

@@ -12,10 +12,11 @@ Tested in tests/: by property, a file each.
 from typing import Any, Literal, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from embag import _arguments, _threads
+from embag import _arguments, _tables, _threads
 from embag._dispatch import kernels
+from embag.quantized import QuantizedTable
 
 Mode = Literal["sum", "mean", "max"]
 
@@ -28,7 +29,7 @@ _SUM = "sum"
 @overload
 def embedding_bag(
     input: ArrayLike,
-    weight: NDArray[Any],
+    weight: NDArray[Any] | QuantizedTable,
     offsets: ArrayLike | None = ...,
     max_norm: float | None = ...,
     norm_type: float = ...,
@@ -42,11 +43,12 @@ def embedding_bag(
     out: NDArray[Any] | None = ...,
     return_max_indices: Literal[False] = ...,
     num_threads: int | None = ...,
+    out_dtype: DTypeLike | None = ...,
 ) -> NDArray[Any]: ...
 @overload
 def embedding_bag(
     input: ArrayLike,
-    weight: NDArray[Any],
+    weight: NDArray[Any] | QuantizedTable,
     offsets: ArrayLike | None = ...,
     max_norm: float | None = ...,
     norm_type: float = ...,
@@ -60,10 +62,11 @@ def embedding_bag(
     out: NDArray[Any] | None = ...,
     return_max_indices: bool,
     num_threads: int | None = ...,
+    out_dtype: DTypeLike | None = ...,
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]: ...
 def embedding_bag(
     input: ArrayLike,
-    weight: NDArray[Any],
+    weight: NDArray[Any] | QuantizedTable,
     offsets: ArrayLike | None = None,
     max_norm: float | None = None,
     norm_type: float = _EUCLIDEAN,
@@ -77,6 +80,7 @@ def embedding_bag(
     out: NDArray[Any] | None = None,
     return_max_indices: bool = False,
     num_threads: int | None = None,
+    out_dtype: DTypeLike | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]:
     """Gather rows of a table and reduce them per bag.
 
@@ -86,16 +90,18 @@ def embedding_bag(
         The rows to gather, each in ``0 .. n_rows - 1``. 1-D with `offsets`; 2-D has a
         bag in each row. Contiguous int32 and int64 arrays are read in place, others are
         converted.
-    weight : ndarray of float32 or float64, shape (n_rows, dim)
-        The table. Read in place where the entries of a row are adjacent, whatever the
-        distance between rows; memory maps and read-only arrays will do. Any other
-        layout (Fortran order, misaligned) is copied at each call.
+    weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
+        The table, of shape (n_rows, dim). Read in place where the entries of a row are
+        adjacent, whatever the distance between rows; memory maps and read-only arrays
+        will do. Any other layout (Fortran order, misaligned) is copied at each call.
+        bfloat16 is the dtype of the package ``ml_dtypes``.
     offsets : array_like of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`: 0 first, never decreasing. The last bag runs to
         the end of `input`.
     max_norm : float, optional
         At least 0. Rows that occur in a bag and whose norm exceeds it are scaled by
         ``max_norm / (norm + 1e-7)`` in `weight` itself, each once, before the reduction.
+        For float32 and float64 only.
     norm_type : float, optional
         The p of that norm: greater than 0, or ``inf``.
     scale_grad_by_freq, sparse : bool, optional
@@ -105,7 +111,7 @@ def embedding_bag(
         The reduction.
     per_sample_weights : array_like, shape of `input`, optional
         Factors for the rows, with ``mode="sum"`` only; computed in the dtype of
-        `weight`.
+        sums.
     include_last_offset : bool, optional
         `offsets` has one entry more: where the last bag ends. What follows in `input`
         is in no bag and not read.
@@ -113,18 +119,21 @@ def embedding_bag(
         A row, which may be counted from the end. Entries of `input` equal to it are
         left out, also of the mean's divisor.
     out : ndarray, shape (n_bags, dim), optional
-        Where to put the result: C-contiguous, of the dtype of `weight`, apart from all
+        Where to put the result: C-contiguous, of the result's dtype, apart from all
         inputs.
     return_max_indices : bool, optional
         With ``mode="max"``, also return the rows that the maxima are from.
     num_threads : int, optional
         The most threads for this call, in the place of `get_num_threads`.
+    out_dtype : data-type, optional
+        The result's dtype: float32, float16 or bfloat16, to which sums in float32 are
+        rounded (to nearest, ties to even). float64 for a float64 table.
 
     Returns
     -------
     ndarray, shape (n_bags, dim)
-        The reduced bags, of the dtype of `weight`; `out` if it was given. Zeros for a
-        bag that is empty or holds padding only.
+        The reduced bags; `out` if it was given. By default float64 for a float64 table
+        and float32 for all others. Zeros for a bag that is empty or holds padding only.
     max_indices : ndarray of int64, shape (n_bags, dim)
         With `return_max_indices`: the winning row for each entry, -1 for empty bags.
 
@@ -144,12 +153,15 @@ def embedding_bag(
     See Also
     --------
     aligned_copy : tables in memory that is faster to gather from.
+    quantize : tables of 8, 4 or 2 bits an entry.
     set_num_threads : the process's limit.
 
     Notes
     -----
-    Sums start at 0 and add in the order of positions, in the table's precision. A mean
-    is the sum divided by the number of entries. A weighted row is multiplied, then
+    Sums start at 0 and add in the order of positions, in float64 for a float64 table and
+    in float32 for all others. Of a `QuantizedTable`, ``scale * q`` is added by a fused
+    multiply-add, and the sum of the biases after every 32 positions of a bag and at its
+    end. A mean is the sum divided by the number of entries. A weighted row is multiplied, then
     added. A maximum keeps the first of equal values; a NaN in a bag gives NaN. The
     result has the same bits (a NaN's sign and payload aside) for any number of threads and at
     any instruction-set level.
@@ -187,7 +199,16 @@ def embedding_bag(
     bounds: Any = offsets
     if not (offsets is None or kernels.is_index_array(offsets)):
         bounds = _arguments.as_index_array(offsets, "offsets")
-    table = weight if kernels.is_table(weight) else _arguments.as_table(weight)
+    if kernels.is_table(weight):
+        table: Any = weight
+        encoded = None
+        n_rows, dim = weight.shape
+        dtype = table.dtype
+    else:
+        encoded = _tables.as_table(weight)
+        table = encoded.rows
+        n_rows, dim = encoded.shape
+        dtype = encoded.sums_dtype
     if not (scale_grad_by_freq is sparse is include_last_offset is return_max_indices is False):
         _arguments.check_flags(
             scale_grad_by_freq=scale_grad_by_freq,
@@ -200,10 +221,9 @@ def embedding_bag(
         _arguments.raise_for_shapes(indices, bounds, include_last_offset)
     if mode is not _SUM or return_max_indices:
         _arguments.check_mode(mode, sparse, scale_grad_by_freq, return_max_indices)
-    n_rows, dim = table.shape
     sample = None
     if per_sample_weights is not None:
-        sample = _arguments.as_sample_weights(per_sample_weights, indices, mode, table.dtype)
+        sample = _arguments.as_sample_weights(per_sample_weights, indices, mode, dtype)
     padding = -1
     if padding_idx is not None:
         padding = _arguments.as_padding_row(padding_idx, n_rows)
@@ -213,17 +233,23 @@ def embedding_bag(
         max_norm = _arguments.as_max_norm(max_norm, weight)
     if num_threads is not None:
         num_threads = _threads.check_count(num_threads, "num_threads")
+    direct = True  # the kernel of plain floats writes the result
+    if encoded is not None or out_dtype is not None:
+        sums_dtype, dtype = dtype, _tables.as_out_dtype(out_dtype, dtype)
+        direct = (encoded is None or encoded.is_plain) and dtype == sums_dtype
 
     n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
 
-    if out is None:
+    if out is not None:
+        # Both as given and as converted: either may be a view of the other's memory.
+        inputs = (input, indices, weight, table, offsets, bounds, per_sample_weights, sample)
+        if not (direct and kernels.is_output(out, table, n_bags, inputs)):
+            _arguments.check_out(out, (n_bags, dim), dtype, inputs)
+        result = out
+    elif direct:
         result = kernels.empty_output(n_bags, table)
     else:
-        # Both as given and as converted: either may be a view of the other's memory.
-        inputs = (input, indices, weight, offsets, bounds, per_sample_weights, sample)
-        if not kernels.is_output(out, table, n_bags, inputs):
-            _arguments.check_out(out, (n_bags, dim), table.dtype, inputs)
-        result = out
+        result = _arguments.empty((n_bags, dim), dtype)
     max_indices = np.empty((n_bags, dim), np.int64) if return_max_indices else None
 
     if max_norm is not None:
@@ -232,7 +258,7 @@ def embedding_bag(
             array.copy() if array is not None and np.may_share_memory(array, weight) else array
             for array in (indices, bounds, sample)
         )
-    if max_norm is not None or out is not None or dim == 0:
+    if max_norm is not None or out is not None or dim == 0 or not direct:
         # Nothing may be written before every position is known to be good.
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
     if max_norm is not None:
@@ -241,22 +267,56 @@ def embedding_bag(
         if table is not weight:
             table = _arguments.as_table(weight)
 
-    done = kernels.embedding_bag(
-        table,
-        indices,
-        bounds,
-        include_last_offset,
-        sample,
-        mode,
-        padding,
-        n_threads,
-        result,
-        max_indices,
-    )
+    call = (table, indices, bounds, include_last_offset, sample, mode, padding, n_threads)
+    if direct:
+        done = kernels.embedding_bag(*call, result, max_indices)
+    else:
+        done = _reduce_encoded(encoded or _tables.as_table(table), call, result, max_indices)
     if not done:
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
         _arguments.raise_for_change()
     return result if max_indices is None else (result, max_indices)
+
+
+def _reduce_encoded(
+    encoded: _tables.Table,
+    call: tuple[Any, ...],
+    result: NDArray[Any],
+    max_indices: NDArray[np.int64] | None,
+) -> bool:
+    """Run a call whose table is not of plain floats, or whose result is to be rounded."""
+    if encoded.is_plain:
+        sums = _arguments.empty(result.shape, encoded.sums_dtype)
+        done: bool = kernels.embedding_bag(*call, sums, max_indices)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result[...] = sums
+        return done
+    if max_indices is None:
+        target, out_encoding = _tables.as_result(result)
+        done = kernels.embedding_bag(
+            *call, target, None, None, encoded.encoding, encoded.dim, out_encoding
+        )
+        return done
+    # Which rows have won is asked for in training, seldom of such tables: those in use are
+    # decoded.
+    _, indices, bounds, include_last_offset, sample, mode, padding, n_threads = call
+    used = _arguments.positions_in_bags(indices.reshape(-1), bounds, include_last_offset)
+    rows, places = np.unique(used, return_inverse=True)
+    rows = rows.astype(np.int64, copy=False)
+    positions = np.zeros(indices.shape, np.int64)
+    positions.reshape(-1)[: len(used)] = places.reshape(-1)
+    if padding >= 0:
+        place = int(np.searchsorted(rows, padding))
+        padding = place if place < len(rows) and rows[place] == padding else -1
+    decoded = _tables.Table(encoded.take(rows), _tables.FLOAT32, encoded.dim)
+    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
+    if result.dtype == decoded.sums_dtype:
+        done = kernels.embedding_bag(decoded.rows, positions, *rest, result, max_indices)
+    else:
+        done = _reduce_encoded(decoded, (decoded.rows, positions, *rest), result, max_indices)
+    if len(rows):
+        max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
+    return done
 
 
 def _renorm(

@@ -23,21 +23,50 @@ def call(**changes):
 
 ERRORS = [
     # weight
-    (call(weight=[[1.0]]), TypeError, "weight must be a numpy.ndarray, got list"),
+    (
+        call(weight=[[1.0]]),
+        TypeError,
+        "weight must be a numpy.ndarray or a QuantizedTable, got list",
+    ),
     (
         call(weight=W.astype(int)),
         TypeError,
-        "weight must be float32 or float64 in native byte order, got int64",
+        "weight must be float32, float64, float16 or bfloat16 in native byte order, "
+        "or a QuantizedTable, got int64",
     ),
     (
         call(weight=W.astype(">f4")),
         TypeError,
-        "weight must be float32 or float64 in native byte order, got >f4",
+        "weight must be float32, float64, float16 or bfloat16 in native byte order, "
+        "or a QuantizedTable, got >f4",
     ),
     (
-        call(weight=W.astype(np.float16)),
+        call(weight=W.astype(">f2")),
         TypeError,
-        "weight must be float32 or float64 in native byte order, got <f2",
+        "weight must be float32, float64, float16 or bfloat16 in native byte order, "
+        "or a QuantizedTable, got >f2",
+    ),
+    (
+        call(weight=W.astype(np.float16), max_norm=1.0),
+        ValueError,
+        "max_norm must be None where weight is not float32 or float64, got a float16 table",
+    ),
+    (
+        call(out_dtype=np.float64),
+        TypeError,
+        "out_dtype must be float32, float16 or bfloat16 for a table that is summed in float32, "
+        "got float64",
+    ),
+    (
+        call(weight=W.astype(np.float64), out_dtype=np.float32),
+        TypeError,
+        "out_dtype must be float64 for a table that is summed in float64, got float32",
+    ),
+    (
+        call(out_dtype="no dtype"),
+        TypeError,
+        "out_dtype must be float32, float16 or bfloat16 for a table that is summed in float32, "
+        "got 'no dtype'",
     ),
     (call(weight=W[0]), ValueError, "weight must be 2-D (n_rows, dim), got shape (2,)"),
     # input
@@ -211,7 +240,7 @@ ERRORS = [
     (
         call(out=np.zeros((1, 2))),
         TypeError,
-        "out must have weight's dtype float32, got float64",
+        "out must have the result's dtype float32, got float64",
     ),
     (
         call(out=np.zeros((2, 1), np.float32)),
