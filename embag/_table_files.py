@@ -5,9 +5,9 @@ cannot vouch for is a ValueError. A place that is returned is inside the file an
 the length that its shape takes, so what maps or copies it has nothing left to check.
 
     .npy            8 bytes, the header's length, a Python dict, the data. NumPy parses it
-    .safetensors    the header's length in 8 bytes, JSON, the data. Parsed here: the
-                    package has no way to map an array, and needs a table in memory to
-                    write it
+    .safetensors    the header's length in 8 bytes, JSON, the data. Parsed and written
+                    here: the package has no way to map an array and writes contiguous
+                    ones only, which is not worth a dependency
 
 What each format has no word for is told in the format's own way. In .npy a quantized
 table is an array of records, whose fields say what the bytes are, and bfloat16 a record
