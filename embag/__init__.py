@@ -24,9 +24,11 @@ same for torch's tensors. _grouping.py groups the positions of a batch by row, w
 what the gradients are made with.
 
 Beside it: `aligned_copy` and `aligned_empty` (memory.py) place tables so that lookups
-are fastest, `set_num_threads` and `get_num_threads` bound the threads, `show_config`
-tells how embag was built and how it runs here. `_reference.py` is the definition in
-plain loops, which the tests hold the kernels to. `python -m embag` is the command line.
+are fastest, `save_table` and `load_table` (tables.py; _table_files.py has the formats)
+keep them in files, mapped or copied, `set_num_threads` and `get_num_threads` bound the
+threads, `show_config` tells how embag was built and how it runs here. `_reference.py` is
+the definition in plain loops, which the tests hold the kernels to. `python -m embag` is
+the command line.
 
 The semantics are those of `torch.nn.functional.embedding_bag`; where they differ, and
 why, is in docs/semantics.md.
@@ -41,6 +43,7 @@ from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
 from embag.quantized import QuantizedTable
 from embag.sparse_rows import SparseRows
+from embag.tables import load_table, save_table
 
 __all__ = [
     "EmbeddingBag",
@@ -53,6 +56,8 @@ __all__ = [
     "embedding_bag",
     "embedding_bag_backward",
     "get_num_threads",
+    "load_table",
+    "save_table",
     "set_num_threads",
     "show_config",
 ]

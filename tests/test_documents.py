@@ -1,4 +1,4 @@
-"""The README's examples run, and its table is the one that was measured."""
+"""The documents' examples run, and the README's table is the one that was measured."""
 
 import doctest
 import re
@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = [str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]]
 
 
-def test_readme_examples():
-    failures, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+@pytest.mark.parametrize("name", ["README.md", "docs/tables.md"])
+def test_examples(name):
+    failures, tried = doctest.testfile(str(ROOT / name), module_relative=False)
     assert tried >= 5
     assert failures == 0
 

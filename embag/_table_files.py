@@ -1,0 +1,308 @@
+"""The headers of tables on disk: .npy and .safetensors, read with suspicion and written.
+
+A reader is told a file and its length, and returns where the table lies in it; what it
+cannot vouch for is a ValueError. A place that is returned is inside the file and of just
+the length that its shape takes, so what maps or copies it has nothing left to check.
+
+    .npy            8 bytes, the header's length, a Python dict, the data. NumPy parses it
+    .safetensors    the header's length in 8 bytes, JSON, the data. Parsed and written
+                    here: the package has no way to map an array and writes contiguous
+                    ones only, which is not worth a dependency
+
+What each format has no word for is told in the format's own way. In .npy a quantized
+table is an array of records, whose fields say what the bytes are, and bfloat16 a record
+of one field of that name; in .safetensors the metadata have the options of
+`QuantizedTable.from_packed`. docs/tables.md has both, byte by byte.
+
+.safetensors is little-endian, and so is the machine, as far as this file knows.
+
+Tested in tests/test_table_files.py.
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from embag._arguments import AnyArray, describe
+from embag.quantized import Layout, row_bytes
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+_ALIGNMENT = 64  # of the data in a file: a cache line, as NumPy has it
+_NPY_HEADER = 12 + 10_000  # NumPy parses no longer one
+_SAFETENSORS_HEADER = 100_000_000  # nor does the safetensors package
+_SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_BFLOAT16_RECORD = np.dtype([("bfloat16", np.uint16)])
+
+
+class Packing(NamedTuple):
+    """What `QuantizedTable.from_packed` needs to know beside the rows."""
+
+    bits: int
+    dim: int
+    layout: Layout
+
+
+class Place(NamedTuple):
+    """Where a file has a table."""
+
+    start: int  # the first byte
+    dtype: np.dtype[Any]
+    shape: tuple[int, int]
+    packing: Packing | None  # of a quantized table, whose dtype is uint8
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all rows."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Format(NamedTuple):
+    """How a format's header is read, and written."""
+
+    read: Callable[[BinaryIO, int, str | None], Place]  # (file, its bytes, name)
+    header: Callable[[AnyArray, Packing | None, str | None], bytes]  # (rows, packing, name)
+
+
+# --- .npy ---------------------------------------------------------------------
+
+
+def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
+    _check_no_name(name)
+    head = io.BytesIO(file.read(_NPY_HEADER))
+    try:
+        version = np.lib.format.read_magic(head)
+        if version == (1, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
+        elif version == (2, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(head)
+        else:
+            raise ValueError(f"version {version}")
+    except Exception as error:  # a hostile header can make NumPy raise nearly anything
+        raise ValueError(f"header must be one that NumPy writes, got {error}") from error
+    if dtype.hasobject:
+        raise ValueError("dtype must be of numbers, got Python objects, which are not unpickled")
+    packing = _packing_of(dtype)
+    if dtype == _BFLOAT16_RECORD:
+        dtype = _dtype("bfloat16")
+    elif dtype == "V2":
+        raise ValueError(
+            "dtype must be one that says what it is, got |V2: if it is bfloat16, whose name "
+            "numpy.save loses, view it as that and save it by save_table"
+        )
+    elif packing is None and (dtype.name not in FLOATS or not dtype.isnative):
+        raise ValueError(
+            f"dtype must be {', '.join(FLOATS)} in native byte order, or the records of a "
+            f"quantized table, got {dtype.str if dtype.kind == 'f' else dtype}"
+        )
+    if len(shape) != (1 if packing else 2) or not 0 <= min(shape) <= max(shape) < 2**63:
+        kind = "(n_rows,) for records" if packing else "(n_rows, dim)"
+        raise ValueError(f"shape must be {kind}, got {shape}")
+    if fortran_order:
+        raise ValueError("table must be in C order, got Fortran order: save it by save_table")
+    if packing:
+        shape, dtype = (shape[0], dtype.itemsize), np.dtype(np.uint8)
+    n_rows, n_columns = shape
+    place = Place(head.tell(), dtype, (n_rows, n_columns), packing)
+    if place.start + place.n_bytes != n_file_bytes:
+        raise ValueError(
+            f"file must have {place.n_bytes} bytes of table after its header, "
+            f"got {n_file_bytes - place.start}"
+        )
+    return place
+
+
+def _npy_header(rows: AnyArray, packing: Packing | None, name: str | None) -> bytes:
+    _check_no_name(name)
+    dtype, shape = rows.dtype, rows.shape
+    if packing:
+        dtype, shape = _record_dtype(shape[1], packing), shape[:1]
+    elif dtype.name == "bfloat16":
+        dtype = _BFLOAT16_RECORD
+    head = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return head.getvalue()
+
+
+def _check_no_name(name: str | None) -> None:
+    if name is not None:
+        raise ValueError(f"name must be None for a .npy file, got {describe(name)}")
+
+
+def _record_dtype(n_bytes: int, packing: Packing) -> np.dtype[Any]:
+    """Return a row of a quantized table as a record: `q8x64` is 64 entries of 8 bits."""
+    bits, dim, layout = packing
+    factor = np.float32 if bits == 8 and layout == "fused" else np.float16
+    entries = [(f"q{bits}x{dim}", np.uint8, ((dim * bits + 7) // 8,))]
+    factors = [("scale", factor), ("bias", factor)]
+    fields: list[Any] = entries + factors if layout == "fused" else factors + entries
+    padding = n_bytes - row_bytes(*packing)
+    if padding:
+        fields.append(("padding", np.uint8, (padding,)))
+    return np.dtype(fields)
+
+
+def _packing_of(dtype: np.dtype[Any]) -> Packing | None:
+    """Return the packing whose records have this dtype; None if there is none."""
+    names = dtype.names or ()
+    places: list[tuple[Layout, int]] = [("fused", 0), ("tbe", 2)]
+    for layout, index in places:
+        match = re.fullmatch("q([842])x([0-9]{1,18})", names[index]) if len(names) > index else None
+        if match:
+            packing = Packing(int(match[1]), int(match[2]), layout)
+            n_bytes = dtype.itemsize
+            if row_bytes(*packing) <= n_bytes and dtype == _record_dtype(n_bytes, packing):
+                return packing
+    return None
+
+
+# --- .safetensors -------------------------------------------------------------
+
+
+def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
+    if n_file_bytes < 10:
+        raise ValueError(f"file must have a header of at least 10 bytes, got {n_file_bytes}")
+    n_header = int.from_bytes(file.read(8), "little")
+    most = min(n_file_bytes - 8, _SAFETENSORS_HEADER)
+    if not 2 <= n_header <= most:
+        raise ValueError(f"header's length must be 2 to {most} in this file, got {n_header}")
+    start = 8 + n_header
+    header = _parse_object(file.read(n_header), "header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(text) is str for text in metadata.values()):
+        raise ValueError("__metadata__ must be an object of strings, got something else")
+    for key, tensor in header.items():
+        _check_tensor(key, tensor)
+    _check_offsets(header, n_file_bytes - start)
+    if name is None and len(header) == 1:
+        name = next(iter(header))
+    if name not in header:
+        names = ", ".join([*map(describe, list(header)[:5]), *["..."][: len(header) > 5]])
+        raise ValueError(f"name must be one of the file's tensors ({names}), got {describe(name)}")
+    code, shape = header[name]["dtype"], header[name]["shape"]
+    packing = metadata.get(f"embag.{name}") if code == "U8" else None
+    if packing is None and code not in _SAFETENSORS_DTYPES:
+        raise ValueError(
+            f"dtype of {describe(name)} must be {', '.join(_SAFETENSORS_DTYPES)}, "
+            f"or U8 with embag's metadata, got {describe(code)}"
+        )
+    if len(shape) != 2:
+        raise ValueError(f"shape of {describe(name)} must be [n_rows, dim], got {shape}")
+    begin, end = header[name]["data_offsets"]
+    place = Place(
+        start + begin,
+        _dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8),
+        (shape[0], shape[1]),
+        None if packing is None else _parse_packing(packing),
+    )
+    if place.n_bytes != end - begin:
+        raise ValueError(
+            f"data_offsets of {describe(name)} must span {place.n_bytes} bytes, got {end - begin}"
+        )
+    return place
+
+
+def _safetensors_header(rows: AnyArray, packing: Packing | None, name: str | None) -> bytes:
+    key = "weight" if name is None else name
+    if key == "__metadata__":
+        raise ValueError("name must be another than that of the metadata, got '__metadata__'")
+    codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
+    header: dict[str, Any] = {}
+    if packing:
+        header["__metadata__"] = {f"embag.{key}": json.dumps(packing._asdict())}
+    header[key] = {
+        "dtype": "U8" if packing else codes[rows.dtype.name],
+        "shape": rows.shape,
+        "data_offsets": (0, rows.nbytes),
+    }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _parse_object(text: bytes | str, what: str) -> dict[str, Any]:
+    try:
+        decoded = text.decode() if isinstance(text, bytes) else text
+        parsed = json.loads(decoded, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} must be JSON, got {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{what} must be a JSON object, got {describe(parsed)}")
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key that is there twice")
+    return result
+
+
+def _parse_packing(text: str) -> Packing:
+    packing = _parse_object(text, "metadata of a quantized table")
+    if packing.keys() != set(Packing._fields):
+        raise ValueError("metadata of a quantized table must be bits, dim and layout, got others")
+    return Packing(**packing)
+
+
+def _check_tensor(key: str, tensor: Any) -> None:
+    if not (
+        isinstance(tensor, dict)
+        and type(tensor.get("dtype")) is str
+        and _are_sizes(tensor.get("shape"))
+        and _are_sizes(tensor.get("data_offsets"))
+        and len(tensor["data_offsets"]) == 2
+    ):
+        raise ValueError(
+            f"tensor {describe(key)} must have a dtype, a shape and two data_offsets, "
+            "all sizes, got something else"
+        )
+
+
+def _are_sizes(sizes: Any) -> bool:
+    return type(sizes) is list and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
+
+
+def _check_offsets(tensors: dict[str, Any], n_bytes: int) -> None:
+    """Raise unless the tensors lie end to end and fill the data."""
+    at = 0
+    for key in sorted(tensors, key=lambda key: tensors[key]["data_offsets"]):
+        begin, end = tensors[key]["data_offsets"]
+        if begin != at or end < begin:
+            raise ValueError(
+                f"data_offsets of {describe(key)} must start at {at} and not decrease, "
+                f"got {begin}, {end}"
+            )
+        at = end
+    if at != n_bytes:
+        raise ValueError(f"file must have {at} bytes of tensors after its header, got {n_bytes}")
+
+
+# --- Both ---------------------------------------------------------------------
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes  # noqa: PLC0415  # it is an extra
+    except ImportError as error:
+        raise ImportError(
+            "tables of bfloat16 need ml_dtypes: pip install 'embag-cpu[bfloat16]'"
+        ) from error
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
+FORMATS = {
+    ".npy": Format(_read_npy, _npy_header),
+    ".safetensors": Format(_read_safetensors, _safetensors_header),
+}

@@ -1,0 +1,319 @@
+"""`save_table` and `load_table`: tables in files, mapped in place or copied into memory.
+
+    save_table    check the table, write a header and the rows to a new file, rename it
+    load_table    read the header, then map the rows, or copy them into `aligned_empty`
+
+What a header says, and everything that may be wrong with it, is in _table_files.py: after
+it has been read the rows are known to lie in the file. A mapped file that somebody
+shortens later is a SIGBUS at the next lookup, against which no check helps; `save_table`
+never writes into a file that is there.
+
+Tested in tests/test_table_files.py; which to choose, with figures: docs/tables.md.
+"""
+
+import contextlib
+import mmap
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embag import _threads
+from embag._arguments import AnyArray, describe
+from embag._table_files import FLOATS, FORMATS, Format, Packing, Place
+from embag.memory import aligned_empty
+from embag.quantized import QuantizedTable
+
+# Rows are written so many bytes at a time: what a table that is not contiguous takes.
+_BLOCK = 8 << 20
+# What a thread reads at least: starting one takes 0.1 ms, 16 MiB from the page cache 2 ms.
+_BYTES_PER_THREAD = 16 << 20
+_HUGE_PAGE = 2 << 20
+
+
+def save_table(
+    path: str | os.PathLike[str],
+    table: NDArray[Any] | QuantizedTable,
+    *,
+    name: str | None = None,
+) -> None:
+    """Write a table to a file, all of it or nothing.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file. Its suffix is the format: ``.npy`` or ``.safetensors``.
+    table : ndarray, shape (n_rows, dim), or QuantizedTable
+        float16, bfloat16 (of ml_dtypes), float32 or float64 in native byte order. Of any
+        strides, and perhaps memory-mapped: it is not copied as a whole.
+    name : str, optional
+        The tensor's name in a ``.safetensors`` file; "weight" by default, as in the state
+        dict of ``torch.nn.EmbeddingBag``. A ``.npy`` file has no names.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind, or `table` of another dtype.
+    ValueError
+        If `path` has another suffix, `table` is not 2-D or `name` is none for the format.
+    OSError
+        If the file cannot be written.
+
+    See Also
+    --------
+    load_table : read it, or map it.
+
+    Notes
+    -----
+    The rows go to a new file in the same folder, which is flushed to the disk and then
+    takes the old file's place and permissions. Whoever has the old file open or mapped
+    keeps it as it was; a call that fails, or a crash, leaves it whole.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import embag
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     embag.save_table(f"{folder}/table.npy", np.eye(3, dtype=np.float32))
+    ...     np.load(f"{folder}/table.npy")
+    array([[1., 0., 0.],
+           [0., 1., 0.],
+           [0., 0., 1.]], dtype=float32)
+    """
+    target, file_format = _format_of(path)
+    _check_name(name)
+    rows, packing = _rows_of(table)
+    header = file_format.header(rows, packing, name)
+    with _replacement(target) as file:
+        file.write(header)
+        n_rows = max(1, _BLOCK // max(1, rows.itemsize * rows.shape[1]))
+        for start in range(0, len(rows) if rows.size else 0, n_rows):
+            # In one expression: a block is gone before the next is made.
+            file.write(
+                np.ascontiguousarray(rows[start : start + n_rows]).reshape(-1).view(np.uint8).data
+            )
+
+
+def load_table(
+    path: str | os.PathLike[str],
+    memory: Literal["map", "copy"] = "map",
+    *,
+    name: str | None = None,
+    num_threads: int | None = None,
+) -> NDArray[Any] | QuantizedTable:
+    """Take a table from a file: in place, or into memory.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file. Its suffix is the format: ``.npy`` or ``.safetensors``.
+    memory : {"map", "copy"}, optional
+        "map": the rows stay in the file and are read as lookups touch them. All
+        processes that map a file share its pages; a table may be larger than memory.
+        "copy": the rows are read into memory from `aligned_empty`, where lookups are
+        fastest.
+    name : str, optional
+        The tensor in a ``.safetensors`` file. Needed where there are several.
+    num_threads : int, optional
+        The most threads for a copy, in the place of `get_num_threads`.
+
+    Returns
+    -------
+    ndarray, shape (n_rows, dim), or QuantizedTable
+        What was saved. A map is read-only, and lasts as long as an array that refers to
+        it, even if the file is deleted or replaced.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If the file is not a whole table of one of the two formats: truncated, malformed,
+        of another dtype, rank, byte order or order of axes. Or if an option is none.
+    ImportError
+        If the table is of bfloat16 and ml_dtypes is not installed.
+    OSError
+        If the file cannot be read, such as FileNotFoundError.
+    MemoryError
+        If there is no memory for a copy.
+
+    See Also
+    --------
+    save_table : write such a file.
+
+    Notes
+    -----
+    A file that is mapped must not be written to in place. Changes are seen by lookups,
+    and the system ends a process (SIGBUS) that touches what was cut off. Replace a file
+    by renaming another, as `save_table` does.
+
+    Python objects are never unpickled. Pass the path to other processes, not the array:
+    pickling copies it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import embag
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/table.safetensors"
+    ...     embag.save_table(path, np.eye(3, dtype=np.float32))
+    ...     table = embag.load_table(path)
+    >>> embag.embedding_bag([0, 2, 2], table, [0], mode="sum")
+    array([[1., 0., 2.]], dtype=float32)
+    >>> table.flags.writeable
+    False
+    """
+    source, file_format = _format_of(path)
+    if type(memory) is not str or memory not in ("map", "copy"):
+        raise ValueError(f"memory must be 'map' or 'copy', got {describe(memory)}")
+    _check_name(name)
+    if num_threads is not None:
+        num_threads = _threads.check_count(num_threads, "num_threads")
+    with open(source, "rb") as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        try:
+            place = file_format.read(file, n_bytes, name)
+            if memory == "map":
+                rows = _map(file, n_bytes, place)
+            else:
+                rows = _copy(file, place, num_threads)
+            if place.packing is None:
+                return rows
+            return QuantizedTable.from_packed(rows, *place.packing)
+        except (ValueError, TypeError) as error:  # TypeError: options that are no integers
+            # Cut: a message may quote the file, at any length.
+            raise ValueError(f"{source}: {error!s:.300}") from error
+
+
+def _format_of(path: Any) -> tuple[str, Format]:
+    target = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(target, str):
+        raise TypeError(f"path must be a str or an os.PathLike of one, got {describe(path)}")
+    file_format = FORMATS.get(os.path.splitext(target)[1].lower())
+    if file_format is None:
+        raise ValueError(f"path must end in {' or '.join(FORMATS)}, got {target!r}")
+    return target, file_format
+
+
+def _check_name(name: Any) -> None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {describe(name)}")
+
+
+# --- Saving -------------------------------------------------------------------
+
+
+def _rows_of(table: Any) -> tuple[AnyArray, Packing | None]:
+    if isinstance(table, QuantizedTable):
+        return table.packed, Packing(table.bits, table.dim, table.layout)
+    if not isinstance(table, np.ndarray):
+        raise TypeError(f"table must be a numpy.ndarray or QuantizedTable, got {describe(table)}")
+    if table.dtype.name not in FLOATS or not table.dtype.isnative:
+        raise TypeError(
+            f"table must be {', '.join(FLOATS)} in native byte order, "
+            f"got {table.dtype.str if table.dtype.kind == 'f' else table.dtype}"
+        )
+    if table.ndim != 2:
+        raise ValueError(f"table must be 2-D (n_rows, dim), got shape {table.shape}")
+    return np.ndarray.view(table, np.ndarray), None
+
+
+@contextlib.contextmanager
+def _replacement(path: str) -> Iterator[BinaryIO]:
+    """Give a new file that takes the place of `path` if the block ends well."""
+    target = os.path.realpath(path)  # of a link, what it leads to
+    folder = os.path.dirname(target)
+    temporary = os.path.join(folder, f".embag-{secrets.token_hex(8)}.tmp")
+    file = open(temporary, "xb")  # noqa: SIM115
+    try:
+        with file:
+            if hasattr(os, "fchmod"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if hasattr(os, "O_DIRECTORY"):
+        # The new file is there. A system that cannot flush a folder now does so later.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+# --- Loading ------------------------------------------------------------------
+
+
+def _map(file: BinaryIO, n_bytes: int, place: Place) -> AnyArray:
+    if place.start % place.dtype.alignment:
+        raise ValueError(
+            f"rows must start at a multiple of {place.dtype.alignment} bytes to be mapped, "
+            f"got {place.start}: load it with memory='copy', or save it by save_table"
+        )
+    pages = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
+    # A table that memory can hold is best read 2 MiB at a time: soon all of it is there,
+    # and where the file system has large pages it is mapped in such. Of a larger one,
+    # only the pages that lookups touch should be: reading ahead would drop others.
+    # Figures: docs/tables.md.
+    advice = "MADV_RANDOM" if place.n_bytes > _memory_limit() // 2 else "MADV_HUGEPAGE"
+    if hasattr(mmap, advice):
+        with contextlib.suppress(OSError):  # it is advice, and a system may not know it
+            pages.madvise(getattr(mmap, advice))
+    rows = np.frombuffer(pages, np.uint8)[place.start : place.start + place.n_bytes]
+    return rows.view(place.dtype).reshape(place.shape)
+
+
+def _memory_limit() -> float:
+    """Return the bytes of memory of the machine, or of the container."""
+    limits = [float("inf")]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no such question
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path("/sys/fs/cgroup", path).read_text()))
+    return min(limits)
+
+
+def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
+    rows = aligned_empty(place.shape, place.dtype)
+    memory = rows.reshape(-1).view(np.uint8).data
+    n_bytes = len(memory)
+    n_threads = 1
+    if n_bytes >= 2 * _BYTES_PER_THREAD and hasattr(os, "preadv"):
+        limit = _threads.threads_for(n_bytes, num_threads)
+        n_threads = min(limit, n_bytes // _BYTES_PER_THREAD)
+    # Each thread reads one part, of whole huge pages.
+    n_part = -(-n_bytes // (n_threads * _HUGE_PAGE)) * _HUGE_PAGE
+
+    def read_part(start: int) -> int:
+        at, stop = start, min(start + n_part, n_bytes)
+        while at < stop:
+            n = os.preadv(file.fileno(), [memory[at:stop]], place.start + at)
+            if n == 0:
+                break
+            at += n
+        return at - start
+
+    if n_threads == 1:
+        file.seek(place.start)
+        n_read = file.readinto(memory)  # type: ignore[attr-defined]
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            n_read = sum(pool.map(read_part, range(0, n_bytes, n_part)))
+    if n_read != n_bytes:
+        raise ValueError(f"file must not be cut while it is read, got {n_read} of {n_bytes} bytes")
+    return rows
