@@ -199,6 +199,8 @@ cdef inline bint reduce_encoded_block(
         char* out_row
         float scale, bias, biases
 
+    if 2 * half * <Py_ssize_t>sizeof(float) > EMBAG_BLOCK_BYTES:
+        return False                 # this level has no such block: nothing to compile
     stop = bag_bound(&job.bags, task.bag_start)
     if not (0 <= stop <= n_indices):
         return False
@@ -298,7 +300,7 @@ cdef inline bint reduce_encoded_as(
     """
     cdef Py_ssize_t n_columns = task.column_stop - task.column_start
     cdef Py_ssize_t half = narrowest_power(n_columns), n_planes = entries_a_byte(entries)
-    if n_planes > 1 and half < 16 * n_planes <= n_columns:
+    if n_planes > 1 and half < 16 * n_planes <= min(n_columns, EMBAG_BLOCK_BYTES // 8):
         half = 16 * n_planes
     if half == 8:
         return reduce_encoded_block(entries, 8, operation, job, task)

@@ -115,6 +115,8 @@ cdef inline bint reduce_block(
         Py_ssize_t out_stride = job.out_stride, bag_stop = task.bag_stop
         Py_ssize_t b, start, stop, one_stop, k, next_k, r, n_kept
 
+    if 2 * half * <Py_ssize_t>sizeof(floating_ft) > EMBAG_BLOCK_BYTES:
+        return False                 # this level has no such block: nothing to compile
     stop = bag_bound(&job.bags, task.bag_start)
     if not (0 <= stop <= n_indices):
         return False

@@ -116,16 +116,22 @@ static inline uint16_t embag_float_to_bfloat(float value) {
 
 /* n halves to floats: by the processor's own instruction where the level has it. */
 static inline void embag_halves_to_floats(const ptrdiff_t n, const char *from, float *to) {
-    ptrdiff_t d = 0;
+    ptrdiff_t done = 0;
 #if defined(__AVX512F__)
-    for (; d + 16 <= n; d += 16)
-        _mm512_storeu_ps(to + d, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from + 2 * d))));
+    for (ptrdiff_t d = 0; d < n - n % 16; d += 16) {
+        __m256i halves = _mm256_loadu_si256((const __m256i *)(from + 2 * d));
+        _mm512_storeu_ps(to + d, _mm512_cvtph_ps(halves));
+    }
+    done = n - n % 16;
 #endif
 #if defined(__F16C__)
-    for (; d + 8 <= n; d += 8)
-        _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * d))));
+    for (ptrdiff_t d = done; d < n - n % 8; d += 8) {
+        __m128i halves = _mm_loadu_si128((const __m128i *)(from + 2 * d));
+        _mm256_storeu_ps(to + d, _mm256_cvtph_ps(halves));
+    }
+    done = n - n % 8;
 #endif
-    for (; d < n; d++)
+    for (ptrdiff_t d = done; d < n; d++)
         to[d] = embag_half_to_float(embag_read_uint16(from + 2 * d));
 }
 
