@@ -17,6 +17,7 @@ cdef struct Task:
     Py_ssize_t column_stop
     bint first             # nobody has asked for its first rows
     bint done
+    Py_ssize_t job         # where several are planned together: which it is of
 
 
 cdef inline Py_ssize_t bag_bound(const Bags* bags, Py_ssize_t b) noexcept nogil:
@@ -87,14 +88,16 @@ cdef Py_ssize_t plan(
     cdef:
         Py_ssize_t line_columns = LINE // itemsize
         Py_ssize_t n_lines = (dim + line_columns - 1) // line_columns
-        double share = (<double>bags.n_indices + <double>bags.n_bags) / n_shares
+        # Offsets may be a part of longer ones: then the first is not 0.
+        Py_ssize_t first = max(0, min(bag_bound(bags, 0), bags.n_indices))
+        double share = (<double>(bags.n_indices - first) + <double>bags.n_bags) / n_shares
         double size
         Py_ssize_t n_tasks = 0, b = 0, t, next_b, last, n_parts, part, room
 
     for t in range(n_shares):
         next_b = bags.n_bags
         if t < n_shares - 1:
-            next_b = first_bag_from(bags, share * (t + 1))
+            next_b = first_bag_from(bags, first + share * (t + 1))
         if next_b <= b:
             continue
         # Only the last bag of a run can be larger than a share.
@@ -105,7 +108,7 @@ cdef Py_ssize_t plan(
         room = 3 * <Py_ssize_t>n_shares - n_tasks - 1 - (n_shares - 1 - t)
         n_parts = min(n_parts, room)
         if size <= share or n_parts <= 1:
-            tasks[n_tasks] = Task(b, next_b, 0, dim, True, False)
+            tasks[n_tasks] = Task(b, next_b, 0, dim, True, False, 0)
             n_tasks += 1
         else:
             for part in range(n_parts):
@@ -116,10 +119,11 @@ cdef Py_ssize_t plan(
                     min((part + 1) * n_lines // n_parts * line_columns, dim),
                     True,
                     False,
+                    0,
                 )
                 n_tasks += 1
             if b < last:
-                tasks[n_tasks] = Task(b, last, 0, dim, True, False)
+                tasks[n_tasks] = Task(b, last, 0, dim, True, False, 0)
                 n_tasks += 1
         b = next_b
     return n_tasks

@@ -13,6 +13,7 @@ with rows for bags and bags for rows.
     _layouts.pxi     which arrays can be read as they are
     _forward.pxi     reduce bags
     _encoded.pxi     the same for tables of narrower floats and of integers
+    _collection.pxi  many tables in one call
     _renorm.pxi      scale rows to a largest norm
     _grouping.pxi    group positions by row: a radix sort
     _backward.pxi    what the gradients need beside those
@@ -82,6 +83,7 @@ include "_columns.pxi"
 include "_layouts.pxi"
 include "_forward.pxi"
 include "_encoded.pxi"
+include "_collection.pxi"
 include "_renorm.pxi"
 include "_grouping.pxi"
 include "_backward.pxi"

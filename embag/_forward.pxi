@@ -47,6 +47,7 @@ cdef struct Job:
     Py_ssize_t entries     # where a row has its entries, in bytes ...
     Py_ssize_t factors     # ... and its scale and bias
     bint short_factors     # these are halves, else floats
+    Py_ssize_t row_bytes   # all that is read of a row
     bint straddles         # blocks of rows need not be whole cache lines
     # Rows are asked for `ahead` positions before they are used, unless that is 0: one at
     # each position, or, if burst > 0, `burst` of them at every burst-th. Bursts keep the
@@ -58,6 +59,7 @@ cdef struct Job:
     const void* input
     bint wide              # input is int64, else int32
     Bags bags
+    Py_ssize_t n_positions      # in these bags, as first seen
     bint ones              # many bags have one row: worth a way of their own
     const void* sample     # (n_indices,) of the dtype of sums, for WEIGHTED_SUM alone
     Py_ssize_t padding     # a row, or -1 for none
@@ -475,7 +477,7 @@ cdef bint reduce(
     if job.dim == 0:
         return True                  # the caller has checked the positions
     if n_threads == 1:               # here and now, without OpenMP
-        tasks[0] = Task(0, job.bags.n_bags, 0, job.dim, True, False)
+        tasks[0] = Task(0, job.bags.n_bags, 0, job.dim, True, False, 0)
         return reduce_task(job, tasks)
     n_tasks = plan(&job.bags, job.dim, 8 if job.encoding == FLOAT64 else 4, SHARES * n_threads,
                    tasks)
@@ -513,7 +515,6 @@ cdef void describe_table(
     Py_ssize_t dim,
 ):
     """What a job knows of its table, whatever is asked of it."""
-    cdef Py_ssize_t row_bytes
     cdef double table_bytes
     job.table = <const char*>cnp.PyArray_DATA(weight)
     job.row_stride = cnp.PyArray_STRIDE(weight, 0)
@@ -524,16 +525,16 @@ cdef void describe_table(
     job.short_factors = encoding != INT8
     job.entries = 4 if encoding >= TBE_INT8 else 0
     job.factors = 0 if encoding >= TBE_INT8 else (dim * job.bits + 7) // 8
-    row_bytes = cnp.PyArray_DIM(weight, 1) * cnp.PyArray_ITEMSIZE(weight)
-    table_bytes = <double>row_bytes * <double>job.n_rows
+    job.row_bytes = row_bytes_of(encoding, dim)
+    table_bytes = <double>job.row_bytes * <double>job.n_rows
     job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
-                     or row_bytes % LINE != 0 or row_bytes > EMBAG_BLOCK_BYTES)
+                     or job.row_bytes % LINE != 0 or job.row_bytes > EMBAG_BLOCK_BYTES)
     job.burst = 0
     job.ahead = NEAR
     if table_bytes <= NEAR_TABLE:
         job.ahead = 0
     if table_bytes > CACHED_TABLE:
-        job.burst = rows_a_burst(row_bytes)
+        job.burst = rows_a_burst(job.row_bytes)
         job.ahead = job.burst
 
 
@@ -593,6 +594,7 @@ def embedding_bag(
     describe_table(&job, weight, encoding, dim)
     job.input = cnp.PyArray_DATA(input)
     job.wide = cnp.PyArray_ITEMSIZE(input) == 8
+    job.n_positions = job.bags.n_indices
     job.ones = job.bags.n_indices < ONES * job.bags.n_bags
     job.sample = NULL
     job.padding = padding

@@ -32,6 +32,14 @@ cdef inline int bits_of(const int encoding) noexcept nogil:
     return 2
 
 
+cdef Py_ssize_t row_bytes_of(int encoding, Py_ssize_t dim) noexcept nogil:
+    """Bytes of a row, padding aside."""
+    cdef Py_ssize_t factors = 0
+    if encoding >= INT8:
+        factors = 8 if encoding == INT8 else 4
+    return (dim * bits_of(encoding) + 7) // 8 + factors
+
+
 cdef int type_of(int encoding):
     """NumPy's number for the dtype of arrays of such rows."""
     if encoding == FLOAT32:
@@ -88,10 +96,7 @@ cdef bint is_encoded_table(cnp.ndarray table, int encoding, Py_ssize_t dim):
     """Whether this holds rows of `dim` entries of that encoding, as it stands."""
     if not (0 <= encoding < N_ENCODINGS and cnp.PyArray_NDIM(table) == 2 and dim >= 0):
         return False
-    cdef Py_ssize_t n_columns = dim, factors
-    if encoding >= INT8:
-        factors = 8 if encoding == INT8 else 4
-        n_columns = (dim * bits_of(encoding) + 7) // 8 + factors
+    cdef Py_ssize_t n_columns = row_bytes_of(encoding, dim) // cnp.PyArray_ITEMSIZE(table)
     return (
         cnp.PyArray_TYPE(table) == type_of(encoding)
         and cnp.PyArray_ISALIGNED(table)

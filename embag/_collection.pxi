@@ -1,0 +1,263 @@
+# Many tables in one call: the features of a request, each pooled into its columns.
+#
+# A feature is a job of the forward pass (_forward.pxi) whose results lie in its columns of
+# one wide output. For one request the work is some hundred rows in as many cache lines, so
+# rows are asked for across features: all that the next features start with is under way
+# before the first is added up.
+
+cdef enum:
+    IN_FLIGHT = 128        # rows asked for ahead of the feature at work
+
+
+cdef void ask_first(const Job* job) noexcept nogil:
+    """Ask for the first rows of a job, as many as it keeps ahead."""
+    cdef Py_ssize_t start = max(0, bag_bound(&job.bags, 0)), k
+    for k in range(start, min(start + job.ahead, job.bags.n_indices)):
+        fetch_bytes(row_address(job, k), job.row_bytes)
+
+
+cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs) noexcept nogil:
+    """Do all jobs, one after the other. False if something is bad."""
+    cdef:
+        Py_ssize_t j, asked = 0, in_flight = 0
+        Task task
+    for j in range(n_jobs):
+        while asked < n_jobs and (asked <= j or in_flight < IN_FLIGHT):
+            ask_first(&jobs[asked])
+            in_flight += min(jobs[asked].ahead, jobs[asked].n_positions)
+            asked += 1
+        task = Task(0, jobs[j].bags.n_bags, 0, jobs[j].dim, False, False, j)
+        if jobs[j].dim > 0 and not reduce_task(&jobs[j], &task):
+            return False
+        in_flight -= min(jobs[j].ahead, jobs[j].n_positions)
+    return True
+
+
+cdef inline double bytes_of_job(const Job* job) noexcept nogil:
+    """What a job reads and writes: by numbers that no other thread can change, since room
+    for tasks is counted by them."""
+    return (<double>job.n_positions * <double>job.row_bytes
+            + <double>job.bags.n_bags * <double>job.dim * sizeof(float))
+
+
+cdef bint pool_in_parallel(
+    const Job* jobs,
+    Py_ssize_t n_jobs,
+    Task* tasks,                     # room for 3 * (SHARES * n_threads + n_jobs)
+    int n_threads,
+) noexcept nogil:
+    """Do all jobs, cut into tasks of about equal bytes. False if something is bad."""
+    cdef:
+        Py_ssize_t j, t, first, n_tasks = 0
+        int n_shares = SHARES * n_threads
+        double total = 0
+    for j in range(n_jobs):
+        total = total + bytes_of_job(&jobs[j])
+    for j in range(n_jobs):
+        if jobs[j].dim == 0:
+            continue
+        first = n_tasks
+        n_tasks += plan(&jobs[j].bags, jobs[j].dim, sizeof(float),
+                        1 + <int>(n_shares * bytes_of_job(&jobs[j]) / max(total, 1.0)),
+                        tasks + n_tasks)
+        for t in range(first, n_tasks):
+            tasks[t].job = j
+    for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
+        tasks[t].done = reduce_task(&jobs[tasks[t].job], &tasks[t])
+    for t in range(n_tasks):
+        if not tasks[t].done:
+            return False
+    return True
+
+
+cdef class Collection:
+    """Tables and the features that are looked up in them, ready to be called.
+
+    Nothing here changes once it is made, so any number of threads may call it.
+    """
+
+    cdef:
+        Job* jobs                    # (n_features,): all that does not depend on the call
+        tuple tables                 # keeps the memory that the jobs point to
+        readonly Py_ssize_t n_features
+        readonly Py_ssize_t n_columns
+
+    def __cinit__(self, tuple features not None):
+        """`features` holds (rows, encoding, dim, mode, padding), one for each."""
+        cdef Py_ssize_t f
+        cdef cnp.ndarray rows
+        cdef Job* job
+        self.n_features = len(features)
+        self.tables = tuple([feature[0] for feature in features])
+        self.jobs = <Job*>malloc(max(1, <size_t>self.n_features) * sizeof(Job))
+        if self.jobs == NULL:
+            raise MemoryError("no memory for a collection")
+        memset(self.jobs, 0, <size_t>self.n_features * sizeof(Job))
+        for f in range(self.n_features):
+            rows, encoding, dim, mode, padding = features[f]
+            job = &self.jobs[f]
+            refuse_change(is_encoded_table(rows, encoding, dim))
+            describe_table(job, rows, encoding, dim)
+            job.operation = MAX if mode == "max" else SUM
+            job.mean = mode == "mean"
+            job.padding = padding
+            job.out_encoding = FLOAT32
+            # For a call these become addresses.
+            job.out = <void*>(self.n_columns * <Py_ssize_t>sizeof(float))
+            self.n_columns += dim
+        for f in range(self.n_features):
+            self.jobs[f].out_stride = self.n_columns
+
+    def __dealloc__(self):
+        free(self.jobs)
+
+    def pool(
+        self,
+        object values,               # IN   (n_indices,) int32 or int64: feature by feature
+        object offsets,              # IN   (n_features * n_bags + 1,) int32 or int64
+        object per_sample_weights,   # IN   like values, float32; or None
+        object out,                  # OUT  (n_bags, n_columns) float32; or None for a new one
+        int n_threads,
+    ):
+        """Pool all features; returns `out`. None if an argument is not as it should be.
+
+        `out` is then half-written: who gave one has looked at the values before.
+        """
+        cdef:
+            Py_ssize_t n_bags, n_indices, f, start, stop
+            Bags bags
+            Job* jobs
+            Job* job
+            bint done = True
+        if not (is_index_array(values) and is_index_array(offsets)
+                and cnp.PyArray_NDIM(<cnp.ndarray>values) == 1
+                and cnp.PyArray_NDIM(<cnp.ndarray>offsets) == 1):
+            return None
+        n_indices = cnp.PyArray_DIM(<cnp.ndarray>values, 0)
+        n_bags = cnp.PyArray_DIM(<cnp.ndarray>offsets, 0) - 1
+        if n_bags < 0 or self.n_features == 0 or n_bags % self.n_features != 0:
+            return None
+        n_bags = n_bags // self.n_features
+        if not (per_sample_weights is None
+                or is_factors(per_sample_weights, n_indices, cnp.NPY_FLOAT32)):
+            return None
+        if out is None:
+            out = self.empty_output(n_bags)
+        elif not is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32):
+            return None
+
+        bags.offsets = cnp.PyArray_DATA(<cnp.ndarray>offsets)
+        bags.wide = cnp.PyArray_ITEMSIZE(<cnp.ndarray>offsets) == 8
+        bags.n_offsets = n_bags + 1
+        bags.bag_size = 0
+        bags.n_bags = n_bags
+        stop = bag_bound(&bags, 0)
+        if stop != 0:
+            return None
+        jobs = self.jobs_of(<char*>cnp.PyArray_DATA(<cnp.ndarray>out))
+        for f in range(self.n_features):
+            job = &jobs[f]
+            start = stop
+            job.bags = bags
+            job.bags.offsets = (<const char*>bags.offsets
+                                + f * n_bags * (8 if bags.wide else 4))
+            # Nothing beyond a feature's last position is read as its own.
+            stop = bag_bound(&job.bags, n_bags)
+            done = done and start <= stop <= n_indices
+            job.bags.n_indices = stop
+            set_input(job, <cnp.ndarray>values, stop - start, per_sample_weights)
+        try:
+            done = done and self.run(jobs, n_threads)
+        finally:
+            free(jobs)
+        return out if done else None
+
+    def pool_each(
+        self,
+        tuple inputs not None,       # IN   an index array for each feature: 1-D, or 2-D
+        tuple offsets not None,      # IN   an index array for each, or None where that is 2-D
+        bint include_last_offset,
+        tuple per_sample_weights not None,  # IN   float32 like the input for each, or None
+        cnp.ndarray out not None,    # OUT  (n_bags, n_columns) float32
+        int n_threads,
+    ):
+        """Fill `out`. False if an offset or an index is bad; it is then half-written."""
+        cdef:
+            Py_ssize_t f
+            Job* jobs
+            Job* job
+            bint done = True
+        refuse_change(len(inputs) == len(offsets) == len(per_sample_weights) == self.n_features
+                      and is_result(out, cnp.PyArray_DIM(out, 0), self.n_columns,
+                                    cnp.NPY_FLOAT32))
+        for f in range(self.n_features):
+            refuse_change(
+                is_index_array(inputs[f])
+                and (offsets[f] is None or is_index_array(offsets[f]))
+                and describe_bags(inputs[f], offsets[f], include_last_offset).n_bags
+                == cnp.PyArray_DIM(out, 0)
+                and (per_sample_weights[f] is None
+                     or is_factors(per_sample_weights[f], cnp.PyArray_SIZE(inputs[f]),
+                                   cnp.NPY_FLOAT32))
+            )
+        jobs = self.jobs_of(<char*>cnp.PyArray_DATA(out))
+        for f in range(self.n_features):
+            job = &jobs[f]
+            job.bags = describe_bags(inputs[f], offsets[f], include_last_offset)
+            if job.bags.n_offsets > 0 and bag_bound(&job.bags, 0) != 0:
+                done = False
+            set_input(job, inputs[f], job.bags.n_indices, per_sample_weights[f])
+        try:
+            done = done and self.run(jobs, n_threads)
+        finally:
+            free(jobs)
+        return done
+
+    cdef object empty_output(self, Py_ssize_t n_bags):
+        cdef cnp.npy_intp[2] shape
+        shape[0] = n_bags
+        shape[1] = self.n_columns
+        try:
+            return cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+        except ValueError:           # NumPy's word for more bytes than can be counted
+            raise MemoryError(f"cannot allocate an output of shape ({shape[0]}, {shape[1]})")
+
+    cdef Job* jobs_of(self, char* out) except NULL:
+        """The jobs of one call, to be completed and freed."""
+        cdef Py_ssize_t f
+        cdef size_t n_bytes = max(1, <size_t>self.n_features) * sizeof(Job)
+        cdef Job* jobs = <Job*>malloc(n_bytes)
+        if jobs == NULL:
+            raise MemoryError("no memory to plan a call")
+        memcpy(jobs, self.jobs, n_bytes)
+        for f in range(self.n_features):
+            jobs[f].out = out + <Py_ssize_t>self.jobs[f].out
+        return jobs
+
+    cdef bint run(self, const Job* jobs, int n_threads) except? False:
+        cdef Task* tasks = NULL
+        cdef bint done
+        if n_threads > 1:
+            tasks = <Task*>malloc(3 * (SHARES * <size_t>n_threads + <size_t>self.n_features)
+                                  * sizeof(Task))
+            if tasks == NULL:
+                raise MemoryError("no memory to plan a call")
+        with nogil:
+            if n_threads > 1:
+                done = pool_in_parallel(jobs, self.n_features, tasks, n_threads)
+            else:
+                done = pool_in_order(jobs, self.n_features)
+        free(tasks)
+        return done
+
+
+cdef void set_input(Job* job, cnp.ndarray input, Py_ssize_t n_positions, object sample):
+    """Complete a job by the arrays of a call."""
+    job.input = cnp.PyArray_DATA(input)
+    job.wide = cnp.PyArray_ITEMSIZE(input) == 8
+    job.n_positions = n_positions
+    job.ones = n_positions < ONES * job.bags.n_bags
+    job.reduce_columns = reducer_of(job.encoding, FLOAT32, job.wide)
+    if sample is not None:
+        job.operation = WEIGHTED_SUM
+        job.sample = cnp.PyArray_DATA(<cnp.ndarray>sample)
