@@ -15,6 +15,7 @@ with rows for bags and bags for rows.
     _renorm.pxi      scale rows to a largest norm
     _grouping.pxi    group positions by row: a radix sort
     _backward.pxi    what the gradients need beside those
+    _quantize.pxi    rows of floats to rows of few bits, and back
 
 What a kernel is here: `noexcept nogil`, pointers and sizes in, its output filled, True
 for success. It allocates nothing, raises nothing and never sees a Python object. On
@@ -35,9 +36,9 @@ tests/.
 
 from libc.math cimport INFINITY, fabs, pow, sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cython.parallel cimport prange
 
@@ -50,6 +51,15 @@ cdef extern from "_platform.h" nogil:
     void embag_prefetch_to_write(size_t address)
     int32_t embag_read_int32(const int32_t* source)
     int64_t embag_read_int64(const int64_t* source)
+    float embag_read_float(const char* source)
+    uint16_t embag_read_uint16(const char* source)
+    void embag_write_float(char* to, float value)
+    void embag_write_uint16(char* to, uint16_t value)
+    uint32_t embag_read_2_codes(const uint8_t* source)
+    uint32_t embag_read_4_codes(const uint8_t* source)
+    uint32_t embag_bits_of_float(float value)
+    float embag_half_to_float(uint16_t half)
+    uint16_t embag_float_to_half(float value)
     int embag_cpu_level()
     enum: EMBAG_BLOCK_BYTES
     enum: EMBAG_OPENMP
@@ -74,6 +84,7 @@ include "_forward.pxi"
 include "_renorm.pxi"
 include "_grouping.pxi"
 include "_backward.pxi"
+include "_quantize.pxi"
 
 
 def build_info():
