@@ -5,7 +5,7 @@
 # row has what.
 
 cdef enum:
-    CODES = 32             # that are made or read together; whole bytes of each width
+    CODES = 64             # that are made or read together; whole bytes of each width
     FEW_CODES = 16         # the same near the end of a row
     RANGE_LANES = 16       # columns whose extremes are found together
     FACTOR_ROWS = 16       # rows whose factors are found together: one row's take long, not much
@@ -180,8 +180,8 @@ cdef inline void pack_block(
     """n bytes of codes; the first code of a byte has its lowest bits."""
     cdef:
         Py_ssize_t i
-        uint16_t pairs[FEW_CODES]
-        uint32_t fours[FEW_CODES]
+        uint16_t pairs[CODES]
+        uint32_t fours[CODES]
     if bits == 8:
         for i in range(n):
             packed[i] = codes[i]
@@ -234,8 +234,8 @@ cdef inline void quantize_row(
         Py_ssize_t block, d, n = dim % FEW_CODES
     for block in range(dim // CODES):
         out = quantize_block(bits, CODES, row + block * CODES, bias, inverse, out)
-    if dim % CODES >= FEW_CODES:
-        out = quantize_block(bits, FEW_CODES, row + dim // CODES * CODES, bias, inverse, out)
+    for block in range(dim // CODES * CODES // FEW_CODES, dim // FEW_CODES):
+        out = quantize_block(bits, FEW_CODES, row + block * FEW_CODES, bias, inverse, out)
     if n > 0:
         for d in range(FEW_CODES):
             rest[d] = bias           # code 0: so are the bits of no column

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -343,6 +344,33 @@ def test_the_first_bad_row_is_named(level, eager_threads):
             with pytest.raises(IndexError, match=rf"^rows\[{k}\] = 50 is"):
                 table.dequantize(rows, num_threads=n_threads)
         rows[:] = 0
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_rows_written_by_another_thread(dtype, level, eager_threads):
+    table = fused(np.zeros((50, 14), np.uint8))
+    rows = np.zeros(20_000, dtype)
+    stop = threading.Event()
+
+    def scribble():
+        rng = np.random.default_rng(0)
+        extremes = [-1, 50, np.iinfo(dtype).max, np.iinfo(dtype).min]
+        while not stop.is_set():
+            k = rng.integers(len(rows))
+            rows[k] = rng.choice(extremes)
+            rows[k] = 0
+
+    thread = threading.Thread(target=scribble)
+    thread.start()
+    try:
+        for _ in range(100):
+            try:
+                assert (table.dequantize(rows, num_threads=3) == 0).all()
+            except (IndexError, RuntimeError) as error:
+                assert str(error).startswith(("rows[", "arrays must not change"))
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("layout", ["fused", "tbe"])
