@@ -23,6 +23,9 @@ gradient that holds only the rows in use, embag.torch (torch.py, not imported he
 same for torch's tensors. _grouping.py groups the positions of a batch by row, which is
 what the gradients are made with.
 
+Small tables: `quantize` makes a `QuantizedTable` of 8, 4 or 2 bits an entry, or takes the
+bytes of torch's and FBGEMM's (quantized.py).
+
 Beside it: `aligned_copy` and `aligned_empty` (memory.py) place tables so that lookups
 are fastest, `save_table` and `load_table` (tables.py; _table_files.py has the formats)
 keep them in files, mapped or copied, `set_num_threads` and `get_num_threads` bound the
@@ -41,13 +44,14 @@ from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.functional import embedding_bag
 from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
-from embag.quantized import QuantizedTable
+from embag.quantized import QuantizationError, QuantizedTable, quantize
 from embag.sparse_rows import SparseRows
 from embag.tables import load_table, save_table
 
 __all__ = [
     "EmbeddingBag",
     "EmbeddingBagGrads",
+    "QuantizationError",
     "QuantizedTable",
     "SparseRows",
     "__version__",
@@ -57,6 +61,7 @@ __all__ = [
     "embedding_bag_backward",
     "get_num_threads",
     "load_table",
+    "quantize",
     "save_table",
     "set_num_threads",
     "show_config",

@@ -15,6 +15,7 @@ Tested in tests/test_errors.py.
 
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -254,7 +255,7 @@ def as_number(value: Any, name: str) -> float:
         raise ValueError(f"{name} must fit a float64, got a larger number") from None
 
 
-def as_max_norm(max_norm: Any, weight: AnyArray) -> float:
+def as_max_norm(max_norm: Any, weight: Any) -> float:
     """Return `max_norm` as a float; `weight` is to be scaled in place."""
     bound = as_number(max_norm, "max_norm")
     if not isinstance(weight, np.ndarray) or weight.dtype.char not in "fd":
@@ -307,9 +308,13 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
 
 
 def check_out(
-    out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: tuple[Any, ...]
+    out: Any,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    names: Sequence[str],
+    inputs: Sequence[Any],
 ) -> None:
-    """Raise unless the result can be written to `out`."""
+    """Raise unless the result can be written to `out`, apart from inputs of these names."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy.ndarray, got {describe(out)}")
     if out.dtype != dtype:
@@ -320,7 +325,6 @@ def check_out(
         raise ValueError(f"out must be C-contiguous and aligned, got strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    names = (*2 * ("input",), *2 * ("weight",), *2 * ("offsets",), *2 * ("per_sample_weights",))
     for name, array in zip(names, inputs, strict=True):
         if isinstance(array, np.ndarray) and shares_memory(out, array):
             raise ValueError(f"out must share no memory with {name}, got an overlap")

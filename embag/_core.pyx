@@ -17,6 +17,7 @@ with rows for bags and bags for rows.
     _renorm.pxi      scale rows to a largest norm
     _grouping.pxi    group positions by row: a radix sort
     _backward.pxi    what the gradients need beside those
+    _quantize.pxi    rows of floats to rows of few bits, and back
 
 What a kernel is here: `noexcept nogil`, pointers and sizes in, its output filled, True
 for success. It allocates nothing, raises nothing and never sees a Python object. On
@@ -37,7 +38,7 @@ tests/.
 
 from libc.math cimport INFINITY, fabs, pow, sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -54,6 +55,11 @@ cdef extern from "_platform.h" nogil:
     int64_t embag_read_int64(const int64_t* source)
     float embag_read_float(const char* source)
     uint16_t embag_read_uint16(const char* source)
+    void embag_write_float(char* to, float value)
+    void embag_write_uint16(char* to, uint16_t value)
+    uint32_t embag_read_2_codes(const uint8_t* source)
+    uint32_t embag_read_4_codes(const uint8_t* source)
+    uint32_t embag_bits_of_float(float value)
     float embag_half_to_float(uint16_t half)
     float embag_bfloat_to_float(uint16_t bfloat)
     uint16_t embag_float_to_half(float value)
@@ -87,6 +93,7 @@ include "_collection.pxi"
 include "_renorm.pxi"
 include "_grouping.pxi"
 include "_backward.pxi"
+include "_quantize.pxi"
 
 
 def build_info():

@@ -100,7 +100,7 @@ cdef inline void add_number(const Py_ssize_t n, float* total, float number) noex
         total[d] = total[d] + number
 
 
-cdef inline void dequantize(
+cdef inline void dequantize_entries(
     const Py_ssize_t n, float* entries, float scale, float bias
 ) noexcept nogil:
     cdef Py_ssize_t d
@@ -248,8 +248,8 @@ cdef inline bint reduce_encoded_block(
                     scale = read_factor(short_factors, row + factors)
                     bias = read_factor(short_factors, row + factors + (2 if short_factors else 4))
                     if operation == MAX:
-                        dequantize(half, row_low, scale, bias)
-                        dequantize(half, row_high, scale, bias)
+                        dequantize_entries(half, row_low, scale, bias)
+                        dequantize_entries(half, row_high, scale, bias)
                     else:
                         if sample != NULL:
                             scale = sample[k] * scale

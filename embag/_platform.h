@@ -50,7 +50,7 @@ static inline int64_t embag_read_int64(const int64_t *source) {
     return *(const volatile int64_t *)source;
 }
 
-/* Scales and biases stand between bytes: read wherever they are. */
+/* Scales and biases stand between bytes: read and written wherever they are. */
 static inline float embag_read_float(const char *source) {
     float value;
     memcpy(&value, source, sizeof value);
@@ -60,6 +60,31 @@ static inline uint16_t embag_read_uint16(const char *source) {
     uint16_t value;
     memcpy(&value, source, sizeof value);
     return value;
+}
+
+static inline void embag_write_float(char *to, float value) {
+    memcpy(to, &value, sizeof value);
+}
+static inline void embag_write_uint16(char *to, uint16_t value) {
+    memcpy(to, &value, sizeof value);
+}
+
+/* The first of some bytes has the lowest bits of the result. */
+static inline uint32_t embag_read_2_codes(const uint8_t *source) {
+    uint16_t codes;
+    memcpy(&codes, source, sizeof codes);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    codes = __builtin_bswap16(codes);
+#endif
+    return codes;
+}
+static inline uint32_t embag_read_4_codes(const uint8_t *source) {
+    uint32_t codes;
+    memcpy(&codes, source, sizeof codes);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    codes = __builtin_bswap32(codes);
+#endif
+    return codes;
 }
 
 static inline float embag_float_of_bits(uint32_t bits) {

@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from embag import _arguments, _tables, _threads
+from embag import _arguments, _encodings, _threads
 from embag._dispatch import kernels
 from embag.quantized import QuantizedTable
 
@@ -24,6 +24,9 @@ Mode = Literal["sum", "mean", "max"]
 # budget of a call.
 _EUCLIDEAN = 2.0
 _SUM = "sum"
+
+# The names of what `out` must lie apart from: each as given and as converted.
+_INPUTS = ("input",) * 2 + ("weight",) * 2 + ("offsets",) * 2 + ("per_sample_weights",) * 2
 
 
 @overload
@@ -205,7 +208,7 @@ def embedding_bag(
         n_rows, dim = weight.shape
         dtype = table.dtype
     else:
-        encoded = _tables.as_table(weight)
+        encoded = _encodings.as_table(weight)
         table = encoded.rows
         n_rows, dim = encoded.shape
         dtype = encoded.sums_dtype
@@ -235,7 +238,7 @@ def embedding_bag(
         num_threads = _threads.check_count(num_threads, "num_threads")
     direct = True  # the kernel of plain floats writes the result
     if encoded is not None or out_dtype is not None:
-        sums_dtype, dtype = dtype, _tables.as_out_dtype(out_dtype, dtype)
+        sums_dtype, dtype = dtype, _encodings.as_out_dtype(out_dtype, dtype)
         direct = (encoded is None or encoded.is_plain) and dtype == sums_dtype
 
     n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
@@ -244,7 +247,7 @@ def embedding_bag(
         # Both as given and as converted: either may be a view of the other's memory.
         inputs = (input, indices, weight, table, offsets, bounds, per_sample_weights, sample)
         if not (direct and kernels.is_output(out, table, n_bags, inputs)):
-            _arguments.check_out(out, (n_bags, dim), dtype, inputs)
+            _arguments.check_out(out, (n_bags, dim), dtype, _INPUTS, inputs)
         result = out
     elif direct:
         result = kernels.empty_output(n_bags, table)
@@ -271,7 +274,7 @@ def embedding_bag(
     if direct:
         done = kernels.embedding_bag(*call, result, max_indices)
     else:
-        done = _reduce_encoded(encoded or _tables.as_table(table), call, result, max_indices)
+        done = _reduce_encoded(encoded or _encodings.as_table(table), call, result, max_indices)
     if not done:
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
         _arguments.raise_for_change()
@@ -279,7 +282,7 @@ def embedding_bag(
 
 
 def _reduce_encoded(
-    encoded: _tables.Table,
+    encoded: _encodings.Table,
     call: tuple[Any, ...],
     result: NDArray[Any],
     max_indices: NDArray[np.int64] | None,
@@ -288,39 +291,52 @@ def _reduce_encoded(
     if encoded.is_plain:
         sums = _arguments.empty(result.shape, encoded.sums_dtype)
         done: bool = kernels.embedding_bag(*call, sums, max_indices)
-        with np.errstate(over="ignore", invalid="ignore"):
-            result[...] = sums
-        return done
-    if max_indices is None:
-        target, out_encoding = _tables.as_result(result)
+        _round_to(result, sums)
+    elif max_indices is None:
+        target, out_encoding = _encodings.as_result(result)
         done = kernels.embedding_bag(
             *call, target, None, None, encoded.encoding, encoded.dim, out_encoding
         )
-        return done
-    # Which rows have won is asked for in training, seldom of such tables: those in use are
-    # decoded.
+    else:
+        done = _max_of_encoded(encoded, call, result, max_indices)
+    return done
+
+
+def _max_of_encoded(
+    encoded: _encodings.Table,
+    call: tuple[Any, ...],
+    result: NDArray[Any],
+    max_indices: NDArray[np.int64],
+) -> bool:
+    """Run a call for maxima and their rows: seldom of such tables, so the used are decoded."""
     _, indices, bounds, include_last_offset, sample, mode, padding, n_threads = call
     used = _arguments.positions_in_bags(indices.reshape(-1), bounds, include_last_offset)
     rows, places = np.unique(used, return_inverse=True)
-    rows = rows.astype(np.int64, copy=False)
     positions = np.zeros(indices.shape, np.int64)
     positions.reshape(-1)[: len(used)] = places.reshape(-1)
     if padding >= 0:
         place = int(np.searchsorted(rows, padding))
         padding = place if place < len(rows) and rows[place] == padding else -1
-    decoded = _tables.Table(encoded.take(rows), _tables.FLOAT32, encoded.dim)
     rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
-    if result.dtype == decoded.sums_dtype:
-        done = kernels.embedding_bag(decoded.rows, positions, *rest, result, max_indices)
-    else:
-        done = _reduce_encoded(decoded, (decoded.rows, positions, *rest), result, max_indices)
+    sums = result
+    if result.dtype != encoded.sums_dtype:
+        sums = _arguments.empty(result.shape, encoded.sums_dtype)
+    done: bool = kernels.embedding_bag(encoded.take(rows), positions, *rest, sums, max_indices)
+    if sums is not result:
+        _round_to(result, sums)
     if len(rows):
         max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
     return done
 
 
+def _round_to(result: NDArray[Any], sums: NDArray[Any]) -> None:
+    """Write sums to a result of a narrower dtype: to nearest, ties to even."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        result[...] = sums
+
+
 def _renorm(
-    weight: NDArray[Any], used: NDArray[Any], max_norm: float, norm_type: float, n_threads: int
+    weight: Any, used: NDArray[Any], max_norm: float, norm_type: float, n_threads: int
 ) -> None:
     """Scale the rows in `used` whose norm exceeds `max_norm`, each once, in place."""
     rows = np.unique(used).astype(np.int64, copy=False)

@@ -15,14 +15,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from cases import LEVELS
 
-from embag import _arguments, _dispatch, _grouping, _threads, backward, functional, sparse_rows
+from embag import (
+    _arguments,
+    _dispatch,
+    _grouping,
+    _threads,
+    backward,
+    functional,
+    quantized,
+    sparse_rows,
+)
 
 
 @pytest.fixture(params=LEVELS)
 def level(request, monkeypatch):
     """Run the test once per instruction-set level that is built and supported."""
     kernels = _dispatch.load_level(request.param)
-    for module in (functional, backward, sparse_rows, _arguments, _grouping):
+    for module in (functional, backward, sparse_rows, quantized, _arguments, _grouping):
         monkeypatch.setattr(module, "kernels", kernels)
     return request.param
 
