@@ -41,6 +41,7 @@ from embag._dispatch import show_config
 from embag._threads import get_num_threads, set_num_threads
 from embag._version import __version__
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
+from embag.collection import EmbeddingBagCollection, Feature
 from embag.functional import embedding_bag
 from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
@@ -50,7 +51,9 @@ from embag.tables import load_table, save_table
 
 __all__ = [
     "EmbeddingBag",
+    "EmbeddingBagCollection",
     "EmbeddingBagGrads",
+    "Feature",
     "QuantizationError",
     "QuantizedTable",
     "SparseRows",

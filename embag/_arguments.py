@@ -13,9 +13,10 @@ reports failure, `check_positions` looks for the first position to blame.
 Tested in tests/test_errors.py.
 """
 
+import contextlib
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,6 +38,16 @@ def describe(value: Any) -> str:
     if isinstance(value, str) and len(value) <= 40:
         return repr(value)
     return type(value).__name__
+
+
+@contextlib.contextmanager
+def where(place: str) -> Iterator[None]:
+    """Begin the messages of errors in the block with a place, such as a feature's name."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError) as error:
+        kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))
+        raise kind(f"{place}: {error}") from None
 
 
 def check_table(weight: Any, name: str = "weight") -> None:
@@ -171,18 +182,18 @@ def check_wrt(wrt: Any, sample: AnyArray | None) -> None:
 
 
 def raise_for_shapes(
-    input: AnyArray, offsets: AnyArray | None, include_last_offset: bool
+    input: AnyArray, offsets: AnyArray | None, include_last_offset: bool, name: str = "input"
 ) -> NoReturn:
     """Raise for an `input` and `offsets` whose shapes make no bags."""
     if offsets is None:
         if input.ndim == 1:
-            raise ValueError("offsets must be given where input is 1-D, got None")
-        raise ValueError(f"input must be 1-D or 2-D, got shape {input.shape}")
+            raise ValueError(f"offsets must be given where {name} is 1-D, got None")
+        raise ValueError(f"{name} must be 1-D or 2-D, got shape {input.shape}")
     if input.ndim != 1:
-        raise ValueError(f"input must be 1-D where offsets is given, got shape {input.shape}")
+        raise ValueError(f"{name} must be 1-D where offsets is given, got shape {input.shape}")
     if offsets.ndim != 1:
         raise ValueError(f"offsets must be 1-D, got shape {offsets.shape}")
-    needed = "include_last_offset is True" if include_last_offset else f"input has {len(input)}"
+    needed = "include_last_offset is True" if include_last_offset else f"{name} has {len(input)}"
     raise ValueError(f"offsets must have at least 1 entry where {needed}, got {len(offsets)}")
 
 
@@ -209,7 +220,11 @@ def check_mode(
 
 
 def as_sample_weights(
-    per_sample_weights: Any, input: AnyArray, mode: str, dtype: np.dtype[Any]
+    per_sample_weights: Any,
+    input: AnyArray,
+    mode: str,
+    dtype: np.dtype[Any],
+    input_name: str = "input",
 ) -> AnyArray:
     """Return the weights as the kernels read them: the table's dtype, contiguous."""
     name = "per_sample_weights"
@@ -221,7 +236,7 @@ def as_sample_weights(
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"{name} must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
     if array.shape != input.shape:
-        raise ValueError(f"{name} must have input's shape {input.shape}, got {array.shape}")
+        raise ValueError(f"{name} must have {input_name}'s shape {input.shape}, got {array.shape}")
     return np.require(array, dtype, ["C", "A"])
 
 
@@ -352,40 +367,47 @@ def check_positions(
     n_rows: int,
     given_input: Any,
     given_offsets: Any,
+    name: str = "input",
+    start: int = 0,
 ) -> None:
     """Raise for the first offset, else for the first index, that is not valid.
 
-    The last two are `input` and `offsets` before conversion: messages quote them.
+    Messages quote `given_input` and `given_offsets`, the arrays before conversion; there
+    `input` is called `name` and starts at `start`.
     """
-    check_offsets(offsets, input.size, given_offsets)
+    check_offsets(offsets, input.size, given_offsets, name)
     used = positions_in_bags(input, offsets, include_last_offset)
     k = kernels.first_bad_index(used, n_rows)
     if k < 0:
         return
     place = tuple(int(i) for i in np.unravel_index(k, input.shape))
     bag = place[0] if offsets is None else int(np.searchsorted(offsets, k, side="right")) - 1
+    if start:
+        place = (place[0] + start,)
     raise IndexError(
-        f"input[{', '.join(map(str, place))}] = {int(np.asarray(given_input)[place])} "
+        f"{name}[{', '.join(map(str, place))}] = {int(np.asarray(given_input)[place])} "
         f"is out of range for a table of {n_rows} rows (bag {bag})"
     )
 
 
-def check_offsets(offsets: AnyArray | None, n_indices: int, given_offsets: Any) -> None:
+def check_offsets(
+    offsets: AnyArray | None, n_indices: int, given_offsets: Any, input_name: str = "input"
+) -> None:
     """Raise for the first offset that is not valid; messages quote `given_offsets`."""
     if offsets is not None:
         i = kernels.first_bad_offset(offsets, n_indices)
         if i >= 0:
-            _raise_for_offset(np.asarray(given_offsets), i, n_indices)
+            _raise_for_offset(np.asarray(given_offsets), i, n_indices, input_name)
 
 
-def _raise_for_offset(offsets: AnyArray, i: int, n_indices: int) -> NoReturn:
+def _raise_for_offset(offsets: AnyArray, i: int, n_indices: int, input_name: str) -> NoReturn:
     value = int(offsets[i])
     seen = f"got offsets[{i}] = {value}"
     if i == 0 and value != 0:
         raise ValueError(f"offsets must start at 0, {seen}")
     if i > 0 and value < (previous := int(offsets[i - 1])):
         raise ValueError(f"offsets must not decrease, {seen} after offsets[{i - 1}] = {previous}")
-    raise ValueError(f"offsets must not exceed the {n_indices} entries of input, {seen}")
+    raise ValueError(f"offsets must not exceed the {n_indices} entries of {input_name}, {seen}")
 
 
 def raise_for_change() -> NoReturn:

@@ -70,6 +70,23 @@ cdef bint pool_in_parallel(
     return True
 
 
+cdef bint is_sound(const Job* job) noexcept nogil:
+    """Whether offsets do not decrease and indices name rows, as they stand in memory."""
+    # By the numbers of the job, which no other thread can change.
+    cdef Py_ssize_t first = job.bags.n_indices - job.n_positions
+    cdef Py_ssize_t start = first, stop, b
+    for b in range(job.bags.n_bags):
+        stop = bag_bound(&job.bags, b + 1)
+        if not (start <= stop <= job.bags.n_indices):
+            return False
+        start = stop
+    if job.wide:
+        return find_bad_index(<const int64_t*>job.input + first, job.n_positions,
+                              <size_t>job.n_rows) < 0
+    return find_bad_index(<const int32_t*>job.input + first, job.n_positions,
+                          <size_t>job.n_rows) < 0
+
+
 cdef class Collection:
     """Tables and the features that are looked up in them, ready to be called.
 
@@ -119,15 +136,14 @@ cdef class Collection:
         object out,                  # OUT  (n_bags, n_columns) float32; or None for a new one
         int n_threads,
     ):
-        """Pool all features; returns `out`. None if an argument is not as it should be.
-
-        `out` is then half-written: who gave one has looked at the values before.
-        """
+        """Pool all features; returns `out`. None if an argument is not as it should be, or
+        may not be: a given `out` is then as it was."""
         cdef:
             Py_ssize_t n_bags, n_indices, f, start, stop
             Bags bags
             Job* jobs
             Job* job
+            bint is_new = out is None
             bint done = True
         if not (is_index_array(values) and is_index_array(offsets)
                 and cnp.PyArray_NDIM(<cnp.ndarray>values) == 1
@@ -141,9 +157,11 @@ cdef class Collection:
         if not (per_sample_weights is None
                 or is_factors(per_sample_weights, n_indices, cnp.NPY_FLOAT32)):
             return None
-        if out is None:
+        if is_new:
             out = self.empty_output(n_bags)
-        elif not is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32):
+        elif not (is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32)
+                  and is_apart(<cnp.ndarray>out, (values, offsets, per_sample_weights))
+                  and is_apart(<cnp.ndarray>out, self.tables)):
             return None
 
         bags.offsets = cnp.PyArray_DATA(<cnp.ndarray>offsets)
@@ -167,6 +185,10 @@ cdef class Collection:
             job.bags.n_indices = stop
             set_input(job, <cnp.ndarray>values, stop - start, per_sample_weights)
         try:
+            if done and not is_new:  # nothing may be written if an id is bad
+                with nogil:
+                    for f in range(self.n_features):
+                        done = done and is_sound(&jobs[f])
             done = done and self.run(jobs, n_threads)
         finally:
             free(jobs)

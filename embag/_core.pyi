@@ -29,6 +29,29 @@ def embedding_bag(
     dim: int = -1,
     out_encoding: int = -1,
 ) -> bool: ...
+
+class Collection:
+    n_features: int
+    n_columns: int
+    def __init__(self, features: tuple[tuple[Any, ...], ...]) -> None: ...
+    def pool(
+        self,
+        values: object,
+        offsets: object,
+        per_sample_weights: object,
+        out: object,
+        n_threads: int,
+    ) -> NDArray[Any] | None: ...
+    def pool_each(
+        self,
+        inputs: tuple[NDArray[Any], ...],
+        offsets: tuple[NDArray[Any] | None, ...],
+        include_last_offset: bool,
+        per_sample_weights: tuple[NDArray[Any] | None, ...],
+        out: NDArray[Any],
+        n_threads: int,
+    ) -> bool: ...
+
 def first_bad_offset(offsets: NDArray[Any], n_indices: int) -> int: ...
 def first_bad_index(input: NDArray[Any], n_rows: int) -> int: ...
 def renorm(

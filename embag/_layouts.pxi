@@ -206,10 +206,14 @@ cdef void find_extent(cnp.ndarray array, size_t* start, size_t* stop):
 def is_output(object array, cnp.ndarray weight not None, Py_ssize_t n_bags, tuple inputs not None):
     """Whether `embedding_bag` can write to this: it is like its `out`, and spans no
     address that an ndarray among the inputs spans."""
+    return (is_result(array, n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight))
+            and is_apart(<cnp.ndarray>array, inputs))
+
+
+cdef bint is_apart(cnp.ndarray array, tuple inputs):
+    """Whether an array spans no address that an ndarray among the inputs spans."""
     cdef size_t start, stop, input_start, input_stop
-    if not is_result(array, n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight)):
-        return False
-    find_extent(<cnp.ndarray>array, &start, &stop)
+    find_extent(array, &start, &stop)
     for item in inputs:
         if cnp.PyArray_Check(item):
             find_extent(<cnp.ndarray>item, &input_start, &input_stop)

@@ -1,0 +1,457 @@
+"""`EmbeddingBagCollection`: many tables, many features, one call.
+
+A request of a recommender looks up some 26 features. One call checks its arguments once,
+releases the GIL once, and asks for the rows of later features while it adds up those of
+earlier ones (_collection.pxi).
+
+The common case goes straight to compiled code, which returns None for anything unusual:
+then the arguments are converted, or blamed, here.
+
+Tested in tests/test_collection.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from embag import _arguments, _encodings, _threads
+from embag._dispatch import kernels
+from embag.functional import Mode
+from embag.quantized import QuantizedTable
+
+AnyTable: TypeAlias = NDArray[Any] | QuantizedTable
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Feature(NamedTuple):
+    """A feature: the table that its ids are looked up in, and how they are reduced.
+
+    Parameters
+    ----------
+    name : str
+        Its name, for `EmbeddingBagCollection.slices` and in messages.
+    table : str
+        The name of its table. Features may share one.
+    mode : {"sum", "mean", "max"}, optional
+        The reduction.
+    padding_idx : int, optional
+        A row, which may be counted from the end, that is left out.
+
+    Examples
+    --------
+    >>> import embag
+    >>> embag.Feature("clicked", "items", mode="mean")
+    Feature(name='clicked', table='items', mode='mean', padding_idx=None)
+    """
+
+    name: str
+    table: str
+    mode: Mode = "sum"
+    padding_idx: int | None = None
+
+
+class _Part(NamedTuple):
+    """What a call brings for one feature, checked but for the values of its integers."""
+
+    input: NDArray[Any]
+    offsets: NDArray[Any] | None
+    sample: NDArray[Any] | None
+    n_bags: int
+    # As the caller knows it, for messages: what input is called, where it starts, and the
+    # arrays before conversion.
+    name: str
+    start: int
+    given: Any
+    given_offsets: Any
+
+
+class EmbeddingBagCollection:
+    """Many tables, pooled feature by feature into one array by one call.
+
+    Parameters
+    ----------
+    tables : mapping of str to ndarray or QuantizedTable
+        The tables, each of any kind that `embedding_bag` takes, of any dtype and width.
+        They are read in place where `embedding_bag` would, else copied once.
+    features : sequence of Feature
+        The features, in the order of their columns in the result.
+
+    Attributes
+    ----------
+    tables : mapping of str to ndarray or QuantizedTable
+        The tables, read-only.
+    features : tuple of Feature
+        The features.
+    slices : mapping of str to slice
+        The columns of each feature in the result.
+    dim : int
+        The columns of the result: the sum of the features' widths.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind or dtype.
+    ValueError
+        If a name occurs twice or names no table, a table is not 2-D, or an option is none.
+
+    See Also
+    --------
+    embedding_bag : one table.
+
+    Notes
+    -----
+    Each feature's columns hold what `embedding_bag` gives for it in float32, bit for bit;
+    of a float64 table each entry is rounded to float32 as it is read. Any number of threads
+    may call one collection.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import embag
+    >>> items = np.array([[0, 1], [10, 11], [20, 21]], np.float32)
+    >>> countries = np.array([[1], [2]], np.float16)
+    >>> ebc = embag.EmbeddingBagCollection(
+    ...     {"items": items, "countries": countries},
+    ...     [
+    ...         embag.Feature("clicked", "items"),
+    ...         embag.Feature("bought", "items", mode="mean"),
+    ...         embag.Feature("country", "countries"),
+    ...     ],
+    ... )
+
+    Two users. By name, ids with offsets or a row of ids for each user:
+
+    >>> ebc(
+    ...     {
+    ...         "clicked": ([0, 1, 2], [0, 2]),
+    ...         "bought": ([1, 2], [0, 0]),
+    ...         "country": [[0], [1]],
+    ...     }
+    ... )
+    array([[10., 12.,  0.,  0.,  1.],
+           [20., 21., 15., 16.,  2.]], dtype=float32)
+
+    The same ids end to end, feature by feature, with one offset more than there are bags:
+
+    >>> out = ebc([0, 1, 2, 1, 2, 0, 1], [0, 2, 3, 3, 5, 6, 7])
+    >>> out[:, ebc.slices["clicked"]]
+    array([[10., 12.],
+           [20., 21.]], dtype=float32)
+    """
+
+    def __init__(self, tables: Mapping[str, AnyTable], features: Sequence[Feature]) -> None:
+        if not isinstance(tables, Mapping):
+            raise TypeError(f"tables must be a mapping, got {_arguments.describe(tables)}")
+        self.tables: Mapping[str, AnyTable] = MappingProxyType(dict(tables))
+        encoded = {
+            name: _encodings.as_table(table, f"tables[{name!r}]")
+            for name, table in self.tables.items()
+        }
+        self.features = tuple(_as_feature(feature) for feature in features)
+        slices: dict[str, slice] = {}
+        compiled = []
+        self.dim = 0
+        for feature in self.features:
+            where = f"feature {feature.name!r}"
+            if feature.name in slices:
+                raise ValueError(f"features must have names of their own, got {where} twice")
+            if feature.table not in encoded:
+                raise ValueError(
+                    f"{where} must name one of the tables, got {_arguments.describe(feature.table)}"
+                )
+            table = encoded[feature.table]
+            padding = -1
+            if feature.padding_idx is not None:
+                with _arguments.where(where):
+                    padding = _arguments.as_padding_row(feature.padding_idx, len(table.rows))
+            with _arguments.where(where):
+                _arguments.check_mode(feature.mode, False, False)
+            slices[feature.name] = slice(self.dim, self.dim + table.dim)
+            self.dim += table.dim
+            compiled.append((table.rows, table.encoding, table.dim, feature.mode, padding))
+        self.slices: Mapping[str, slice] = MappingProxyType(slices)
+        self._n_rows = tuple(len(rows) for rows, *_ in compiled)
+        self._takes_weights = all(feature.mode == "sum" for feature in self.features)
+        # Rows of no columns are not read, so their ids are checked beforehand.
+        self._has_empty_rows = any(dim == 0 for _, _, dim, *_ in compiled)
+        self._mean_dim = self.dim // max(1, len(self.features))
+        self._compiled = kernels.Collection(tuple(compiled))
+
+    def __call__(
+        self,
+        values: ArrayLike | Mapping[str, Any],
+        offsets: ArrayLike | None = None,
+        per_sample_weights: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        *,
+        include_last_offset: bool = False,
+        out: NDArray[Any] | None = None,
+        num_threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Pool all features.
+
+        Parameters
+        ----------
+        values : array_like of int, shape (n_indices,), or mapping of str
+            The ids of all features end to end: those of the first feature for the whole
+            batch, then those of the second, and so on. Or by feature, each either ids of
+            shape (batch, bag_size) or a pair ``(ids, offsets)`` as for `embedding_bag`.
+        offsets : array_like of int, shape (n_features * batch + 1,), optional
+            Where each bag starts, feature by feature, and where the last one ends. Not
+            with a mapping.
+        per_sample_weights : array_like, shape of `values`, or mapping of str, optional
+            Factors for the rows; with a mapping of ids, a mapping from those features that
+            have some. Only for features of mode "sum".
+        include_last_offset : bool, optional
+            With a mapping: offsets have one entry more, where the last bag ends.
+        out : ndarray of float32, shape (batch, dim), optional
+            Where to put the result: C-contiguous, apart from all inputs.
+        num_threads : int, optional
+            The most threads for this call, in the place of `get_num_threads`.
+
+        Returns
+        -------
+        ndarray of float32, shape (batch, dim)
+            The pooled features side by side, each in the columns `slices` of its name.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As `embedding_bag`; the message names the feature. A call that raises has not
+            touched `out`.
+        """
+        if (
+            type(values) is np.ndarray
+            and type(offsets) is np.ndarray
+            and num_threads is None
+            and not include_last_offset
+            and (per_sample_weights is None or self._takes_weights)
+            and not self._has_empty_rows
+        ):
+            n_threads = self._threads_for(values.size, offsets.size, None)
+            result: NDArray[np.float32] | None = self._compiled.pool(
+                values, offsets, per_sample_weights, out, n_threads
+            )
+            if result is not None:
+                return result
+        if num_threads is not None:
+            num_threads = _threads.check_count(num_threads, "num_threads")
+        _arguments.check_flags(include_last_offset=include_last_offset)
+        if isinstance(values, Mapping):
+            parts = self._parts_by_name(values, offsets, per_sample_weights, include_last_offset)
+        else:
+            if include_last_offset:
+                raise ValueError(
+                    "include_last_offset must be False where values is an array, got True"
+                )
+            parts = self._parts_end_to_end(values, offsets, per_sample_weights)
+            include_last_offset = True  # each part tells where its last bag ends
+        return self._pool_parts(parts, include_last_offset, out, num_threads)
+
+    def split(self, out: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the columns of each feature.
+
+        Parameters
+        ----------
+        out : ndarray, shape (..., dim)
+            A result.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Views of `out`, of shape (..., the feature's width).
+        """
+        if out.shape[-1:] != (self.dim,):
+            raise ValueError(f"out must have {self.dim} columns, got shape {out.shape}")
+        return {name: out[..., columns] for name, columns in self.slices.items()}
+
+    def _threads_for(self, n_indices: int, n_bags: int, num_threads: int | None) -> int:
+        return _threads.threads_for((n_indices + n_bags) * self._mean_dim, num_threads)
+
+    def _parts_by_name(
+        self,
+        values: Mapping[str, Any],
+        offsets: Any,
+        per_sample_weights: Any,
+        include_last_offset: bool,
+    ) -> list[_Part]:
+        """Take the arrays of a call by name."""
+        if offsets is not None:
+            raise ValueError(
+                f"offsets must be None where values is a mapping, "
+                f"got {_arguments.describe(offsets)}"
+            )
+        weights = {} if per_sample_weights is None else per_sample_weights
+        if not isinstance(weights, Mapping):
+            raise TypeError(
+                "per_sample_weights must be a mapping where values is one, "
+                f"got {_arguments.describe(weights)}"
+            )
+        for argument, mapping in (("values", values), ("per_sample_weights", weights)):
+            unknown = [name for name in mapping if name not in self.slices]
+            if unknown:
+                raise ValueError(
+                    f"{argument} must name features, got {_arguments.describe(unknown[0])}"
+                )
+        parts: list[_Part] = []
+        for feature in self.features:
+            name = feature.name
+            if name not in values:
+                raise ValueError(f"values must have all features, got none for {name!r}")
+            given, given_offsets = values[name], None
+            if isinstance(given, tuple):
+                if len(given) != 2:
+                    raise ValueError(
+                        f"values[{name!r}] must be ids or a pair (ids, offsets), "
+                        f"got a tuple of {len(given)}"
+                    )
+                given, given_offsets = given
+            with _arguments.where(f"feature {name!r}"):
+                indices = _arguments.as_index_array(given, "ids")
+                bounds = given_offsets
+                if bounds is not None:
+                    bounds = _arguments.as_index_array(bounds, "offsets")
+                sample = weights.get(name)
+                if sample is not None:
+                    sample = _arguments.as_sample_weights(sample, indices, feature.mode, _FLOAT32)
+                n_bags = kernels.count_bags(indices, bounds, include_last_offset)
+                if n_bags < 0:
+                    _arguments.raise_for_shapes(indices, bounds, include_last_offset, "ids")
+            if parts and n_bags != parts[0].n_bags:
+                raise ValueError(
+                    f"values must have as many bags for each feature, got {parts[0].n_bags} "
+                    f"for {self.features[0].name!r} and {n_bags} for {name!r}"
+                )
+            place = f"values[{name!r}]"
+            parts.append(_Part(indices, bounds, sample, n_bags, place, 0, given, given_offsets))
+        return parts
+
+    def _parts_end_to_end(
+        self, given: Any, given_offsets: Any, per_sample_weights: Any
+    ) -> list[_Part]:
+        """Cut the arrays of a call with all ids end to end."""
+        if given_offsets is None:
+            raise ValueError("offsets must be given where values is an array, got None")
+        indices = _arguments.as_index_array(given, "values")
+        offsets = _arguments.as_index_array(given_offsets, "offsets").astype(np.int64, copy=False)
+        if indices.ndim != 1:
+            raise ValueError(f"values must be 1-D, got shape {indices.shape}")
+        n_features = len(self.features)
+        if offsets.ndim != 1 or len(offsets) == 0 or (len(offsets) - 1) % max(1, n_features):
+            raise ValueError(
+                f"offsets must be 1-D with n_features * batch + 1 entries where there are "
+                f"{n_features} features, got shape {offsets.shape}"
+            )
+        sample = None
+        if per_sample_weights is not None:
+            for feature in self.features:
+                if feature.mode != "sum":
+                    raise ValueError(
+                        f"per_sample_weights must be None where feature {feature.name!r} "
+                        f"has mode {feature.mode!r}, got "
+                        f"{_arguments.describe(per_sample_weights)}"
+                    )
+            sample = _arguments.as_sample_weights(
+                per_sample_weights, indices, "sum", _FLOAT32, "values"
+            )
+        _arguments.check_offsets(offsets, len(indices), given_offsets, "values")
+        n_bags = (len(offsets) - 1) // max(1, n_features)
+        parts = []
+        for f in range(n_features):
+            bounds = offsets[f * n_bags : (f + 1) * n_bags + 1]
+            start, stop = int(bounds[0]), int(bounds[-1])
+            parts.append(
+                _Part(
+                    indices[start:stop],
+                    bounds - start,
+                    None if sample is None else sample[start:stop],
+                    n_bags,
+                    "values",
+                    start,
+                    given,
+                    given_offsets,
+                )
+            )
+        return parts
+
+    def _pool_parts(
+        self,
+        parts: list[_Part],
+        include_last_offset: bool,
+        out: Any,
+        num_threads: int | None,
+    ) -> NDArray[np.float32]:
+        """Pool what a call brought, feature by feature."""
+        n_bags = parts[0].n_bags if parts else 0
+        shape = (n_bags, self.dim)
+        if out is None:
+            result = _arguments.empty(shape, _FLOAT32)
+        else:
+            names, inputs = self._inputs(parts)
+            _arguments.check_out(out, shape, _FLOAT32, names, inputs)
+            result = out
+        if out is not None or self._has_empty_rows:
+            self._check_positions(parts, include_last_offset)
+        n_indices = sum(part.input.size for part in parts)
+        n_threads = self._threads_for(n_indices, n_bags * len(parts), num_threads)
+        done = self._compiled.pool_each(
+            tuple(part.input for part in parts),
+            tuple(part.offsets for part in parts),
+            include_last_offset,
+            tuple(part.sample for part in parts),
+            result,
+            n_threads,
+        )
+        if not done:
+            self._check_positions(parts, include_last_offset)
+            _arguments.raise_for_change()
+        return result
+
+    def _inputs(self, parts: list[_Part]) -> tuple[list[str], list[Any]]:
+        """Return all that `out` must lie apart from: names, and arrays."""
+        inputs: list[tuple[str, Any]] = []
+        for name, table in self.tables.items():
+            memory = table.packed if isinstance(table, QuantizedTable) else table
+            inputs.append((f"tables[{name!r}]", memory))
+        for part in parts:
+            inputs += [(part.name, part.given), (part.name, part.input)]
+            inputs += [("offsets", part.given_offsets), ("offsets", part.offsets)]
+            inputs += [("per_sample_weights", part.sample)]
+        return [name for name, _ in inputs], [array for _, array in inputs]
+
+    def _check_positions(self, parts: list[_Part], include_last_offset: bool) -> None:
+        """Raise for the first offset or id, feature by feature, that is not valid."""
+        for feature, part, n_rows in zip(self.features, parts, self._n_rows, strict=True):
+            with _arguments.where(f"feature {feature.name!r}"):
+                _arguments.check_positions(
+                    part.input,
+                    part.offsets,
+                    include_last_offset,
+                    n_rows,
+                    part.given,
+                    part.given_offsets,
+                    part.name,
+                    part.start,
+                )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EmbeddingBagCollection, (dict(self.tables), self.features)
+
+    def __repr__(self) -> str:
+        return (
+            f"EmbeddingBagCollection({len(self.tables)} tables, "
+            f"{len(self.features)} features, dim={self.dim})"
+        )
+
+
+def _as_feature(feature: Any) -> Feature:
+    if not isinstance(feature, Feature):
+        raise TypeError(f"features must be of type Feature, got {_arguments.describe(feature)}")
+    for field in ("name", "table"):
+        if not isinstance(getattr(feature, field), str):
+            seen = _arguments.describe(getattr(feature, field))
+            raise TypeError(f"a feature's {field} must be a str, got {seen}")
+    return feature
