@@ -210,8 +210,7 @@ def embedding_bag(
     else:
         encoded = _encodings.as_table(weight)
         table = encoded.rows
-        n_rows, dim = encoded.shape
-        dtype = encoded.sums_dtype
+        n_rows, dim, dtype = len(table), encoded.dim, encoded.sums_dtype
     if not (scale_grad_by_freq is sparse is include_last_offset is return_max_indices is False):
         _arguments.check_flags(
             scale_grad_by_freq=scale_grad_by_freq,
@@ -261,7 +260,8 @@ def embedding_bag(
             array.copy() if array is not None and np.may_share_memory(array, weight) else array
             for array in (indices, bounds, sample)
         )
-    if max_norm is not None or out is not None or dim == 0 or not direct:
+    decoded = max_indices is not None and not direct
+    if max_norm is not None or out is not None or dim == 0 or decoded:
         # Nothing may be written before every position is known to be good.
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
     if max_norm is not None:
@@ -270,10 +270,21 @@ def embedding_bag(
         if table is not weight:
             table = _arguments.as_table(weight)
 
-    call = (table, indices, bounds, include_last_offset, sample, mode, padding, n_threads)
     if direct:
-        done = kernels.embedding_bag(*call, result, max_indices)
+        done = kernels.embedding_bag(
+            table,
+            indices,
+            bounds,
+            include_last_offset,
+            sample,
+            mode,
+            padding,
+            n_threads,
+            result,
+            max_indices,
+        )
     else:
+        call = (table, indices, bounds, include_last_offset, sample, mode, padding, n_threads)
         done = _reduce_encoded(encoded or _encodings.as_table(table), call, result, max_indices)
     if not done:
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
@@ -317,11 +328,15 @@ def _max_of_encoded(
     if padding >= 0:
         place = int(np.searchsorted(rows, padding))
         padding = place if place < len(rows) and rows[place] == padding else -1
-    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
+    rows = rows.astype(np.int64, copy=False)
+    values = _arguments.empty((len(rows), encoded.dim), encoded.sums_dtype)
     sums = result
     if result.dtype != encoded.sums_dtype:
         sums = _arguments.empty(result.shape, encoded.sums_dtype)
-    done: bool = kernels.embedding_bag(encoded.take(rows), positions, *rest, sums, max_indices)
+    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
+    done: bool = encoded.decode(rows, values, n_threads) and kernels.embedding_bag(
+        values, positions, *rest, sums, max_indices
+    )
     if sums is not result:
         _round_to(result, sums)
     if len(rows):
