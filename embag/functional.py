@@ -288,7 +288,7 @@ def _reduce_encoded(
     if encoded.is_plain:
         sums = _arguments.empty(result.shape, encoded.sums_dtype)
         done: bool = kernels.embedding_bag(*call, sums, max_indices)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             result[...] = sums
         return done
     if max_indices is None:
