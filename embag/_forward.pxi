@@ -426,7 +426,7 @@ cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
         Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
         # Blocks start where entries of less than a byte start one.
         Py_ssize_t step = 1 if job.bits >= 8 else 4
-        Py_ssize_t n_steps = n_columns // step
+        Py_ssize_t n_steps = (n_columns + step - 1) // step
         Py_ssize_t first_byte = job.entries + task.column_start * job.bits // 8
         # Scale and bias are next to the entries.
         Py_ssize_t n_bytes = n_columns * job.bits // 8 + (8 if job.encoding >= INT8 else 0)
