@@ -622,17 +622,28 @@ def refuse(error, message, *args, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_positions_are_named_and_nothing_is_written(kind, level, eager_threads):
     table = low_precision_table(kind, 10, 37)
+    beyond = "is out of range for a table of 10 rows"
     bad = [
-        ([1, 10, 3, -1], [0, 1], IndexError, "input[1] = 10 is out of range for a table of 10 rows (bag 1)"),
-        ([1, 2, 3, -1], [0, 1, 1], IndexError, "input[3] = -1 is out of range for a table of 10 rows (bag 2)"),
-        ([2**62, 0], [0, 1], IndexError, f"input[0] = {2**62} is out of range for a table of 10 rows (bag 0)"),
-        ([[1, 2], [3, 99]], None, IndexError, "input[1, 1] = 99 is out of range for a table of 10 rows (bag 1)"),
-        ([1, 2], [0, 3], ValueError, "offsets must not exceed the 2 entries of input, got offsets[1] = 3"),
+        ([1, 10, 3, -1], [0, 1], IndexError, f"input[1] = 10 {beyond} (bag 1)"),
+        ([1, 2, 3, -1], [0, 1, 1], IndexError, f"input[3] = -1 {beyond} (bag 2)"),
+        ([2**62, 0], [0, 1], IndexError, f"input[0] = {2**62} {beyond} (bag 0)"),
+        ([[1, 2], [3, 99]], None, IndexError, f"input[1, 1] = 99 {beyond} (bag 1)"),
+        (
+            [1, 2],
+            [0, 3],
+            ValueError,
+            "offsets must not exceed the 2 entries of input, got offsets[1] = 3",
+        ),
         ([1, 2], [1], ValueError, "offsets must start at 0, got offsets[0] = 1"),
-        ([1, 2], [0, 2, 1], ValueError, "offsets must not decrease, got offsets[2] = 1 after offsets[1] = 2"),
+        (
+            [1, 2],
+            [0, 2, 1],
+            ValueError,
+            "offsets must not decrease, got offsets[2] = 1 after offsets[1] = 2",
+        ),
         ([1, 2], [], ValueError, "offsets must have at least 1 entry where input has 2, got 0"),
         ([1, 2], None, ValueError, "offsets must be given where input is 1-D, got None"),
-    ]  # fmt: skip
+    ]
     modes = [{"mode": mode} for mode in ("sum", "mean", "max")]
     for (input, offsets, error, message), options in itertools.product(bad, modes):
         for n_threads in (1, 3):

@@ -199,9 +199,7 @@ def test_quantized_sums_are_near_the_sums_of_what_the_table_stands_for(call, mea
     bound = roundings * (eps / 2) * (1 + 1e-4) * magnitude
     if mean:
         exact, bound = exact / np.maximum(n, 1), bound / np.maximum(n, 1)
-    result = bag(
-        input, table, offsets, mode="mean" if mean else "sum", per_sample_weights=weights
-    )
+    result = bag(input, table, offsets, mode="mean" if mean else "sum", per_sample_weights=weights)
     assert (np.abs(result - exact) <= bound).all()
 
 
