@@ -428,7 +428,7 @@ cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
         Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
         # Blocks start where entries of less than a byte start one.
         Py_ssize_t step = 1 if job.bits >= 8 else 4
-        Py_ssize_t n_steps = n_columns // step
+        Py_ssize_t n_steps = (n_columns + step - 1) // step
         Py_ssize_t first_byte = job.entries + task.column_start * job.bits // 8
         # Scale and bias are next to the entries.
         Py_ssize_t n_bytes = n_columns * job.bits // 8 + (8 if job.encoding >= INT8 else 0)
@@ -490,13 +490,16 @@ cdef bint reduce(
 
 
 cdef reducer reducer_of(int encoding, int out_encoding, bint wide) noexcept nogil:
-    """The function that reduces bags of such a table to such results by such indices."""
+    """The function that reduces bags of such a table to such results by such indices; NULL
+    if there is none."""
     if encoding == FLOAT32 == out_encoding:
         return reduce_float_by_int64 if wide else reduce_float_by_int32
     if encoding == FLOAT64 == out_encoding:
         return reduce_double_by_int64 if wide else reduce_double_by_int32
-    if encoding == FLOAT64:
+    if encoding == FLOAT64 and out_encoding == FLOAT32:
         return reduce_double_to_float
+    if not (out_encoding == FLOAT32 or out_encoding == FLOAT16 or out_encoding == BFLOAT16):
+        return NULL
     if encoding == FLOAT16:
         return reduce_half
     if encoding == BFLOAT16:
@@ -505,7 +508,9 @@ cdef reducer reducer_of(int encoding, int out_encoding, bint wide) noexcept nogi
         return reduce_int8
     if encoding == INT4 or encoding == TBE_INT4:
         return reduce_int4
-    return reduce_int2
+    if encoding == INT2 or encoding == TBE_INT2:
+        return reduce_int2
+    return NULL
 
 
 cdef void describe_table(
@@ -602,6 +607,7 @@ def embedding_bag(
     job.out = cnp.PyArray_DATA(out)
     job.out_encoding = out_encoding
     job.reduce_columns = reducer_of(encoding, out_encoding, job.wide)
+    refuse_change(job.reduce_columns != NULL)
     job.out_stride = dim
     job.out_rows = NULL
     if out_rows is not None:

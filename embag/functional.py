@@ -346,7 +346,7 @@ def _max_of_encoded(
 
 def _round_to(result: NDArray[Any], sums: NDArray[Any]) -> None:
     """Write sums to a result of a narrower dtype: to nearest, ties to even."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         result[...] = sums
 
 
