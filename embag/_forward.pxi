@@ -30,7 +30,7 @@ cdef struct Job
 ctypedef bint (*reducer)(const Job*, const Task*) noexcept nogil
 
 cdef struct Job:
-    # Reduces a task's bags over a block of columns; for ARGMAX, over all of the task's.
+    # Reduces a task's bags over a block of columns, but for ARGMAX.
     # Called through this pointer, each is compiled by itself: in one function they would
     # compete for registers.
     reducer reduce_columns
@@ -104,7 +104,9 @@ cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
         # Scale and bias are next to the entries.
         Py_ssize_t n_bytes = n_columns * job.bits // 8 + (8 if job.encoding >= INT8 else 0)
         Py_ssize_t b, block
-    if n_blocks == 1 or job.operation == ARGMAX:
+    if job.operation == ARGMAX:
+        return reduce_argmax_of(job, task)
+    if n_blocks == 1:
         return job.reduce_columns(job, task)
     part = task[0]
     quiet = job[0]
@@ -245,14 +247,16 @@ def embedding_bag(
         int sample_type
         bint done
 
-    if encoding < 0:
+    if encoding >= 0:
+        refuse_change(is_encoded_table(weight, encoding, dim))
+    else:
         refuse_change(is_table(weight))
         encoding = FLOAT32 if cnp.PyArray_ITEMSIZE(weight) == 4 else FLOAT64
         dim = cnp.PyArray_DIM(weight, 1)
     if out_encoding < 0:
         out_encoding = encoding
     sample_type = cnp.NPY_FLOAT64 if encoding == FLOAT64 else cnp.NPY_FLOAT32
-    refuse_change(is_encoded_table(weight, encoding, dim) and is_index_array(input)
+    refuse_change(is_index_array(input)
                   and (offsets is None or is_index_array(offsets)))
     job.bags = describe_bags(input, offsets, include_last_offset)
     refuse_change(

@@ -312,9 +312,7 @@ cdef inline bint reduce_floats(
         return reduce_ones_as(WEIGHTED_SUM, input, sample, job, task, out)
     if job.operation == WEIGHTED_SUM:
         return reduce_as(WEIGHTED_SUM, input, sample, job, task, out)
-    if job.operation == MAX:
-        return reduce_as(MAX, input, sample, job, task, out)
-    return reduce_argmax(input, job, task, out)
+    return reduce_as(MAX, input, sample, job, task, out)
 
 
 cdef bint reduce_float_by_int32(const Job* job, const Task* task) noexcept nogil:
@@ -335,3 +333,14 @@ cdef bint reduce_double_by_int32(const Job* job, const Task* task) noexcept nogi
 cdef bint reduce_double_by_int64(const Job* job, const Task* task) noexcept nogil:
     return reduce_floats(<const int64_t*>job.input, <const double*>job.sample, job, task,
                          <double*>job.out)
+
+
+cdef bint reduce_argmax_of(const Job* job, const Task* task) noexcept nogil:
+    """reduce_argmax by the types of a job."""
+    if job.encoding == FLOAT32 and job.wide:
+        return reduce_argmax(<const int64_t*>job.input, job, task, <float*>job.out)
+    if job.encoding == FLOAT32:
+        return reduce_argmax(<const int32_t*>job.input, job, task, <float*>job.out)
+    if job.wide:
+        return reduce_argmax(<const int64_t*>job.input, job, task, <double*>job.out)
+    return reduce_argmax(<const int32_t*>job.input, job, task, <double*>job.out)
