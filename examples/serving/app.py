@@ -7,7 +7,6 @@ environment:
 """
 
 import contextlib
-import gc
 import itertools
 import os
 import time
@@ -56,7 +55,6 @@ class Model:
 
 def service(model):
     """Put a model behind HTTP."""
-    gc.freeze()  # what is there now, stays: collections need not look at it again
     app = FastAPI()
 
     # "async" because a lookup takes microseconds: to hand it to a thread takes longer.

@@ -130,7 +130,7 @@ def measure_memory(folder, bodies):
         print(f"| {name} | {cells[0]} | {cells[1]} |")
 
 
-def main(folder, n_rounds=7, n_requests=3000, n_rows=100_000):
+def main(folder, n_rounds=9, n_requests=3000, n_rows=100_000):
     for tables in ("8-bits", "float32"):
         make_tables.make(folder / tables, n_rows, float32=tables == "float32")
     users = make_tables.make_requests(n_requests, n_rows)
@@ -147,6 +147,6 @@ def main(folder, n_rounds=7, n_requests=3000, n_rows=100_000):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     main(args.folder, args.rounds)
