@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]]
+PAGES = [
+    str(page.relative_to(ROOT))
+    for pattern in ("*.md", "*/*.md", "examples/*/*.md")
+    for page in ROOT.glob(pattern)
+]
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tables.md"])

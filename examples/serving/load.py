@@ -1,0 +1,74 @@
+"""Load a running service: some connections, each asking again as soon as it is answered.
+
+    python load.py --port 8000 --connections 8 --requests 10000
+
+HTTP is spoken by hand: httpx takes 1.2 ms for a request, the service 0.3 ms for the answer.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import time
+from typing import NamedTuple
+
+import make_tables
+import numpy as np
+
+
+class Load(NamedTuple):
+    p50_ms: float
+    p99_ms: float
+    per_second: float
+    lookup_ms: float  # of a request, as the service measures it
+    dense_ms: float
+    scores: list[float]
+
+
+async def load(port, bodies, connections):
+    """Send all bodies (bytes of JSON) to the service on loopback."""
+    waiting = list(enumerate(bodies))[::-1]
+    latencies, timings, scores = [], [], [0.0] * len(bodies)
+
+    async def ask():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while waiting:
+            i, body = waiting.pop()
+            start = time.perf_counter()
+            writer.write(
+                b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            answer = await reader.readexactly(int(re.search(r"content-length: (\d+)", head)[1]))
+            latencies.append(time.perf_counter() - start)
+            if " 200 " not in head.partition("\r\n")[0]:
+                raise RuntimeError(answer.decode())
+            timings.append([float(number) for number in re.findall(r"dur=([\d.]+)", head)])
+            scores[i] = json.loads(answer)["score"]
+        writer.close()
+        await writer.wait_closed()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(ask() for _ in range(connections)))
+    seconds = time.perf_counter() - start
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
+    return Load(p50, p99, len(bodies) / seconds, *np.median(timings, axis=0), scores)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=100_000, help="of each table")
+    args = parser.parse_args()
+    bodies = [
+        json.dumps(user).encode() for user in make_tables.make_requests(args.requests, args.rows)
+    ]
+    result = asyncio.run(load(args.port, bodies, args.connections))
+    print(f"p50 {result.p50_ms:.2f} ms, p99 {result.p99_ms:.2f} ms, ", end="")
+    print(f"{result.per_second:.0f} requests per second; in the service ", end="")
+    print(
+        f"{result.lookup_ms * 1e3:.0f} us of lookup, {result.dense_ms * 1e3:.0f} us of dense part"
+    )
