@@ -70,6 +70,7 @@ cdef extern from "_platform.h" nogil:
     float embag_fma(float a, float b, float c)
     int embag_cpu_level()
     enum: EMBAG_BLOCK_BYTES
+    enum: EMBAG_FMA
     enum: EMBAG_OPENMP
     const char* EMBAG_COMPILER
 

@@ -190,6 +190,9 @@ cdef inline bint reduce_encoded_block(
         Py_ssize_t shift_bytes = bytes_of(entries, shift)
         bint straddles = job.straddles, short_factors = job.short_factors
         const float* sample = <const float*>job.sample
+        # The scale has 11 bits and q 8: their product needs no rounding, so it may be
+        # multiplied and added where there is no instruction for both.
+        bint exact = short_factors and sample == NULL
         Py_ssize_t ahead = job.ahead, burst = job.burst
         # A burst is due at burst_at; single rows are asked for up to single_stop.
         Py_ssize_t burst_at = 0 if burst > 0 else n_indices
@@ -255,8 +258,12 @@ cdef inline bint reduce_encoded_block(
                             scale = sample[k] * scale
                             bias = sample[k] * bias
                         biases = biases + bias
-                        add_fused(half, low, row_low, scale)
-                        add_fused(half, high, row_high, scale)
+                        if EMBAG_FMA or not exact:
+                            add_fused(half, low, row_low, scale)
+                            add_fused(half, high, row_high, scale)
+                        else:
+                            add_scaled(half, low, row_low, scale)
+                            add_scaled(half, high, row_high, scale)
                 if operation == MAX:
                     take_max(half, low, row_low)
                     take_max(half, high, row_high)

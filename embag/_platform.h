@@ -196,24 +196,37 @@ static inline void embag_bytes_to_floats(
             to[p * n + i] = (float)((uint8_t)from[i] >> p * bits & ((1 << bits) - 1));
 }
 
+/* Whether the level has an instruction for the fused multiply-add. */
+#if defined(__FMA__) || defined(__aarch64__)
+#define EMBAG_FMA 1
+#else
+#define EMBAG_FMA 0
+#endif
+
 /* a * b + c rounded once, where a is an integer below 256: by the processor, or in double,
  * where the product is exact. Rounding the sum to double and then to float would round
  * twice, so the double is made odd wherever it is not exact: no odd double is halfway
  * between two floats. */
 static inline float embag_fma(float a, float b, float c) {
-#if defined(__FMA__) || defined(__aarch64__)
+#if EMBAG_FMA
     return __builtin_fmaf(a, b, c);
 #else
     double product = (double)a * (double)b;
     double sum = product + (double)c;
     double from_c = sum - product;
     double error = (product - (sum - from_c)) + ((double)c - from_c);
-    uint64_t bits;
+    uint64_t bits, error_bits;
     memcpy(&bits, &sum, sizeof bits);
-    /* Towards zero if the rounding went away from it; then the last bit is set. */
-    if ((error > 0 || error < 0) && !(bits & 1))
-        bits += (error > 0) == (sum > 0) ? 1 : (uint64_t)-1;
-    memcpy(&sum, &bits, sizeof sum);
+    memcpy(&error_bits, &error, sizeof error_bits);
+    /* One bit away from zero, or towards it, where that makes an even double odd. Integer
+     * arithmetic that even the baseline has for vectors: no comparisons. */
+    uint64_t twice = error_bits << 1;
+    uint64_t inexact = (twice | (0 - twice)) >> 63;
+    uint64_t step = 1 - 2 * ((error_bits ^ bits) >> 63);
+    bits += step & (0 - inexact) & ((bits & 1) - 1);
+    double odd;
+    memcpy(&odd, &bits, sizeof odd);
+    sum = error == error ? odd : sum; /* the error of an infinite sum is NaN */
     return (float)sum;
 #endif
 }
