@@ -21,6 +21,7 @@ from embag import (
     _grouping,
     _threads,
     backward,
+    collection,
     functional,
     quantized,
     sparse_rows,
@@ -31,7 +32,8 @@ from embag import (
 def level(request, monkeypatch):
     """Run the test once per instruction-set level that is built and supported."""
     kernels = _dispatch.load_level(request.param)
-    for module in (functional, backward, sparse_rows, quantized, _arguments, _grouping):
+    modules = (functional, backward, collection, sparse_rows, quantized, _arguments, _grouping)
+    for module in modules:
         monkeypatch.setattr(module, "kernels", kernels)
     return request.param
 
