@@ -11,13 +11,14 @@ with rows for bags and bags for rows.
     _bags.pxi        which positions a bag has; how work is shared among threads
     _columns.pxi     what is done to a few columns of a row, in registers
     _layouts.pxi     which arrays can be read as they are
-    _forward.pxi     reduce bags
-    _encoded.pxi     the same for tables of narrower floats and of integers
+    _forward.pxi     reduce bags: jobs, tasks, blocks
+    _plain.pxi       blocks of float32 and float64 tables
+    _encoded.pxi     blocks of tables of narrower floats and of integers
     _collection.pxi  many tables in one call
     _renorm.pxi      scale rows to a largest norm
     _grouping.pxi    group positions by row: a radix sort
     _backward.pxi    what the gradients need beside those
-    _quantize.pxi    rows of floats to rows of few bits, and back
+    _quantize.pxi    rows of floats to rows of few bits
 
 What a kernel is here: `noexcept nogil`, pointers and sizes in, its output filled, True
 for success. It allocates nothing, raises nothing and never sees a Python object. On
@@ -88,6 +89,7 @@ include "_bags.pxi"
 include "_columns.pxi"
 include "_layouts.pxi"
 include "_forward.pxi"
+include "_plain.pxi"
 include "_encoded.pxi"
 include "_collection.pxi"
 include "_renorm.pxi"

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from embag import _arguments
-from embag.quantized import Layout, QuantizedTable
+from embag._dispatch import kernels
 
 AnyArray = NDArray[Any]
 
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
-_QUANTIZED: dict[tuple[Layout, int], int] = {
+# By layout and bits.
+QUANTIZED = {
     ("fused", 8): 4,
     ("fused", 4): 5,
     ("fused", 2): 6,
@@ -23,7 +24,10 @@ _QUANTIZED: dict[tuple[Layout, int], int] = {
     ("tbe", 4): 8,
     ("tbe", 2): 9,
 }
-_LAYOUTS = {code: layout for layout, code in _QUANTIZED.items()}
+
+_FLOAT32 = np.dtype(np.float32)
+_FLOAT64 = np.dtype(np.float64)
+_CODES = {_FLOAT32: FLOAT32, _FLOAT64: FLOAT64, np.dtype(np.float16): FLOAT16}
 
 
 class Table(NamedTuple):
@@ -32,37 +36,32 @@ class Table(NamedTuple):
     rows: AnyArray
     encoding: int
     dim: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the table that it stands for: (n_rows, dim)."""
-        return len(self.rows), self.dim
+    sums_dtype: np.dtype[Any] = _FLOAT32  # what its rows are summed in
 
     @property
     def is_plain(self) -> bool:
         """Whether it is of float32 or float64: summed as it is."""
         return self.encoding <= FLOAT64
 
-    @property
-    def sums_dtype(self) -> np.dtype[Any]:
-        """The dtype that its rows are summed in."""
-        return np.dtype(np.float64 if self.encoding == FLOAT64 else np.float32)
+    def decode(self, indices: AnyArray, values: AnyArray, n_threads: int) -> bool:
+        """Fill `values`, in the dtype of sums, with these rows; False if one is none.
 
-    def take(self, rows: NDArray[np.int64]) -> AnyArray:
-        """Return these rows in the dtype of sums; all of them exist."""
-        taken = self.rows[rows]
-        if self.encoding == BFLOAT16:
-            return (taken.astype(np.uint32) << 16).view(np.float32)
-        if self.encoding in _LAYOUTS:
-            layout, bits = _LAYOUTS[self.encoding]
-            return QuantizedTable.from_packed(taken, bits, self.dim, layout).dequantize()
-        return taken.astype(self.sums_dtype, copy=False)
+        An entry is decoded by itself: the maximum of a bag of one row.
+        """
+        bags = indices.reshape(-1, 1)
+        code = FLOAT64 if self.encoding == FLOAT64 else FLOAT32
+        done: bool = kernels.embedding_bag(
+            *(self.rows, bags, None, False, None, "max", -1, n_threads, values),
+            *(None, None, self.encoding, self.dim, code),
+        )
+        return done
 
 
 def as_table(weight: Any, name: str = "weight") -> Table:
     """Return a table of any kind as the kernels read it; what they cannot read is copied."""
-    if isinstance(weight, QuantizedTable):
-        return Table(weight.packed, _QUANTIZED[weight.layout, weight.bits], weight.dim)
+    encoded = getattr(weight, "_encoded", None)  # a QuantizedTable's
+    if type(encoded) is Table:
+        return encoded
     if not isinstance(weight, np.ndarray):
         raise TypeError(
             f"{name} must be a numpy.ndarray or a QuantizedTable, got {_arguments.describe(weight)}"
@@ -77,53 +76,48 @@ def as_table(weight: Any, name: str = "weight") -> Table:
     if weight.ndim != 2:
         raise ValueError(f"{name} must be 2-D (n_rows, dim), got shape {weight.shape}")
     rows = np.ndarray.view(weight, np.ndarray)
-    if not rows.flags.aligned or (
-        rows.size and rows.shape[1] > 1 and rows.strides[1] != rows.itemsize
-    ):
+    n_rows, dim = rows.shape
+    if not rows.flags.aligned or (n_rows > 0 and dim > 1 and rows.strides[1] != rows.itemsize):
         rows = np.array(rows, order="C")
     if encoding == BFLOAT16:
         # NumPy has no such dtype of its own. Its view as integers takes no copy, whatever
         # the distance between rows.
         rows = rows.view(np.uint16)
-    return Table(rows, encoding, rows.shape[1])
+    return Table(rows, encoding, dim, _FLOAT64 if encoding == FLOAT64 else _FLOAT32)
 
 
 def encoding_of(dtype: np.dtype[Any]) -> int | None:
     """Return the code of an array's dtype; None if it is no table's."""
-    if not dtype.isnative:
-        return None
-    if dtype.char in "fde":
-        return {"f": FLOAT32, "d": FLOAT64, "e": FLOAT16}[dtype.char]
+    code = _CODES.get(dtype)
     # The dtype of the package ml_dtypes, which need not be installed.
-    if dtype.kind == "V" and dtype.itemsize == 2 and dtype.name == "bfloat16":
-        return BFLOAT16
-    return None
+    if code is None and dtype.kind == "V" and dtype.itemsize == 2 and dtype.name == "bfloat16":
+        code = BFLOAT16 if dtype.isnative else None
+    return code
 
 
 def as_out_dtype(out_dtype: DTypeLike | None, sums: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of results, which are sums in the dtype `sums`, rounded."""
     if out_dtype is None:
         return sums
+    seen: Any = out_dtype
     try:
-        dtype = np.dtype(out_dtype)
+        seen = np.dtype(out_dtype)
+        encoding = encoding_of(seen)
     except Exception:  # whatever a user's object raises
-        dtype = None
-    encoding = None if dtype is None else encoding_of(dtype)
-    allowed = (FLOAT64,) if sums == np.float64 else (FLOAT32, FLOAT16, BFLOAT16)
-    if dtype is None or encoding not in allowed:
-        rule = "float64" if sums == np.float64 else "float32, float16 or bfloat16"
-        seen = out_dtype if dtype is None else dtype
+        encoding = None
+    allowed = (FLOAT64,) if sums == _FLOAT64 else (FLOAT32, FLOAT16, BFLOAT16)
+    if encoding not in allowed:
+        rule = "float64" if sums == _FLOAT64 else "float32, float16 or bfloat16"
         raise TypeError(
             f"out_dtype must be {rule} for a table that is summed in {sums}, "
-            f"got {_arguments.describe(seen) if dtype is None else seen}"
+            f"got {seen if isinstance(seen, np.dtype) else _arguments.describe(seen)}"
         )
-    return dtype
+    return seen  # type: ignore[no-any-return]
 
 
-def as_result(result: AnyArray) -> tuple[AnyArray, int]:
+def as_result(result: AnyArray) -> tuple[AnyArray, int | None]:
     """Return a result as the kernels write it, and the code of its dtype."""
     encoding = encoding_of(result.dtype)
-    assert encoding is not None  # as_out_dtype has seen it
     if encoding == BFLOAT16:
         return np.ndarray.view(result, np.ndarray).view(np.uint16), encoding
     return result, encoding

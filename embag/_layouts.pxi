@@ -51,7 +51,6 @@ cdef int type_of(int encoding):
     return cnp.NPY_UINT16 if encoding == BFLOAT16 else cnp.NPY_UINT8
 
 
-
 cdef Bags describe_bags(cnp.ndarray input, object offsets, bint include_last_offset):
     """How `input` and `offsets` make bags; n_bags is -1 if their shapes do not."""
     cdef Bags bags

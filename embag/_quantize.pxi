@@ -1,11 +1,11 @@
-# Rows of floats to rows of few bits, and back.
+# Rows of floats to rows of few bits.
 #
 # Code q of a row stands for scale * q + bias. The bytes are those of FBGEMM, and so are
 # the operations that lead to them, each rounded to float32. See quantized.py for where a
 # row has what.
 
 cdef enum:
-    CODES = 64             # that are made or read together; whole bytes of each width
+    CODES = 64             # that are made together; whole bytes of each width
     FEW_CODES = 16         # the same near the end of a row
     RANGE_LANES = 16       # columns whose extremes are found together
     FACTOR_ROWS = 16       # rows whose factors are found together: one row's take long, not much
@@ -24,8 +24,6 @@ cdef inline Py_ssize_t code_bytes(const int bits, Py_ssize_t n) noexcept nogil:
     """The bytes of n codes."""
     return n if bits == 8 else n // (8 // bits) + (n % (8 // bits) > 0)
 
-
-# --- To few bits --------------------------------------------------------------
 
 cdef inline void stretch(
     const Py_ssize_t n, float* low, float* high, float* spoilt, const float* row
@@ -309,7 +307,8 @@ def quantize(
     """Fill `out` with fused rows of 8, 4 or 2 bits. False if a row cannot be."""
     refuse_change(
         is_table(weight) and cnp.PyArray_TYPE(weight) == cnp.NPY_FLOAT32
-        and is_packed(out, bits, cnp.PyArray_DIM(weight, 1), True)
+        and is_encoded_table(
+            out, INT8 if bits == 8 else INT4 if bits == 4 else INT2, cnp.PyArray_DIM(weight, 1))
         and is_result(
             out, cnp.PyArray_DIM(weight, 0), cnp.PyArray_DIM(out, 1), cnp.NPY_UINT8))
     cdef:
@@ -342,166 +341,3 @@ def first_bad_row(
     with nogil:
         row = quantize_rows(table, row_stride, dim, bits, NULL, 0, 0, n_rows)
     return row
-
-
-# --- And back -----------------------------------------------------------------
-
-cdef bint is_packed(object array, int bits, Py_ssize_t dim, bint fused):
-    """Whether this is an ndarray of uint8 whose rows are those of that layout, as it stands."""
-    if not cnp.PyArray_Check(array) or (bits != 8 and bits != 4 and bits != 2) or dim < 0:
-        return False
-    cdef:
-        cnp.ndarray packed = <cnp.ndarray>array
-        Py_ssize_t n_bytes, needed
-    if cnp.PyArray_NDIM(packed) != 2 or cnp.PyArray_TYPE(packed) != cnp.NPY_UINT8:
-        return False
-    n_bytes = cnp.PyArray_DIM(packed, 1) - (8 if fused and bits == 8 else 4)
-    needed = code_bytes(bits, dim)
-    return (
-        (needed == n_bytes if fused else needed <= n_bytes)
-        and (cnp.PyArray_DIM(packed, 0) == 0 or cnp.PyArray_STRIDE(packed, 1) == 1)
-    )
-
-
-cdef inline void dequantize_block(
-    const int bits,
-    const Py_ssize_t n,
-    const uint8_t* packed,           # IN   whole bytes
-    float scale,
-    float bias,
-    float* out,                      # OUT  (n,)
-) noexcept nogil:
-    cdef:
-        Py_ssize_t i, d
-        uint8_t codes[CODES]         # a copy that `out` cannot overlap
-    memcpy(codes, packed, n * bits // 8)
-    if bits == 8:
-        for d in range(n):
-            out[d] = scale * <float>codes[d] + bias
-    else:
-        for i in range(n * bits // 8):
-            for d in range(8 // bits):
-                out[8 // bits * i + d] = (
-                    scale * <float>(codes[i] >> bits * d & (1 << bits) - 1) + bias)
-
-
-cdef inline void dequantize_row(
-    const int bits,
-    const uint8_t* packed,           # IN   (code_bytes(dim),)
-    float scale,
-    float bias,
-    Py_ssize_t dim,
-    float* out,                      # OUT  (dim,)
-) noexcept nogil:
-    cdef:
-        uint8_t codes[FEW_CODES]
-        float values[FEW_CODES]
-        Py_ssize_t start = 0, n = dim % FEW_CODES
-    if bits < 8:
-        while dim - start >= CODES:
-            dequantize_block(
-                bits, CODES, packed + code_bytes(bits, start), scale, bias, out + start)
-            start = start + CODES
-    while dim - start >= FEW_CODES:
-        dequantize_block(
-            bits, FEW_CODES, packed + code_bytes(bits, start), scale, bias, out + start)
-        start = start + FEW_CODES
-    if n > 0:
-        memset(codes, 0, FEW_CODES)
-        memcpy(codes, packed + code_bytes(bits, start), code_bytes(bits, n))
-        dequantize_block(bits, FEW_CODES, codes, scale, bias, values)
-        memcpy(out + start, values, n * sizeof(float))
-
-
-cdef bint dequantize_rows_in(
-    const char* table,               # IN   (n_rows, at least row_bytes)
-    Py_ssize_t row_stride,           # bytes
-    Py_ssize_t n_rows,
-    Py_ssize_t dim,
-    int bits,
-    bint fused,
-    const int64_t* wide_rows,        # IN   which rows: one of these two, or NULL, NULL: all
-    const int32_t* narrow_rows,      # IN
-    float* out,                      # OUT  (n, dim)
-    Py_ssize_t start,
-    Py_ssize_t stop,
-) noexcept nogil:
-    """Rows start to stop of the output; False at the first that names no row."""
-    cdef:
-        Py_ssize_t i, r
-        Py_ssize_t n_code_bytes = code_bytes(bits, dim)
-        Py_ssize_t row_bytes = n_code_bytes + (8 if fused and bits == 8 else 4)
-        float scale, bias
-        float* result
-        const char* codes
-        const char* factors
-    for i in range(start, stop):
-        r = i
-        if wide_rows != NULL:
-            r = read_index(wide_rows, i)
-            if i + NEAR < stop:
-                fetch_bytes(
-                    <size_t>table + <size_t>wide_rows[i + NEAR] * <size_t>row_stride, row_bytes)
-        elif narrow_rows != NULL:
-            r = read_index(narrow_rows, i)
-            if i + NEAR < stop:
-                fetch_bytes(
-                    <size_t>table + <size_t>narrow_rows[i + NEAR] * <size_t>row_stride, row_bytes)
-        if <size_t>r >= <size_t>n_rows:
-            return False
-        codes = table + r * row_stride
-        factors = codes + n_code_bytes
-        if not fused:
-            factors = codes
-            codes = codes + 4
-        if fused and bits == 8:
-            scale = embag_read_float(factors)
-            bias = embag_read_float(factors + 4)
-        else:
-            scale = embag_half_to_float(embag_read_uint16(factors))
-            bias = embag_half_to_float(embag_read_uint16(factors + 2))
-        result = out + i * dim
-        if bits == 8:
-            dequantize_row(8, <const uint8_t*>codes, scale, bias, dim, result)
-        elif bits == 4:
-            dequantize_row(4, <const uint8_t*>codes, scale, bias, dim, result)
-        else:
-            dequantize_row(2, <const uint8_t*>codes, scale, bias, dim, result)
-    return True
-
-
-def dequantize(
-    cnp.ndarray packed not None,     # IN   (n_rows, at least row_bytes) uint8, bytes adjacent
-    int bits,
-    Py_ssize_t dim,
-    bint fused,
-    object rows,                     # IN   (n,) int32 or int64, contiguous; None: all
-    cnp.ndarray out not None,        # OUT  (n, dim) float32, contiguous
-    int n_threads,
-):
-    """out[i, d] = scale * q + bias, rounded twice. False if one of `rows` is no row."""
-    cdef:
-        Py_ssize_t n_rows, row_stride, n, c, n_chunks, n_bad = 0
-        const char* table = <const char*>cnp.PyArray_DATA(packed)
-        float* result = <float*>cnp.PyArray_DATA(out)
-        const int64_t* wide_rows = NULL
-        const int32_t* narrow_rows = NULL
-    refuse_change(is_packed(packed, bits, dim, fused))
-    n_rows = n = cnp.PyArray_DIM(packed, 0)
-    row_stride = cnp.PyArray_STRIDE(packed, 0)
-    if rows is not None:
-        refuse_change(is_index_array(rows))
-        n = cnp.PyArray_SIZE(<cnp.ndarray>rows)
-        if cnp.PyArray_ITEMSIZE(<cnp.ndarray>rows) == 8:
-            wide_rows = <const int64_t*>cnp.PyArray_DATA(<cnp.ndarray>rows)
-        else:
-            narrow_rows = <const int32_t*>cnp.PyArray_DATA(<cnp.ndarray>rows)
-    refuse_change(is_result(out, n, dim, cnp.NPY_FLOAT32))
-    n_chunks = SHARES * n_threads if n_threads > 1 else 1
-    with nogil:
-        for c in prange(n_chunks, num_threads=n_threads, use_threads_if=n_threads > 1,
-                        schedule="dynamic", chunksize=1):
-            n_bad += not dequantize_rows_in(
-                table, row_stride, n_rows, dim, bits, fused, wide_rows, narrow_rows, result,
-                cut(n, c, n_chunks), cut(n, c + 1, n_chunks))
-    return n_bad == 0

@@ -2,13 +2,18 @@
 
 It shares no code with the kernels and checks nothing. Rows are added one after the
 other in the table's dtype, as the kernels promise to, so results can be compared bit by
-bit. Its own literals are in tests/test_reference.py.
+bit. Of a float16 or bfloat16 table, the definition is that of `table.astype(np.float32)`.
+Its own literals are in tests/test_reference.py.
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embag.quantized import QuantizedTable
+
+RUN = 32  # positions of a bag between additions of the biases
 
 
 def embedding_bag(
@@ -48,6 +53,88 @@ def embedding_bag(
         if mode == "mean" and kept:
             out[b] = out[b] / weight.dtype.type(len(kept))
     return out, max_indices
+
+
+def quantized_embedding_bag(
+    input: NDArray[Any],
+    table: QuantizedTable,
+    offsets: NDArray[Any] | None = None,
+    mode: str = "mean",
+    per_sample_weights: NDArray[Any] | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return what `embedding_bag` does, of a table of `scale * q + bias`."""
+    q, scale, bias = unpack(table.packed, table.bits, table.dim, table.layout)
+    n_rows, dim = q.shape
+    bags = bags_of(np.asarray(input), offsets, include_last_offset)
+    flat = np.asarray(input).reshape(-1)
+    padding = None if padding_idx is None else padding_idx % n_rows
+    out = np.zeros((len(bags), dim), np.float32)
+    with np.errstate(all="ignore"):
+        if mode == "max":
+            return embedding_bag(
+                input,
+                scale[:, None] * q + bias[:, None],
+                offsets,
+                mode="max",
+                include_last_offset=include_last_offset,
+                padding_idx=padding_idx,
+            )
+        for b, bag in enumerate(bags):
+            n_kept = 0
+            biases = np.float32(0)
+            for place, k in enumerate(bag, start=1):
+                r = int(flat[k])
+                if r != padding:
+                    n_kept += 1
+                    factor = np.float32(1)
+                    if per_sample_weights is not None:
+                        factor = np.float32(np.asarray(per_sample_weights).reshape(-1)[k])
+                    out[b] = fma(q[r], factor * scale[r], out[b])
+                    biases = biases + factor * bias[r]
+                if place % RUN == 0 or place == len(bag):
+                    out[b] = out[b] + biases
+                    biases = np.float32(0)
+            if mode == "mean" and n_kept:
+                out[b] = out[b] / np.float32(n_kept)
+    return out, np.full((len(bags), dim), -1, np.int64)
+
+
+def unpack(
+    packed: NDArray[np.uint8], bits: int, dim: int, layout: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the integers (n_rows, dim), the scales and the biases of packed rows."""
+    n_bytes = (dim * bits + 7) // 8
+    dtype = np.float32 if layout == "fused" and bits == 8 else np.float16
+    if layout == "fused":
+        entries, factors = packed[:, :n_bytes], packed[:, n_bytes:]
+    else:
+        entries, factors = packed[:, 4 : 4 + n_bytes], packed[:, :4]
+    q = np.zeros((len(packed), dim), np.float32)
+    for d in range(dim):
+        byte, shift = divmod(d * bits, 8)
+        q[:, d] = entries[:, byte] >> shift & (2**bits - 1)
+    with np.errstate(all="ignore"):  # NaN may signal
+        scale, bias = np.ascontiguousarray(factors).view(dtype).astype(np.float32).T
+    return q, scale, bias
+
+
+def fma(q: NDArray[np.float32], scale: np.float32, c: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return q * scale + c rounded once, where q are integers of at most 8 bits."""
+    product = q.astype(np.float64) * np.float64(scale)  # 8 + 24 bits: exact
+    addend = c.astype(np.float64)
+    total = product + addend
+    # What that rounding has left out, exactly.
+    part = total - product
+    error = (product - (total - part)) + (addend - part)
+    # If it has left something out, the sum is between `total` and a neighbour. Take the one
+    # whose last bit is 1: it is on the same side of each float32, and of the middle of each
+    # two, as the sum is, so it rounds as the sum does.
+    neighbour = np.nextafter(total, np.copysign(np.inf, error))
+    is_even = total.view(np.uint64) & 1 == 0
+    inexact = np.isfinite(total) & (error != 0)
+    return np.where(inexact & is_even, neighbour, total).astype(np.float32)
 
 
 def embedding_bag_backward(

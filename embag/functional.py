@@ -206,12 +206,10 @@ def embedding_bag(
         table: Any = weight
         encoded = None
         n_rows, dim = weight.shape
-        dtype = table.dtype
     else:
         encoded = _encodings.as_table(weight)
         table = encoded.rows
-        n_rows, dim = encoded.shape
-        dtype = encoded.sums_dtype
+        n_rows, dim = len(table), encoded.dim
     if not (scale_grad_by_freq is sparse is include_last_offset is return_max_indices is False):
         _arguments.check_flags(
             scale_grad_by_freq=scale_grad_by_freq,
@@ -226,7 +224,8 @@ def embedding_bag(
         _arguments.check_mode(mode, sparse, scale_grad_by_freq, return_max_indices)
     sample = None
     if per_sample_weights is not None:
-        sample = _arguments.as_sample_weights(per_sample_weights, indices, mode, dtype)
+        sums_dtype = encoded.sums_dtype if encoded else table.dtype
+        sample = _arguments.as_sample_weights(per_sample_weights, indices, mode, sums_dtype)
     padding = -1
     if padding_idx is not None:
         padding = _arguments.as_padding_row(padding_idx, n_rows)
@@ -236,9 +235,10 @@ def embedding_bag(
         max_norm = _arguments.as_max_norm(max_norm, weight)
     if num_threads is not None:
         num_threads = _threads.check_count(num_threads, "num_threads")
-    direct = True  # the kernel of plain floats writes the result
-    if encoded is not None or out_dtype is not None:
-        sums_dtype, dtype = dtype, _encodings.as_out_dtype(out_dtype, dtype)
+    direct = encoded is None and out_dtype is None  # the kernel of plain floats does it all
+    if not direct:
+        sums_dtype = encoded.sums_dtype if encoded else table.dtype
+        dtype = _encodings.as_out_dtype(out_dtype, sums_dtype)
         direct = (encoded is None or encoded.is_plain) and dtype == sums_dtype
 
     n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
@@ -247,6 +247,7 @@ def embedding_bag(
         # Both as given and as converted: either may be a view of the other's memory.
         inputs = (input, indices, weight, table, offsets, bounds, per_sample_weights, sample)
         if not (direct and kernels.is_output(out, table, n_bags, inputs)):
+            dtype = table.dtype if direct else dtype
             _arguments.check_out(out, (n_bags, dim), dtype, _INPUTS, inputs)
         result = out
     elif direct:
@@ -261,7 +262,7 @@ def embedding_bag(
             array.copy() if array is not None and np.may_share_memory(array, weight) else array
             for array in (indices, bounds, sample)
         )
-    if max_norm is not None or out is not None or dim == 0 or not direct:
+    if max_norm is not None or out is not None or dim == 0 or not (direct or max_indices is None):
         # Nothing may be written before every position is known to be good.
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
     if max_norm is not None:
@@ -270,10 +271,21 @@ def embedding_bag(
         if table is not weight:
             table = _arguments.as_table(weight)
 
-    call = (table, indices, bounds, include_last_offset, sample, mode, padding, n_threads)
     if direct:
-        done = kernels.embedding_bag(*call, result, max_indices)
+        done = kernels.embedding_bag(
+            table,
+            indices,
+            bounds,
+            include_last_offset,
+            sample,
+            mode,
+            padding,
+            n_threads,
+            result,
+            max_indices,
+        )
     else:
+        call = (table, indices, bounds, include_last_offset, sample, mode, padding, n_threads)
         done = _reduce_encoded(encoded or _encodings.as_table(table), call, result, max_indices)
     if not done:
         _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
@@ -317,11 +329,15 @@ def _max_of_encoded(
     if padding >= 0:
         place = int(np.searchsorted(rows, padding))
         padding = place if place < len(rows) and rows[place] == padding else -1
-    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
+    rows = rows.astype(np.int64, copy=False)
+    values = _arguments.empty((len(rows), encoded.dim), encoded.sums_dtype)
     sums = result
     if result.dtype != encoded.sums_dtype:
         sums = _arguments.empty(result.shape, encoded.sums_dtype)
-    done: bool = kernels.embedding_bag(encoded.take(rows), positions, *rest, sums, max_indices)
+    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
+    done: bool = encoded.decode(rows, values, n_threads) and kernels.embedding_bag(
+        values, positions, *rest, sums, max_indices
+    )
     if sums is not result:
         _round_to(result, sums)
     if len(rows):
@@ -331,7 +347,7 @@ def _max_of_encoded(
 
 def _round_to(result: NDArray[Any], sums: NDArray[Any]) -> None:
     """Write sums to a result of a narrower dtype: to nearest, ties to even."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         result[...] = sums
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _threads
+from embag import _arguments, _encodings, _threads
 from embag._dispatch import kernels
 from embag.memory import aligned_empty
 
@@ -82,6 +82,7 @@ class QuantizedTable:
     bits: int
     dim: int
     layout: Layout
+    _encoded: _encodings.Table
 
     @classmethod
     def from_packed(
@@ -153,6 +154,8 @@ class QuantizedTable:
         object.__setattr__(table, "bits", bits)
         object.__setattr__(table, "dim", dim)
         object.__setattr__(table, "layout", layout)
+        encoded = _encodings.Table(rows, _encodings.QUANTIZED[layout, bits], dim)
+        object.__setattr__(table, "_encoded", encoded)
         return table
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -216,39 +219,33 @@ class QuantizedTable:
         """
         if num_threads is not None:
             num_threads = _threads.check_count(num_threads, "num_threads")
-        indices = None
-        if rows is not None:
-            indices = _arguments.as_indices(rows, "rows")
-            if indices.ndim != 1:
-                raise ValueError(f"rows must be 1-D, got shape {indices.shape}")
         n_rows = len(self.packed)
-        values = aligned_empty((n_rows if indices is None else len(indices), self.dim))
-        if not self._dequantize_to(values, self.packed, indices, num_threads):
-            k = kernels.first_bad_index(indices, n_rows)
-            if k < 0:
-                _arguments.raise_for_change()
+        if rows is None:
+            values = aligned_empty((n_rows, self.dim))
+            # Without columns there may be more rows than can be walked through.
+            for start, stop in _chunks(n_rows if self.dim else 0, self.dim, CHUNK_ENTRIES):
+                self._decode(np.arange(start, stop), values[start:stop], num_threads)
+            return values
+        indices = _arguments.as_indices(rows, "rows")
+        if indices.ndim != 1:
+            raise ValueError(f"rows must be 1-D, got shape {indices.shape}")
+        k = kernels.first_bad_index(indices, n_rows)
+        if k >= 0:
             raise IndexError(
                 f"rows[{k}] = {int(np.asarray(rows)[k])} "
                 f"is out of range for a table of {n_rows} rows"
             )
+        values = aligned_empty((len(indices), self.dim))
+        self._decode(indices, values, num_threads)
         return values
 
-    def _dequantize_to(
-        self,
-        values: NDArray[np.float32],
-        packed: NDArray[np.uint8],
-        indices: NDArray[Any] | None,
-        num_threads: int | None,
-    ) -> bool:
-        """Fill `values` with rows of `packed`. False if an index is out of range."""
-        if values.size == 0:  # perhaps of more rows than can be walked through
-            return indices is None or kernels.first_bad_index(indices, len(packed)) < 0
+    def _decode(
+        self, indices: NDArray[Any], values: NDArray[np.float32], num_threads: int | None
+    ) -> None:
+        """Fill `values` with these rows, which exist."""
         n_threads = _threads.threads_for(values.size, num_threads)
-        fused = self.layout == "fused"
-        done: bool = kernels.dequantize(
-            packed, self.bits, self.dim, fused, indices, values, n_threads
-        )
-        return done
+        if not self._encoded.decode(indices, values, n_threads):
+            _arguments.raise_for_change()
 
     def error(self, weight: NDArray[Any]) -> QuantizationError:
         """Return how far this is from the table that it was made of.
@@ -295,7 +292,7 @@ class QuantizedTable:
         largest, total, cosines = np.float64(0), np.float64(0), np.float64(0)
         for start, stop in _chunks(n_rows, dim, SMALL_CHUNK_ENTRIES):
             values = np.empty((stop - start, dim), np.float32)
-            self._dequantize_to(values, self.packed[start:stop], None, None)
+            self._decode(np.arange(start, stop), values, None)
             with np.errstate(all="ignore"):
                 stand_ins = values.astype(np.float64)
                 given = floats[start:stop].astype(np.float64)

@@ -7,8 +7,9 @@ with modes, options, dtypes, levels and threads.
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 
-from embag import _dispatch
+from embag import QuantizedTable, _dispatch
 
 # The levels that can be tested here.
 LEVELS = [level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()]
@@ -120,9 +121,50 @@ def call_arguments(case, reduction, dtype, index_dtype=np.int64, offset_dtype=No
 def assert_same_bits(result, expected, message=""):
     assert result.dtype == expected.dtype, message
     assert result.shape == expected.shape, message
-    unsigned = {4: np.uint32, 8: np.uint64}[expected.dtype.itemsize]
-    nan = np.isnan(expected)
-    np.testing.assert_array_equal(np.isnan(result), nan, message)
+    unsigned = {2: np.uint16, 4: np.uint32, 8: np.uint64}[expected.dtype.itemsize]
+    with np.errstate(invalid="ignore"):  # float16 NaN may signal
+        nan = np.isnan(expected)
+        np.testing.assert_array_equal(np.isnan(result), nan, message)
     np.testing.assert_array_equal(
         np.where(nan, 0, result.view(unsigned)), np.where(nan, 0, expected.view(unsigned)), message
     )
+
+
+# --- Tables of less than a float32 an entry ------------------------------------------
+
+NARROW_FLOATS = ["float16", "bfloat16"]
+QUANTIZED = ["fused8", "fused4", "fused2", "tbe8", "tbe4", "tbe2"]
+
+
+def dtype_of(name):
+    if name == "bfloat16":
+        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    return np.dtype(name)
+
+
+def pack(integers, scale, bias, bits, layout, n_extra=0):
+    """A QuantizedTable of these; the bits that are no entry's are ones."""
+    n_rows, dim = np.shape(integers)
+    per_byte = 8 // bits
+    n_bytes = -(-dim // per_byte)
+    places = np.full((n_rows, n_bytes * per_byte), 2**bits - 1, np.uint8)
+    places[:, :dim] = integers
+    entries = np.zeros((n_rows, n_bytes), np.uint8)
+    for p in range(per_byte):
+        entries |= places[:, p::per_byte] << (p * bits)
+    dtype = np.float32 if (layout, bits) == ("fused", 8) else np.float16
+    factors = np.stack([scale, bias], axis=1).astype(dtype).view(np.uint8)
+    extra = np.full((n_rows, n_extra), 255, np.uint8)
+    parts = [entries, factors] if layout == "fused" else [factors, entries, extra]
+    return QuantizedTable.from_packed(np.hstack(parts), bits, dim, layout)
+
+
+def low_precision_table(kind, n_rows, dim, seed=0):
+    """A table of one of the kinds above, or of another dtype by its name."""
+    rng = np.random.default_rng(seed)
+    if kind not in QUANTIZED:
+        return rng.standard_normal((n_rows, dim)).astype(dtype_of(kind))
+    layout, bits = kind[:-1], int(kind[-1])
+    integers = rng.integers(0, 2**bits, (n_rows, dim))
+    scale, bias = rng.standard_normal((2, n_rows)) * [[2.0**-bits], [1]]
+    return pack(integers, scale, bias, bits, layout, n_extra=5 if layout == "tbe" else 0)

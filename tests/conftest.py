@@ -18,6 +18,7 @@ from cases import LEVELS
 from embag import (
     _arguments,
     _dispatch,
+    _encodings,
     _grouping,
     _threads,
     backward,
@@ -32,8 +33,11 @@ from embag import (
 def level(request, monkeypatch):
     """Run the test once per instruction-set level that is built and supported."""
     kernels = _dispatch.load_level(request.param)
-    modules = (functional, backward, collection, sparse_rows, quantized, _arguments, _grouping)
-    for module in modules:
+    patched = (
+        *(functional, backward, sparse_rows, quantized, collection),
+        *(_arguments, _encodings, _grouping),
+    )
+    for module in patched:
         monkeypatch.setattr(module, "kernels", kernels)
     return request.param
 

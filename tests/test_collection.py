@@ -57,6 +57,10 @@ _TABLES = {
     "none": floats(10, 0),
 }
 _TABLES |= {f"w{dim}": floats(30, dim, seed=dim) for dim in (1, 3, 7, 600)}
+_TABLES |= {
+    "q2_wide": quantized(20, 1030, 2, "fused", 14),
+    "bf16_wide": floats(9, 511, ml_dtypes.bfloat16),
+}
 _TABLES["t2_none"] = quantized(10, 0, 2, "tbe", 13)
 _TABLES["special"] = np.array([[np.nan, -0.0], [np.inf, -np.inf], [-0.0, np.nan]], np.float32)
 
@@ -71,6 +75,7 @@ SPECS = {
     "encoded_means": [(n, "mean", 2) for n in ("f64", "f16", "bf16", "q8", "q4", "t8", "t2")],
     "encoded_maxima": [(n, "max", -3) for n in ("f64", "f16", "bf16", "q8", "q2", "t8", "t4")],
     "strided": [("rows",), ("columns",), ("fortran",), ("rows", "max")],
+    "wider_than_a_block": [("q2_wide",), ("bf16_wide", "mean"), ("q2_wide", "max"), ("w600",)],
     "no_columns": [("none",), ("w3", "mean"), ("none", "max"), ("t2_none",), ("f16",)],
     "special": [("special",), ("special", "mean"), ("special", "max"), ("special", "sum", 0)],
     "many": [(name, mode) for name in _TABLES for mode in ("sum", "mean")],

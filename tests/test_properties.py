@@ -3,6 +3,7 @@
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+from cases import NARROW_FLOATS, QUANTIZED, dtype_of, pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,3 +149,87 @@ def test_max_indices_point_at_the_maxima(call):
     columns = np.broadcast_to(np.arange(table.shape[1]), rows.shape)
     np.testing.assert_array_equal(out[filled], table[rows[filled], columns[filled]])
     assert not out[~filled].any()
+
+
+# --- Tables of less than a float32 an entry ------------------------------------------
+
+
+@st.composite
+def quantized_calls(draw):
+    kind = draw(st.sampled_from(QUANTIZED))
+    layout, bits = kind[:-1], int(kind[-1])
+    n_rows, dim = draw(st.integers(1, 12)), draw(st.integers(1, 70) | st.sampled_from([130, 300]))
+    lengths = draw(st.lists(st.integers(0, 9) | st.integers(30, 70), min_size=1, max_size=5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    q = rng.integers(0, 2**bits, (n_rows, dim))
+    # What float16 holds, so that the table is these very numbers in each layout.
+    factors = np.float16(rng.standard_normal((2, n_rows)) * 2.0 ** rng.integers(-8, 8, (2, 1)))
+    scale, bias = factors.astype(np.float64)
+    weights = None
+    if draw(st.booleans()):
+        weights = rng.standard_normal(sum(lengths)).astype(np.float32)
+    input = rng.integers(0, n_rows, sum(lengths))
+    offsets = np.cumsum(lengths) - lengths
+    return input, pack(q, scale, bias, bits, layout), offsets, weights, (q, scale, bias)
+
+
+def in_float64(input, offsets, entries, weights):
+    """Sums of bags of these entries (n_rows, dim)."""
+    rows = entries[input] if weights is None else entries[input] * weights[:, None]
+    bags = np.split(rows, offsets[1:])
+    return np.array([rows.sum(axis=0) for rows in bags])
+
+
+@given(quantized_calls(), st.booleans())
+def test_quantized_sums_are_near_the_sums_of_what_the_table_stands_for(call, mean):
+    input, table, offsets, weights, (q, scale, bias) = call
+    mean = mean and weights is None
+    exact = in_float64(input, offsets, scale[:, None] * q + bias[:, None], weights)
+    magnitude = in_float64(
+        input,
+        offsets,
+        np.abs(scale)[:, None] * q + np.abs(bias)[:, None],
+        None if weights is None else np.abs(weights),
+    )
+    n = np.diff(np.append(offsets, len(input)))[:, None]
+    # Half an eps of the magnitude for each rounding that a number passes: of a product with a
+    # weight, of n additions, of its run's 32 biases at most and of n / 32 + 1 runs, of the mean.
+    roundings = 1 + n + np.minimum(n, 32) + n // 32 + 1 + 1
+    eps = np.finfo(np.float32).eps
+    bound = roundings * (eps / 2) * (1 + 1e-4) * magnitude
+    if mean:
+        exact, bound = exact / np.maximum(n, 1), bound / np.maximum(n, 1)
+    result = bag(input, table, offsets, mode="mean" if mean else "sum", per_sample_weights=weights)
+    assert (np.abs(result - exact) <= bound).all()
+
+
+@given(quantized_calls(), modes)
+def test_quantized_calls_equal_the_definition(call, mode):
+    input, table, offsets, weights, _ = call
+    options = {"mode": mode, "padding_idx": len(input) % len(table.packed)}
+    if mode == "sum":
+        options["per_sample_weights"] = weights
+    expected, _ = _reference.quantized_embedding_bag(input, table, offsets, **options)
+    np.testing.assert_array_equal(bag(input, table, offsets, **options), expected)
+
+
+@given(quantized_calls(), modes)
+def test_permuting_quantized_bags_permutes_rows(call, mode):
+    # A run of positions is counted from where its bag starts.
+    input, table, offsets, _, _ = call
+    bags = np.split(input, offsets[1:])[::-1]
+    lengths = np.array([len(b) for b in bags])
+    np.testing.assert_array_equal(
+        bag(np.concatenate(bags), table, np.cumsum(lengths) - lengths, mode=mode),
+        bag(input, table, offsets, mode=mode)[::-1],
+    )
+
+
+@given(calls(np.float32), modes, st.sampled_from(NARROW_FLOATS))
+def test_narrow_floats_are_summed_as_their_float32(call, mode, name):
+    input, table, offsets = call
+    narrow = table.astype(dtype_of(name))
+    np.testing.assert_array_equal(
+        bag(input, narrow, offsets, mode=mode),
+        bag(input, narrow.astype(np.float32), offsets, mode=mode),
+    )

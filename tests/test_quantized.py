@@ -12,7 +12,7 @@ import pytest
 from cases import assert_same_bits
 
 import embag
-from embag import QuantizedTable, quantized
+from embag import QuantizedTable, _encodings, quantized
 from embag.quantized import row_bytes
 
 FORMATS = [(bits, layout) for layout in ("fused", "tbe") for bits in (8, 4, 2)]
@@ -264,7 +264,11 @@ def test_a_shape_that_is_changed_later(level):
 
 
 def test_attributes_that_are_changed_by_force(level):
-    for name, value in (("bits", 4), ("bits", 3), ("bits", -8), ("dim", 7), ("dim", 2**61)):
+    rows = fused().packed
+    wrong = [_encodings.Table(rows, code, 6) for code in (-1, 0, 2, 3, 5, 6, 10, 99)]
+    wrong += [_encodings.Table(rows, 4, dim) for dim in (-1, 5, 7, 2**61)]
+    forced = [("_encoded", value) for value in wrong] + [("dim", 7), ("dim", 2**61)]
+    for name, value in forced:
         table = fused()
         object.__setattr__(table, name, value)
         with pytest.raises((RuntimeError, MemoryError)):

@@ -1,8 +1,12 @@
 """The oracle against literals computed by hand."""
 
-import numpy as np
+import itertools
+from fractions import Fraction
 
-from embag import _reference
+import numpy as np
+import pytest
+
+from embag import QuantizedTable, _reference
 
 WEIGHT = np.array([[1, -1], [2, 8], [4, 4], [8, 2]], np.float32)
 INPUT = np.array([1, 2, 3, 0, 3])
@@ -63,6 +67,138 @@ def test_max_norm_scales_each_row_once():
     )
     np.testing.assert_allclose(weight, [[0.6, 0.8], [0.3, 0.4], [30, 40]], rtol=1e-7)
     np.testing.assert_allclose(out, [[1.5, 2.0]], rtol=1e-7)
+
+
+# --- Quantized tables ----------------------------------------------------------
+
+# 2.0 and -1.0; 0.5 and 4.0; as float32 and as float16, lowest byte first.
+FLOAT_FACTORS = [[0, 0, 0, 64, 0, 0, 128, 191], [0, 0, 0, 63, 0, 0, 128, 64]]
+HALF_FACTORS = [[0, 64, 0, 188], [0, 56, 0, 68]]
+
+
+def packed_table(bits, dim, layout, entries, n_extra=0):
+    factors = FLOAT_FACTORS if (layout, bits) == ("fused", 8) else HALF_FACTORS
+    parts = [entries, factors] if layout == "fused" else [factors, entries]
+    extra = np.full((2, n_extra), 255)
+    packed = np.hstack([*parts, extra]).astype(np.uint8)
+    return QuantizedTable.from_packed(packed, bits, dim, layout)
+
+
+@pytest.mark.parametrize("layout", ["fused", "tbe"])
+@pytest.mark.parametrize(
+    ("bits", "dim", "entries", "integers"),
+    [
+        (8, 3, [[0, 7, 255], [1, 2, 3]], [[0, 7, 255], [1, 2, 3]]),
+        # 0x21: 1 is the lower, and comes first. The upper half of 0xf3 is no entry.
+        (4, 3, [[0x21, 0xF3], [0x0F, 0x00]], [[1, 2, 3], [15, 0, 0]]),
+        # 0b11_10_01_00 is 0, 1, 2, 3.
+        (2, 5, [[0b11100100, 0b11111101], [0b00000011, 2]], [[0, 1, 2, 3, 1], [3, 0, 0, 0, 2]]),
+    ],
+)
+def test_packed_rows(bits, dim, entries, integers, layout):
+    n_extra = 5 if layout == "tbe" else 0
+    table = packed_table(bits, dim, layout, entries, n_extra)
+    q, scale, bias = _reference.unpack(table.packed, bits, dim, layout)
+    assert q.tolist() == integers
+    assert scale.tolist() == [2, 0.5]
+    assert bias.tolist() == [-1, 4]
+
+
+def quantized(**options):
+    # Row 0 is 2 * [0, 7] - 1 = [-1, 13], row 1 is 0.5 * [6, 1] + 4 = [7, 4.5].
+    table = packed_table(8, 2, "fused", [[0, 7], [6, 1]])
+    input, offsets = np.array([0, 1, 1, 0]), np.array([0, 3, 3])
+    out, rows = _reference.quantized_embedding_bag(input, table, offsets, **options)
+    return out.tolist(), rows.tolist()
+
+
+def test_quantized_reductions():
+    no_rows = [[-1, -1]] * 3
+    assert quantized(mode="sum") == ([[13, 22], [0, 0], [-1, 13]], no_rows)
+    assert quantized(mode="sum", per_sample_weights=np.array([2, 0.5, -1, 3])) == (
+        [[-5.5, 23.75], [0, 0], [-3, 39]],
+        no_rows,
+    )
+    thirds = np.float32([13 / 3, 22 / 3]).tolist()
+    assert quantized(mode="mean") == ([thirds, [0, 0], [-1, 13]], no_rows)
+    assert quantized(mode="mean", padding_idx=0) == ([[7, 4.5], [0, 0], [0, 0]], no_rows)
+    assert quantized(mode="max") == (
+        [[7, 13], [0, 0], [-1, 13]],
+        [[1, 0], [-1, -1], [0, 0]],
+    )
+
+
+def test_biases_are_summed_apart_for_32_positions():
+    # Row 0 is 0.5, which is lost beside the 2**24 of row 1: there floats are 2 apart.
+    rows = np.zeros((3, 1 + 8), np.uint8)
+    rows[1, 0] = 1
+    rows[:, 1:].view(np.float32)[...] = [[1, 0.5], [2**24, 0], [np.nan, np.nan]]
+    table = QuantizedTable.from_packed(rows, 8, 1)
+
+    def excess(*input, **options):
+        out, _ = _reference.quantized_embedding_bag(
+            np.array(input), table, np.array([0]), mode="sum", **options
+        )
+        return int(out[0, 0]) - 2**24
+
+    assert excess(1, 0, 0) == 0  # 1: halfway, to even
+    assert excess(1, 0, 0, 0) == excess(0, 0, 0, 1) == 2  # 1.5
+    assert excess(1, *[0] * 31) == 16  # 15.5
+    assert excess(1, *[0] * 31, 0, 0) == 16  # 16, and 1 more is halfway, to even
+    assert excess(1, *[0] * 31, 0, 0, 0) == 18  # 16, and 1.5; all 17 at once would be 16
+    # Padding counts: here the 32 positions end in the middle of the zeros.
+    assert excess(1, *[2] * 29, 0, 0, 0, 0, padding_idx=2) == 0
+    assert excess(1, *[2] * 28, 0, 0, 0, 0, padding_idx=2) == 2
+    # So do they where the bag starts elsewhere.
+    out, _ = _reference.quantized_embedding_bag(
+        np.array([0, 0, 1, *[0] * 34]), table, np.array([0, 2]), mode="sum"
+    )
+    assert out.tolist() == [[1], [2**24 + 18]]
+
+
+def test_fused_multiply_add_rounds_once():
+    def fma(q, scale, c):
+        arrays = np.array([q], np.float32), np.float32(scale), np.array([c], np.float32)
+        with np.errstate(all="ignore"):
+            return float(_reference.fma(*arrays)[0])
+
+    # 97 * 172961 = 2**24 + 1, halfway between two floats: what is added decides, however
+    # little it is. Rounded to float64 first it would be lost.
+    assert fma(97, 172961, 0) == 2**24
+    assert fma(97, 172961, 2.0**-100) == 2**24 + 2
+    assert fma(97, 172961, -(2.0**-100)) == 2**24
+    assert fma(97, -172961, -(2.0**-149)) == -(2**24) - 2
+    # The product is not rounded by itself.
+    assert fma(97, 172961, -(2**24)) == 1
+    assert np.isnan(fma(0, np.inf, 1))
+    assert fma(255, 3e38, 0) == np.inf
+    assert fma(255, 3e38, -np.inf) == -np.inf
+    assert fma(2, 2.0**127, -(2.0**127)) == 2.0**127
+    assert not np.signbit(fma(0, -1, 0))
+
+
+def test_fused_multiply_add_against_fractions():
+    rng = np.random.default_rng(0)
+    # Scales of few bits, so that many sums are halfway or next to it.
+    scales = rng.integers(-(2**12), 2**12, 12) * np.exp2(rng.integers(-30, 3, 12))
+    addends = np.concatenate([scales * 8191, scales * 2.0**24, [0, 2.0**-149, -(2.0**-60), 1, -3]])
+    for scale, c in itertools.product(np.float32(scales), np.float32(addends)):
+        q = np.array([0, 1, 2, 3, 7, 100, 170, 254, 255], np.float32)
+        result = _reference.fma(q, scale, np.full_like(q, c))
+        for value, entry in zip(result, q, strict=True):
+            exact = Fraction(float(entry)) * Fraction(float(scale)) + Fraction(float(c))
+            assert value == nearest_float(exact)
+
+
+def nearest_float(exact):
+    """The float32 nearest to a fraction, of two equally near ones the even one."""
+    guess = np.float32(float(exact))
+    near = [
+        np.nextafter(guess, np.float32(-np.inf)),
+        guess,
+        np.nextafter(guess, np.float32(np.inf)),
+    ]
+    return min(near, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(np.uint32)) & 1))
 
 
 # --- Backward -----------------------------------------------------------------

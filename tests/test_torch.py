@@ -4,9 +4,10 @@ import inspect
 
 import numpy as np
 import pytest
-from cases import CASES, call_arguments
+from cases import CASES, NARROW_FLOATS, call_arguments, dtype_of
 
 import embag
+from embag import _reference
 
 torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch installs it")
 F = torch.nn.functional
@@ -115,3 +116,102 @@ def test_the_options_have_torchs_names_and_order():
     assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
     assert [p.default for p in ours[: len(theirs)]] == [p.default for p in theirs]
     assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+# --- Tables of less than a float32 an entry ------------------------------------------
+
+
+def narrow_tensor(table):
+    """A tensor of the same memory; torch takes no bfloat16 arrays."""
+    if table.dtype == np.float16:
+        return torch.from_numpy(table)
+    return torch.from_numpy(table.view(np.int16)).view(torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", NARROW_FLOATS)
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+def test_narrow_floats(name, reduction):
+    dtype = dtype_of(name)
+    eps = float(torch.finfo(getattr(torch, name)).eps)
+    for case in SAME:
+        (input, table, offsets), options = call_arguments(case, reduction, np.float32)
+        table = table.astype(dtype)
+        tensors, torch_options = to_torch((input, None, offsets), options)
+        tensors[1] = narrow_tensor(table)
+        with torch.inference_mode():
+            expected = F.embedding_bag(*tensors, **torch_options)
+        assert expected.dtype == getattr(torch, name)
+        expected = expected.float().numpy()
+        result = embag.embedding_bag(input, table, offsets, out_dtype=dtype, **options)
+        result = result.astype(np.float32)
+        if reduction == "mean":
+            # torch may round the sum before it divides, and divides by a rounded reciprocal.
+            n = len(case.input) if case.offsets is not None else case.input.shape[1]
+            largest = np.abs(table.astype(np.float32)).max(initial=0)
+            bound = (2 * eps + 2 * n * np.finfo(np.float32).eps) * largest
+            np.testing.assert_allclose(result, expected, rtol=0, atol=bound, err_msg=case.name)
+        else:
+            # torch rounds halfway sums in bfloat16 away from zero.
+            total = embag.embedding_bag(input, table, offsets, **options)
+            halfway = total.view(np.uint32) & 0xFFFF == 0x8000
+            agree = (result == expected) | (halfway & (name == "bfloat16"))
+            assert agree.all(), case.name
+
+
+QUANTIZED_OPS = {8: "byte", 4: "4bit", 2: "2bit"}
+
+
+@pytest.mark.parametrize("bits", QUANTIZED_OPS)
+@pytest.mark.parametrize("reduction", ["sum", "weighted"])
+def test_quantized_tables(bits, reduction):
+    ops, word = torch.ops.quantized, QUANTIZED_OPS[bits]
+    prepack = getattr(ops, f"embedding_bag_{word}_prepack")
+    pooled = getattr(ops, f"embedding_bag_{word}_rowwise_offsets")
+    for case in SAME:
+        # torch knows no padding here, packs whole bytes only, and takes no 2-D empty input.
+        if case.dim % (8 // bits) or case.offsets is None or case.input.size == 0:
+            continue
+        (input, table, offsets), options = call_arguments(case, reduction, np.float32)
+        packed = prepack(torch.from_numpy(table))
+        weights = options.get("per_sample_weights")
+        expected = pooled(
+            packed,
+            torch.from_numpy(input),
+            torch.from_numpy(offsets),
+            per_sample_weights=None if weights is None else torch.from_numpy(weights),
+            include_last_offset=options.get("include_last_offset", False),
+        ).numpy()
+        quantized = embag.QuantizedTable.from_packed(packed.numpy(), bits, case.dim)
+        options.pop("padding_idx", None)
+        result = embag.embedding_bag(input, quantized, offsets, **options)
+        # Two orders of rounding of n terms, each product and bias by itself: 4 n eps in all.
+        q, scale, bias = _reference.unpack(quantized.packed, bits, case.dim, "fused")
+        largest = (np.abs(scale)[:, None] * q + np.abs(bias)[:, None]).max(initial=0)
+        if weights is not None:
+            largest *= np.abs(weights).max(initial=0)
+        bounds = np.append(offsets, len(input))
+        n = np.diff(bounds).max(initial=0)
+        bound = 4 * n * np.finfo(np.float32).eps * n * largest
+        np.testing.assert_allclose(result, expected, rtol=0, atol=bound, err_msg=case.name)
+
+
+def test_what_torchs_quantized_tables_do_otherwise():
+    # The claims of docs/semantics.md.
+    table = torch.arange(40, dtype=torch.float32).reshape(10, 4)
+    packed = torch.ops.quantized.embedding_bag_byte_prepack(table)
+    pooled = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
+    input, offsets = torch.tensor([1, 2, 3]), torch.tensor([0])
+    for mode in (0, 1, 2):
+        np.testing.assert_allclose(pooled(packed, input, offsets, mode=mode)[0, 0], 24, rtol=1e-5)
+    # A first offset that is not 0: bags of other rows.
+    four = torch.ops.quantized.embedding_bag_4bit_prepack(table)
+    pooled = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets
+    np.testing.assert_array_equal(
+        pooled(four, input, torch.tensor([1])), pooled(four, input[:2], offsets)
+    )
+    half = torch.full((2, 4), 65504.0, dtype=torch.float16)
+    both_rows = torch.tensor([[0, 1]])
+    assert torch.isinf(F.embedding_bag(both_rows, half, mode="mean")).all()
+    assert (embag.embedding_bag(both_rows.numpy(), half.numpy(), mode="mean") == 65504).all()
+    with pytest.raises(RuntimeError, match="to have the same type as tensor"):
+        F.embedding_bag(both_rows, half, mode="sum", per_sample_weights=torch.ones(1, 2))
