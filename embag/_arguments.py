@@ -47,7 +47,7 @@ def where(place: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, IndexError) as error:
         kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))
-        raise kind(f"{place}: {error}") from None
+        raise kind(f"{place}: {error}" if place else str(error)) from None
 
 
 def check_table(weight: Any, name: str = "weight") -> None:
@@ -224,7 +224,7 @@ def as_sample_weights(
     input: AnyArray,
     mode: str,
     dtype: np.dtype[Any],
-    input_name: str = "input",
+    whose: str = "input's",
 ) -> AnyArray:
     """Return the weights as the kernels read them: the table's dtype, contiguous."""
     name = "per_sample_weights"
@@ -236,7 +236,7 @@ def as_sample_weights(
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"{name} must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
     if array.shape != input.shape:
-        raise ValueError(f"{name} must have {input_name}'s shape {input.shape}, got {array.shape}")
+        raise ValueError(f"{name} must have {whose} shape {input.shape}, got {array.shape}")
     return np.require(array, dtype, ["C", "A"])
 
 
@@ -250,13 +250,11 @@ def as_integer(value: Any, name: str) -> int:
         raise TypeError(f"{name} must be an integer, got {describe(value)}") from None
 
 
-def as_padding_row(padding_idx: Any, n_rows: int) -> int:
+def as_padding_row(padding_idx: Any, n_rows: int, whose: str = "weight's") -> int:
     """Return the row that `padding_idx` names."""
     row = as_integer(padding_idx, "padding_idx")
     if not -n_rows <= row < n_rows:
-        raise ValueError(
-            f"padding_idx must name one of weight's {n_rows} rows, got {describe(row)}"
-        )
+        raise ValueError(f"padding_idx must name one of {whose} {n_rows} rows, got {describe(row)}")
     return row % n_rows
 
 

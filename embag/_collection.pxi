@@ -11,8 +11,9 @@ cdef enum:
 
 cdef void ask_first(const Job* job) noexcept nogil:
     """Ask for the first rows of a job, as many as it keeps ahead."""
-    cdef Py_ssize_t start = max(0, bag_bound(&job.bags, 0)), k
-    for k in range(start, min(start + job.ahead, job.bags.n_indices)):
+    cdef Py_ssize_t n_indices = job.bags.n_indices, k
+    cdef Py_ssize_t start = max(0, min(bag_bound(&job.bags, 0), n_indices))
+    for k in range(start, min(start + job.ahead, n_indices)):
         fetch_bytes(row_address(job, k), job.row_bytes)
 
 
@@ -96,17 +97,20 @@ cdef class Collection:
     cdef:
         Job* jobs                    # (n_features,): all that does not depend on the call
         tuple tables                 # keeps the memory that the jobs point to
+        tuple memory                 # what no output may overlap
         readonly Py_ssize_t n_features
         readonly Py_ssize_t n_columns
 
-    def __cinit__(self, tuple features not None):
-        """`features` holds (rows, encoding, dim, mode, padding), one for each."""
+    def __cinit__(self, tuple features not None, tuple memory not None):
+        """`features` holds (rows, encoding, dim, mode, padding), one for each; `memory` the
+        arrays that no output may overlap: all tables, as given."""
         cdef Py_ssize_t f
         cdef cnp.ndarray rows
         cdef Job* job
         self.n_features = len(features)
         self.tables = tuple([feature[0] for feature in features])
-        self.jobs = <Job*>malloc(max(1, <size_t>self.n_features) * sizeof(Job))
+        self.memory = memory
+        self.jobs = <Job*>malloc(max(<size_t>1, <size_t>self.n_features) * sizeof(Job))
         if self.jobs == NULL:
             raise MemoryError("no memory for a collection")
         memset(self.jobs, 0, <size_t>self.n_features * sizeof(Job))
@@ -155,13 +159,14 @@ cdef class Collection:
             return None
         n_bags = n_bags // self.n_features
         if not (per_sample_weights is None
-                or is_factors(per_sample_weights, n_indices, cnp.NPY_FLOAT32)):
+                or (is_factors(per_sample_weights, n_indices, cnp.NPY_FLOAT32)
+                    and cnp.PyArray_NDIM(<cnp.ndarray>per_sample_weights) == 1)):
             return None
         if is_new:
             out = self.empty_output(n_bags)
         elif not (is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32)
                   and is_apart(<cnp.ndarray>out, (values, offsets, per_sample_weights))
-                  and is_apart(<cnp.ndarray>out, self.tables)):
+                  and is_apart(<cnp.ndarray>out, self.memory)):
             return None
 
         bags.offsets = cnp.PyArray_DATA(<cnp.ndarray>offsets)
@@ -247,7 +252,7 @@ cdef class Collection:
     cdef Job* jobs_of(self, char* out) except NULL:
         """The jobs of one call, to be completed and freed."""
         cdef Py_ssize_t f
-        cdef size_t n_bytes = max(1, <size_t>self.n_features) * sizeof(Job)
+        cdef size_t n_bytes = max(<size_t>1, <size_t>self.n_features) * sizeof(Job)
         cdef Job* jobs = <Job*>malloc(n_bytes)
         if jobs == NULL:
             raise MemoryError("no memory to plan a call")

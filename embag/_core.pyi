@@ -33,7 +33,9 @@ def embedding_bag(
 class Collection:
     n_features: int
     n_columns: int
-    def __init__(self, features: tuple[tuple[Any, ...], ...]) -> None: ...
+    def __init__(
+        self, features: tuple[tuple[Any, ...], ...], memory: tuple[NDArray[Any], ...]
+    ) -> None: ...
     def pool(
         self,
         values: object,

@@ -10,7 +10,8 @@ then the arguments are converted, or blamed, here.
 Tested in tests/test_collection.py.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +26,8 @@ from embag.quantized import QuantizedTable
 AnyTable: TypeAlias = NDArray[Any] | QuantizedTable
 
 _FLOAT32 = np.dtype(np.float32)
+
+_MOST_COLUMNS = sys.maxsize // 64  # their bits can be counted in a Py_ssize_t
 
 
 class Feature(NamedTuple):
@@ -61,12 +64,14 @@ class _Part(NamedTuple):
     offsets: NDArray[Any] | None
     sample: NDArray[Any] | None
     n_bags: int
-    # As the caller knows it, for messages: what input is called, where it starts, and the
-    # arrays before conversion.
+    # As the caller knows it, for messages: what input is called, where it starts, the key
+    # of the feature in mappings, and the arrays before conversion.
     name: str
     start: int
+    key: str
     given: Any
     given_offsets: Any
+    given_sample: Any
 
 
 class EmbeddingBagCollection:
@@ -151,35 +156,43 @@ class EmbeddingBagCollection:
             name: _encodings.as_table(table, f"tables[{name!r}]")
             for name, table in self.tables.items()
         }
-        self.features = tuple(_as_feature(feature) for feature in features)
+        self.features = _as_features(features)
         slices: dict[str, slice] = {}
         compiled = []
         self.dim = 0
         for feature in self.features:
             where = f"feature {feature.name!r}"
             if feature.name in slices:
-                raise ValueError(f"features must have names of their own, got {where} twice")
+                raise ValueError(f"features must have different names, got two of {feature.name!r}")
             if feature.table not in encoded:
                 raise ValueError(
-                    f"{where} must name one of the tables, got {_arguments.describe(feature.table)}"
+                    f"{where}: table must be a key of tables, "
+                    f"got {_arguments.describe(feature.table)}"
                 )
             table = encoded[feature.table]
             padding = -1
             if feature.padding_idx is not None:
                 with _arguments.where(where):
-                    padding = _arguments.as_padding_row(feature.padding_idx, len(table.rows))
+                    padding = _arguments.as_padding_row(
+                        feature.padding_idx, len(table.rows), "the table's"
+                    )
             with _arguments.where(where):
                 _arguments.check_mode(feature.mode, False, False)
             slices[feature.name] = slice(self.dim, self.dim + table.dim)
             self.dim += table.dim
             compiled.append((table.rows, table.encoding, table.dim, feature.mode, padding))
+        if self.dim > _MOST_COLUMNS:
+            raise ValueError(
+                f"features must have at most {_MOST_COLUMNS} columns in all, got {self.dim}"
+            )
         self.slices: Mapping[str, slice] = MappingProxyType(slices)
         self._n_rows = tuple(len(rows) for rows, *_ in compiled)
         self._takes_weights = all(feature.mode == "sum" for feature in self.features)
         # Rows of no columns are not read, so their ids are checked beforehand.
         self._has_empty_rows = any(dim == 0 for _, _, dim, *_ in compiled)
         self._mean_dim = self.dim // max(1, len(self.features))
-        self._compiled = kernels.Collection(tuple(compiled))
+        memory = tuple(_memory_of(table) for table in self.tables.values())
+        self._compiled = kernels.Collection(tuple(compiled), memory)
 
     def __call__(
         self,
@@ -223,22 +236,21 @@ class EmbeddingBagCollection:
             As `embedding_bag`; the message names the feature. A call that raises has not
             touched `out`.
         """
+        if num_threads is not None:
+            num_threads = _threads.check_count(num_threads, "num_threads")
         if (
             type(values) is np.ndarray
             and type(offsets) is np.ndarray
-            and num_threads is None
-            and not include_last_offset
+            and include_last_offset is False
             and (per_sample_weights is None or self._takes_weights)
             and not self._has_empty_rows
         ):
-            n_threads = self._threads_for(values.size, offsets.size, None)
+            n_threads = self._threads_for(values.size, offsets.size, num_threads)
             result: NDArray[np.float32] | None = self._compiled.pool(
                 values, offsets, per_sample_weights, out, n_threads
             )
             if result is not None:
                 return result
-        if num_threads is not None:
-            num_threads = _threads.check_count(num_threads, "num_threads")
         _arguments.check_flags(include_last_offset=include_last_offset)
         if isinstance(values, Mapping):
             parts = self._parts_by_name(values, offsets, per_sample_weights, include_last_offset)
@@ -264,6 +276,8 @@ class EmbeddingBagCollection:
         dict of str to ndarray
             Views of `out`, of shape (..., the feature's width).
         """
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out must be a numpy.ndarray, got {_arguments.describe(out)}")
         if out.shape[-1:] != (self.dim,):
             raise ValueError(f"out must have {self.dim} columns, got shape {out.shape}")
         return {name: out[..., columns] for name, columns in self.slices.items()}
@@ -294,13 +308,14 @@ class EmbeddingBagCollection:
             unknown = [name for name in mapping if name not in self.slices]
             if unknown:
                 raise ValueError(
-                    f"{argument} must name features, got {_arguments.describe(unknown[0])}"
+                    f"{argument} must have names of features as keys, "
+                    f"got {_arguments.describe(unknown[0])}"
                 )
         parts: list[_Part] = []
         for feature in self.features:
             name = feature.name
             if name not in values:
-                raise ValueError(f"values must have all features, got none for {name!r}")
+                raise ValueError(f"values must have ids for every feature, got none for {name!r}")
             given, given_offsets = values[name], None
             if isinstance(given, tuple):
                 if len(given) != 2:
@@ -314,19 +329,27 @@ class EmbeddingBagCollection:
                 bounds = given_offsets
                 if bounds is not None:
                     bounds = _arguments.as_index_array(bounds, "offsets")
-                sample = weights.get(name)
+                elif indices.ndim == 1:
+                    raise ValueError(
+                        f"ids must be 2-D or come with offsets, as a pair (ids, offsets), "
+                        f"got shape {indices.shape}"
+                    )
+                given_sample = sample = weights.get(name)
                 if sample is not None:
-                    sample = _arguments.as_sample_weights(sample, indices, feature.mode, _FLOAT32)
+                    sample = _arguments.as_sample_weights(
+                        sample, indices, feature.mode, _FLOAT32, "the ids'"
+                    )
                 n_bags = kernels.count_bags(indices, bounds, include_last_offset)
                 if n_bags < 0:
                     _arguments.raise_for_shapes(indices, bounds, include_last_offset, "ids")
             if parts and n_bags != parts[0].n_bags:
                 raise ValueError(
-                    f"values must have as many bags for each feature, got {parts[0].n_bags} "
-                    f"for {self.features[0].name!r} and {n_bags} for {name!r}"
+                    f"values must have the same number of bags for every feature, "
+                    f"got {parts[0].n_bags} for {self.features[0].name!r} "
+                    f"and {n_bags} for {name!r}"
                 )
-            place = f"values[{name!r}]"
-            parts.append(_Part(indices, bounds, sample, n_bags, place, 0, given, given_offsets))
+            as_given = given, given_offsets, given_sample
+            parts.append(_Part(indices, bounds, sample, n_bags, "ids", 0, f"[{name!r}]", *as_given))
         return parts
 
     def _parts_end_to_end(
@@ -336,16 +359,27 @@ class EmbeddingBagCollection:
         if given_offsets is None:
             raise ValueError("offsets must be given where values is an array, got None")
         indices = _arguments.as_index_array(given, "values")
-        offsets = _arguments.as_index_array(given_offsets, "offsets").astype(np.int64, copy=False)
+        # A copy: nothing can change between the check and the cut.
+        offsets = _arguments.as_index_array(given_offsets, "offsets").astype(np.int64)
         if indices.ndim != 1:
             raise ValueError(f"values must be 1-D, got shape {indices.shape}")
         n_features = len(self.features)
+        if n_features == 0 and offsets.shape != (1,):
+            raise ValueError(
+                f"offsets must have shape (1,) where there are no features, got {offsets.shape}"
+            )
         if offsets.ndim != 1 or len(offsets) == 0 or (len(offsets) - 1) % max(1, n_features):
             raise ValueError(
                 f"offsets must be 1-D with n_features * batch + 1 entries where there are "
                 f"{n_features} features, got shape {offsets.shape}"
             )
+        n_bags = (len(offsets) - 1) // max(1, n_features)
         sample = None
+        if isinstance(per_sample_weights, Mapping):
+            raise TypeError(
+                "per_sample_weights must be an array where values is one, "
+                f"got {_arguments.describe(per_sample_weights)}"
+            )
         if per_sample_weights is not None:
             for feature in self.features:
                 if feature.mode != "sum":
@@ -355,10 +389,13 @@ class EmbeddingBagCollection:
                         f"{_arguments.describe(per_sample_weights)}"
                     )
             sample = _arguments.as_sample_weights(
-                per_sample_weights, indices, "sum", _FLOAT32, "values"
+                per_sample_weights, indices, "sum", _FLOAT32, "values'"
             )
-        _arguments.check_offsets(offsets, len(indices), given_offsets, "values")
-        n_bags = (len(offsets) - 1) // max(1, n_features)
+        i = kernels.first_bad_offset(offsets, len(indices))
+        if i >= 0:
+            place = f"feature {self.features[(i - 1) // n_bags].name!r}" if i > 0 else ""
+            with _arguments.where(place):
+                _arguments.check_offsets(offsets, len(indices), given_offsets, "values")
         parts = []
         for f in range(n_features):
             bounds = offsets[f * n_bags : (f + 1) * n_bags + 1]
@@ -371,8 +408,10 @@ class EmbeddingBagCollection:
                     n_bags,
                     "values",
                     start,
+                    "",
                     given,
                     given_offsets,
+                    per_sample_weights,
                 )
             )
         return parts
@@ -414,12 +453,14 @@ class EmbeddingBagCollection:
         """Return all that `out` must lie apart from: names, and arrays."""
         inputs: list[tuple[str, Any]] = []
         for name, table in self.tables.items():
-            memory = table.packed if isinstance(table, QuantizedTable) else table
-            inputs.append((f"tables[{name!r}]", memory))
+            inputs.append((f"tables[{name!r}]", _memory_of(table)))
         for part in parts:
-            inputs += [(part.name, part.given), (part.name, part.input)]
-            inputs += [("offsets", part.given_offsets), ("offsets", part.offsets)]
-            inputs += [("per_sample_weights", part.sample)]
+            ids = f"values{part.key}"
+            offsets = ids if part.key else "offsets"
+            sample = f"per_sample_weights{part.key}"
+            inputs += [(ids, part.given), (ids, part.input)]
+            inputs += [(offsets, part.given_offsets), (offsets, part.offsets)]
+            inputs += [(sample, part.given_sample), (sample, part.sample)]
         return [name for name, _ in inputs], [array for _, array in inputs]
 
     def _check_positions(self, parts: list[_Part], include_last_offset: bool) -> None:
@@ -447,11 +488,21 @@ class EmbeddingBagCollection:
         )
 
 
-def _as_feature(feature: Any) -> Feature:
-    if not isinstance(feature, Feature):
-        raise TypeError(f"features must be of type Feature, got {_arguments.describe(feature)}")
-    for field in ("name", "table"):
-        if not isinstance(getattr(feature, field), str):
-            seen = _arguments.describe(getattr(feature, field))
-            raise TypeError(f"a feature's {field} must be a str, got {seen}")
-    return feature
+def _memory_of(table: AnyTable) -> NDArray[Any]:
+    return table.packed if isinstance(table, QuantizedTable) else table
+
+
+def _as_features(features: Any) -> tuple[Feature, ...]:
+    describe = _arguments.describe
+    if isinstance(features, Feature) or not isinstance(features, Iterable):
+        raise TypeError(f"features must be a sequence of Feature, got {describe(features)}")
+    taken = []
+    for i, feature in enumerate(features):
+        if not isinstance(feature, Feature):
+            raise TypeError(f"features[{i}] must be a Feature, got {describe(feature)}")
+        for field in ("name", "table"):
+            value = getattr(feature, field)
+            if not isinstance(value, str):
+                raise TypeError(f"features[{i}]: {field} must be a str, got {describe(value)}")
+        taken.append(feature)
+    return tuple(taken)

@@ -318,3 +318,238 @@ def test_layouts_changed_by_the_conversion_of_another_argument_of_backward(name)
                 pass
         """
     )
+
+
+COLLECTION = """
+rng = np.random.default_rng(0)
+packed = rng.integers(0, 256, (400, 36), np.uint8)
+packed[:, 32:] = np.float16([0.5, -1]).view(np.uint8)
+TABLES = {
+    "small": np.ones((300, 33), np.float32),
+    "large": np.ones((70_000, 64), np.float32),
+    "double": np.ones((500, 300)),
+    "half": np.ones((600, 600), np.float16),
+    "q4": embag.QuantizedTable.from_packed(packed, 4, 64),
+}
+
+def collection(*modes, repeat=1):
+    names = [name for name in TABLES for _ in range(repeat)]
+    return embag.EmbeddingBagCollection(TABLES, [
+        embag.Feature(str(i), name, modes[i % len(modes)]) for i, name in enumerate(names)
+    ])
+
+def batch(ebc, n_bags):
+    lengths = rng.integers(0, 12, len(ebc.features) * n_bags)
+    lengths[rng.integers(len(lengths))] = 900
+    return rng.integers(0, 300, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])
+
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_values_written_by_another_thread_during_a_call_of_a_collection(level):
+    run(
+        COLLECTION
+        + """
+outcomes = set()
+for ebc, n_bags in ((collection("sum", "mean", "max"), 20), (collection("sum", repeat=6), 2)):
+    values, offsets = batch(ebc, n_bags)
+    parts = {
+        str(f): (
+            values[offsets[f * n_bags] : offsets[(f + 1) * n_bags]],
+            offsets[f * n_bags : (f + 1) * n_bags + 1] - offsets[f * n_bags],
+        )
+        for f in range(len(ebc.features))
+    }
+    out = np.empty((n_bags, ebc.dim), np.float32)
+    calls = [
+        ((values, offsets), {}),
+        ((values, offsets), dict(out=out)),
+        ((values[::1], memoryview(offsets)), {}),
+        ((parts,), dict(include_last_offset=True)),
+        ((parts,), dict(include_last_offset=True, out=out)),
+    ]
+    if ebc.features[1].mode == "sum":
+        calls.append(((values, offsets, np.ones(len(values), np.float32)), {}))
+        calls.append(((values.astype(np.int32), offsets, np.ones(len(values))), {}))
+    deadline = time.monotonic() + 0.5
+    with scribbling(values, offsets, *(part[1] for part in parts.values())):
+        while time.monotonic() < deadline:
+            for arguments, options in calls:
+                for n_threads in (1, 3, 8):
+                    try:
+                        ebc(*arguments, num_threads=n_threads, **options)
+                        outcomes.add("result")
+                    except ERRORS as error:
+                        outcomes.add(type(error).__name__)
+assert outcomes - {"result"}, outcomes
+""",
+        level,
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_offsets_that_break_every_estimate_of_the_plan_of_a_collection(level):
+    # The kernels themselves: in Python such offsets are found before they plan.
+    run(
+        COLLECTION
+        + """
+ebc = collection("sum", "max", repeat=3)
+for n_bags in (1, 7, 64):
+    good_values, good = batch(ebc, n_bags)
+    out = np.empty((n_bags, ebc.dim), np.float32)
+    for k in range(60):
+        values, offsets = good_values.copy(), good.copy()
+        where = rng.random(len(offsets)) < rng.choice([0.02, 0.5, 0.98])
+        offsets[where] = rng.choice([2**62, -(2**62), 0, len(values), 2**31], where.sum())
+        if k % 2:  # the features' own bounds are good: only their bags are not
+            offsets[::n_bags] = good[::n_bags]
+        values[rng.integers(len(values))] = rng.choice([2**62, -1, 300, 0])
+        sound = (offsets[0] == 0 and (offsets[1:] >= offsets[:-1]).all()
+                 and offsets[-1] <= len(values))
+        parts = [slice(*good[[f * n_bags, (f + 1) * n_bags]]) for f in range(len(ebc.features))]
+        inputs = tuple(values[part] for part in parts)
+        bounds = tuple(
+            offsets[f * n_bags : (f + 1) * n_bags + 1] - good[f * n_bags]
+            for f in range(len(parts))
+        )
+        for n_threads in (1, 3, 64):
+            assert sound or ebc._compiled.pool(values, offsets, None, None, n_threads) is None
+            assert sound or ebc._compiled.pool(values, offsets, None, out, n_threads) is None
+            ebc._compiled.pool_each(inputs, bounds, True, (None,) * len(inputs), out, n_threads)
+""",
+        level,
+    )
+
+
+COLLECTION_CHANGES = {
+    "nothing": "pass",
+    "values, to a narrower dtype": "values.dtype = np.int8",
+    "values, to a wider count": "values.dtype = np.int32",
+    "values, to floats": "values.dtype = np.float64",
+    "values, their shape": "values.shape = (51, 10)",
+    "offsets, to int32": "offsets.dtype = np.int32",
+    "offsets, their shape": "offsets.shape = (1, offsets.size)",
+    "offsets, their values": "offsets[...] = 2**62",
+    "weights, to float16": "weights.dtype = np.float16",
+    "weights, their shape": "weights.shape = (51, 10)",
+    "out, its shape": "out.shape = (out.shape[1], 2)",
+    "a table, its shape": "table.shape = (33, 1000)",
+    "a table, its dtype": "table.dtype = np.float64",
+    "a quantized table, its shape": "packed.shape = (36, 400)",
+}
+
+
+@pytest.mark.parametrize("name", COLLECTION_CHANGES)
+def test_layouts_changed_by_the_conversion_of_another_argument_of_a_collection(name):
+    run(
+        COLLECTION
+        + f"""
+from collections.abc import Mapping
+
+def change():
+    {COLLECTION_CHANGES[name]}
+
+class Array:
+    def __init__(self, array):
+        self.array = array.copy()
+    def __array__(self, dtype=None, copy=None):
+        change()
+        return self.array
+
+class Index:
+    def __index__(self):
+        change()
+        return n_threads
+
+class Changing(Mapping):
+    def __init__(self, items):
+        self.items_ = items
+    def __len__(self):
+        return len(self.items_)
+    def __iter__(self):
+        return iter(self.items_)
+    def __getitem__(self, key):
+        if key == "13":
+            change()
+        return self.items_[key]
+
+# Two bags of five ids for each of 51 features.
+names = [str(i) for i in range(51)]
+outcomes = set()
+for case in range(7):
+    for n_threads in (1, 3):
+        table, packed = np.ones((500, 66), np.float32), np.zeros((400, 36), np.uint8)
+        tables = dict(t=table, q=embag.QuantizedTable.from_packed(packed, 4, 64))
+        ebc = embag.EmbeddingBagCollection(
+            tables, [embag.Feature(name, "tq"[i % 2]) for i, name in enumerate(names)]
+        )
+        values, weights = np.arange(510) % 300, np.ones(510, np.float32)
+        offsets = np.arange(0, 511, 5) if case < 4 else np.array([0, 255])
+        out = np.empty((2, ebc.dim), np.float32)
+        whole = dict.fromkeys(names, (values, offsets))
+        factors = dict.fromkeys(names, weights)
+        options = dict(out=out, num_threads=n_threads)
+        try:
+            if case == 0:
+                result = ebc(values, Array(offsets), weights, **options)
+            elif case == 1:
+                result = ebc(values, offsets, Array(weights), **options)
+            elif case == 2:
+                result = ebc(Array(values), offsets, weights, **options)
+            elif case == 3:
+                result = ebc(values, offsets, weights, out=out, num_threads=Index())
+            elif case == 4:
+                result = ebc(Changing(whole), None, factors, **options)
+            elif case == 5:
+                result = ebc(whole, None, Changing(factors), **options)
+            else:
+                whole["4"] = Array(values), offsets
+                result = ebc(whole, None, {{"3": weights}}, **options)
+            # Whatever an array was when it was looked at is what was given.
+            assert result.dtype == np.float32 and result.size == 2 * ebc.dim
+            outcomes.add("result")
+        except (TypeError, *ERRORS) as error:
+            outcomes.add(type(error).__name__)
+assert {name != "nothing"} or outcomes == {{"result"}}, outcomes
+"""
+    )
+
+
+def test_tables_changed_while_a_collection_is_made():
+    run(
+        """
+        packed, table = np.zeros((400, 36), np.uint8), np.ones((300, 64), np.float32)
+        changes = [
+            lambda: setattr(packed, "shape", (36, 400)),
+            lambda: setattr(packed, "shape", (400, 9, 4)),
+            lambda: setattr(packed, "dtype", np.float32),
+            lambda: setattr(table, "shape", (64, 300)),
+            lambda: setattr(table, "dtype", np.float64),
+        ]
+
+        class Index:
+            def __index__(self):
+                change()
+                return 1
+
+        def features():
+            yield embag.Feature("a", "t")
+            change()
+            yield embag.Feature("b", "q")
+
+        for change in changes:
+            for lazy in (False, True):
+                packed, table = np.zeros((400, 36), np.uint8), np.ones((300, 64), np.float32)
+                tables = {"t": table, "q": embag.QuantizedTable.from_packed(packed, 4, 64)}
+                given = [embag.Feature("a", "t"), embag.Feature("b", "q", "sum", Index())]
+                try:
+                    ebc = embag.EmbeddingBagCollection(tables, features() if lazy else given)
+                    result = ebc([299, 299], [0, 1, 2])
+                    assert result.shape == (1, 128)
+                    assert (result[:, :64] == 1).all()
+                except RuntimeError as error:
+                    assert "a change of layout" in str(error)
+                    assert packed.shape != (400, 36)
+        """
+    )

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 import embag
 
@@ -60,3 +61,33 @@ def test_concurrent_gradients_do_not_disturb_each_other(eager_threads):
         for i, grad, table in pool.map(work, range(80)):
             np.testing.assert_array_equal(grad, expected[i][0])
             np.testing.assert_array_equal(table, expected[i][1])
+
+
+def test_many_threads_may_call_one_collection(eager_threads):
+    tables = {"wide": TABLE, "half": TABLE[:, :30].astype(np.float16), "q": embag.quantize(TABLE)}
+    modes = ["sum", "mean", "max"]
+    ebc = embag.EmbeddingBagCollection(
+        tables,
+        [embag.Feature(f"{i}", name, modes[i % 3]) for i, name in enumerate([*tables] * 4)],
+    )
+    batches = []
+    for seed in range(8):
+        lengths = np.random.default_rng(seed).integers(0, 9, 12 * (1 + seed * 3))
+        ids = np.random.default_rng(seed).integers(0, 5000, lengths.sum())
+        batches.append((ids, np.concatenate([[0], np.cumsum(lengths)])))
+    expected = [ebc(*batch, num_threads=1) for batch in batches]
+
+    def work(i):
+        ids, offsets = batches[i % 8]
+        if i % 5 == 0:
+            broken = ids.copy()
+            broken[-1] = 5000
+            with pytest.raises(IndexError, match=rf"values\[{len(ids) - 1}\] = 5000 is out"):
+                ebc(broken, offsets, num_threads=1 + i % 3)
+        given = ids.tolist() if i % 7 == 0 else ids
+        out = np.empty_like(expected[i % 8]) if i % 4 == 0 else None
+        return i % 8, ebc(given, offsets, out=out, num_threads=1 + i % 3)
+
+    with ThreadPoolExecutor(12) as pool:
+        for i, result in pool.map(work, range(400)):
+            np.testing.assert_array_equal(result, expected[i])

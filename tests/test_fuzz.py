@@ -109,3 +109,108 @@ def test_any_integers_may_be_offsets_and_indices(level, eager_threads):
         except (ValueError, IndexError) as error:
             outcomes.add(type(error).__name__)
     assert outcomes == {"result", "ValueError", "IndexError"}
+
+
+def test_any_argument_of_a_collection_may_be_anything():
+    rng = np.random.default_rng(0)
+    table = rng.random((10, 3), np.float32)
+    table.flags.writeable = False
+    feature = embag.Feature("a", "t")
+    outcomes = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+
+        def odd():
+            values = odd_values(rng)
+            return values[rng.integers(len(values))]
+
+        def make():
+            call = {"tables": {"t": table, "u": table}, "features": [feature]}
+            which = rng.integers(7)
+            if which < 2:
+                call[["tables", "features"][which]] = odd()
+            elif which == 2:
+                call["tables"]["t"] = odd()
+            else:
+                field = ["name", "table", "mode", "padding_idx"][which - 3]
+                call["features"] = [feature, feature._replace(**{"name": "b", field: odd()})]
+            return embag.EmbeddingBagCollection(**call)
+
+        modes = ["sum", "mean", "max"]
+        by_mode = [
+            embag.EmbeddingBagCollection(
+                {"t": table}, [feature, embag.Feature("b", "t", mode, padding_idx=0)]
+            )
+            for mode in modes
+        ]
+
+        def use():
+            ids, offsets = rng.integers(0, 10, 9), np.array([0, 2, 4, 4, 9])
+            call = {"values": ids, "offsets": offsets, "num_threads": [None, 2][rng.integers(2)]}
+            if rng.random() < 0.5:
+                parts = {"a": (ids, offsets), "b": ids[:8].reshape(4, 2)}
+                name = ["a", "b"][rng.integers(2)]
+                which = rng.integers(6)
+                if which == 0:
+                    parts[name] = odd()
+                elif which == 1:
+                    parts[name] = (odd(), offsets)
+                elif which == 2:
+                    parts[name] = (ids, odd())
+                elif which == 3:
+                    call["per_sample_weights"] = {name: odd()}
+                call = {"values": parts, "include_last_offset": bool(which % 2)}
+            names = ["values", "offsets", "per_sample_weights", "include_last_offset", "out"]
+            for _ in range(rng.integers(1, 3)):
+                call[[*names, "num_threads"][rng.integers(6)]] = odd()
+            return by_mode[rng.integers(3)](**call)
+
+        for i in range(3000):
+            try:
+                (make if i % 3 == 0 else use)()
+                outcome = "result"
+            except DOCUMENTED as error:
+                outcome = type(error).__name__
+                assert str(error)
+                assert "Buffer" not in str(error), error
+                assert "has incorrect type" not in str(error), error
+                assert "not iterable" not in str(error), error
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    assert {"result", "TypeError", "ValueError"} <= set(outcomes)
+
+
+def test_any_integers_may_be_offsets_and_values_of_a_collection(level, eager_threads):
+    rng = np.random.default_rng(0)
+    tables = {"a": rng.random((50, 33), np.float32), "b": rng.random((20, 300))}
+    tables["c"] = embag.quantize(np.ones((9, 2)))
+    modes = ["sum", "mean", "max"]
+    extremes = [0, 1, -1, 8, 9, 50, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63)]
+    outcomes = set()
+    for seed in range(700):
+        ebc = embag.EmbeddingBagCollection(
+            tables,
+            [embag.Feature(f"{i}", "abc"[rng.integers(3)], modes[i % 3]) for i in range(seed % 7)],
+        )
+        n_bags = rng.integers(0, 5)
+        offsets = np.cumsum(rng.integers(0, 6, n_bags * len(ebc.features) + 1))
+        offsets -= offsets[0]
+        values = rng.integers(0, 9, offsets[-1] + rng.integers(0, 2))
+        for array in (values, offsets):
+            if len(array) and rng.random() < 0.4:
+                array[rng.integers(len(array))] = rng.choice(extremes)
+        in_order = offsets[0] == 0 and (offsets[1:] >= offsets[:-1]).all()
+        sound = in_order and offsets[-1] <= len(values)
+        results = []
+        for given in (values, values.tolist()):
+            for n_threads in (1, 3):
+                out = np.full((n_bags if ebc.features else 0, ebc.dim), 7, np.float32)
+                try:
+                    results.append(ebc(given, offsets, out=out, num_threads=n_threads).tolist())
+                    assert sound
+                except (ValueError, IndexError) as error:
+                    assert isinstance(error, IndexError) == sound, error
+                    assert (out == 7).all()
+                    results.append(str(error))
+        assert results[1:] == results[:-1]
+        outcomes.add(type(results[0]))
+    assert outcomes == {str, list}

@@ -19,3 +19,28 @@ def test_inputs_are_left_alone(reduction, level, eager_threads):
         embag.embedding_bag(*arguments, num_threads=2, **options)
         for array, copy in zip(arrays, copies, strict=True):
             np.testing.assert_array_equal(array, copy, case.name)
+
+
+def test_inputs_of_a_collection_are_left_alone(level, eager_threads):
+    rng = np.random.default_rng(0)
+    tables = {
+        "a": rng.random((9, 5), np.float32),
+        "b": rng.random((9, 40)),
+        "c": embag.quantize(rng.random((9, 20), np.float32), 4).packed,
+    }
+    values, offsets = rng.integers(0, 9, 40), np.arange(0, 41, 2)[:19]
+    weights = rng.random(40, np.float32)
+    arrays = [*tables.values(), values, offsets, weights]
+    copies = [array.copy() for array in arrays]
+    for array in arrays:
+        array.flags.writeable = False
+    tables["c"] = embag.QuantizedTable.from_packed(tables["c"], 4, 20)
+    ebc = embag.EmbeddingBagCollection(tables, [embag.Feature(name, name) for name in tables])
+    out = np.empty((6, ebc.dim), np.float32)
+    for given in (values, values.tolist()):
+        for result in (None, out):
+            ebc(given, offsets, weights, out=result, num_threads=2)
+    ids = values.reshape(20, 2)
+    ebc(dict.fromkeys(tables, ids), per_sample_weights={"b": weights.reshape(20, 2)})
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
