@@ -188,7 +188,7 @@ cdef class Collection:
             stop = bag_bound(&job.bags, n_bags)
             done = done and start <= stop <= n_indices
             job.bags.n_indices = stop
-            set_input(job, <cnp.ndarray>values, stop - start, per_sample_weights)
+            set_input(job, <cnp.ndarray>values, stop - start if done else 0, per_sample_weights)
         try:
             if done and not is_new:  # nothing may be written if an id is bad
                 with nogil:

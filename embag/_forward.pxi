@@ -116,8 +116,8 @@ cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
         part.bag_start = b
         part.bag_stop = b + 1
         # Not checked yet: these only steer what is asked for.
-        start = max(0, bag_bound(&job.bags, b))
-        stop = min(n_indices, bag_bound(&job.bags, b + 1))
+        start = max(0, min(bag_bound(&job.bags, b), n_indices))
+        stop = max(start, min(bag_bound(&job.bags, b + 1), n_indices))
         if stop - start > job.ahead:
             block_job = job
             part.first = fetched <= start
