@@ -23,8 +23,10 @@ gradient that holds only the rows in use, embag.torch (torch.py, not imported he
 same for torch's tensors. _grouping.py groups the positions of a batch by row, which is
 what the gradients are made with.
 
-Small tables: `quantize` makes a `QuantizedTable` of 8, 4 or 2 bits an entry, or takes the
-bytes of torch's and FBGEMM's (quantized.py).
+For serving: `quantize` makes a `QuantizedTable` of 8, 4 or 2 bits an entry, or takes the
+bytes of torch's and FBGEMM's (quantized.py; _encodings.py has what all kinds of tables are
+to the kernels). `EmbeddingBagCollection` looks up many features in many tables by one call
+(collection.py).
 
 Beside it: `aligned_copy` and `aligned_empty` (memory.py) place tables so that lookups
 are fastest, `save_table` and `load_table` (tables.py; _table_files.py has the formats)

@@ -6,7 +6,9 @@
 # before the first is added up.
 
 cdef enum:
-    IN_FLIGHT = 128        # rows asked for ahead of the feature at work
+    # Bytes of the jobs that are asked for and not done: a part of L2, as a burst is. From
+    # more on, the next job's rows would be gone again when they are wanted.
+    IN_FLIGHT = 64 << 10
 
 
 cdef void ask_first(const Job* job) noexcept nogil:
@@ -17,28 +19,29 @@ cdef void ask_first(const Job* job) noexcept nogil:
         fetch_bytes(row_address(job, k), job.row_bytes)
 
 
-cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs) noexcept nogil:
-    """Do all jobs, one after the other. False if something is bad."""
-    cdef:
-        Py_ssize_t j, asked = 0, in_flight = 0
-        Task task
-    for j in range(n_jobs):
-        while asked < n_jobs and (asked <= j or in_flight < IN_FLIGHT):
-            ask_first(&jobs[asked])
-            in_flight += min(jobs[asked].ahead, jobs[asked].n_positions)
-            asked += 1
-        task = Task(0, jobs[j].bags.n_bags, 0, jobs[j].dim, False, False, j)
-        if jobs[j].dim > 0 and not reduce_task(&jobs[j], &task):
-            return False
-        in_flight -= min(jobs[j].ahead, jobs[j].n_positions)
-    return True
-
-
 cdef inline double bytes_of_job(const Job* job) noexcept nogil:
     """What a job reads and writes: by numbers that no other thread can change, since room
     for tasks is counted by them."""
     return (<double>job.n_positions * <double>job.row_bytes
             + <double>job.bags.n_bags * <double>job.dim * sizeof(float))
+
+
+cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs) noexcept nogil:
+    """Do all jobs, one after the other. False if something is bad."""
+    cdef:
+        Py_ssize_t j, asked = 0
+        double in_flight = 0
+        Task task
+    for j in range(n_jobs):
+        while asked < n_jobs and (asked <= j or in_flight < IN_FLIGHT):
+            ask_first(&jobs[asked])
+            in_flight += bytes_of_job(&jobs[asked])
+            asked += 1
+        task = Task(0, jobs[j].bags.n_bags, 0, jobs[j].dim, False, False, j)
+        if jobs[j].dim > 0 and not reduce_task(&jobs[j], &task):
+            return False
+        in_flight -= bytes_of_job(&jobs[j])
+    return True
 
 
 cdef bint pool_in_parallel(
@@ -239,6 +242,39 @@ cdef class Collection:
         finally:
             free(jobs)
         return done
+
+    def pool_named(
+        self,
+        dict values not None,        # IN   for each feature ids: 2-D, or (ids, offsets)
+        tuple names not None,        # of the features, in order
+        object threads_for not None,      # of the numbers of ids and of bags
+    ):
+        """Pool all features; returns a new output. None if an argument is not as it should
+        be, or may not be."""
+        cdef Py_ssize_t n_bags = -1, n_indices = 0, count
+        cdef list inputs = [], offsets = []
+        if len(values) != self.n_features or len(names) != self.n_features:
+            return None
+        for name in names:
+            ids = values.get(name)
+            bounds = None
+            if type(ids) is tuple and len(<tuple>ids) == 2:
+                ids, bounds = <tuple>ids
+            if not (is_index_array(ids) and (bounds is None or is_index_array(bounds))):
+                return None
+            count = describe_bags(ids, bounds, False).n_bags
+            if count < 0 or (n_bags >= 0 and count != n_bags):
+                return None
+            n_bags = count
+            n_indices += cnp.PyArray_SIZE(ids)
+            inputs.append(ids)
+            offsets.append(bounds)
+        if n_bags < 0:
+            return None
+        out = self.empty_output(n_bags)
+        done = self.pool_each(tuple(inputs), tuple(offsets), False, (None,) * len(names), out,
+                              threads_for(n_indices, n_bags * self.n_features))
+        return out if done else None
 
     cdef object empty_output(self, Py_ssize_t n_bags):
         cdef cnp.npy_intp[2] shape

@@ -1,5 +1,6 @@
 """The kernels, as `_dispatch.py` loads them. What each does is told in the *.pxi files."""
 
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -43,6 +44,12 @@ class Collection:
         per_sample_weights: object,
         out: object,
         n_threads: int,
+    ) -> NDArray[Any] | None: ...
+    def pool_named(
+        self,
+        values: dict[str, object],
+        names: tuple[str, ...],
+        threads_for: Callable[[int, int], int],
     ) -> NDArray[Any] | None: ...
     def pool_each(
         self,

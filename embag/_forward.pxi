@@ -255,7 +255,7 @@ def embedding_bag(
         dim = cnp.PyArray_DIM(weight, 1)
     if out_encoding < 0:
         out_encoding = encoding
-    sample_type = cnp.NPY_FLOAT64 if encoding == FLOAT64 else cnp.NPY_FLOAT32
+    sample_type = cnp.NPY_FLOAT64 if out_encoding == FLOAT64 else cnp.NPY_FLOAT32
     refuse_change(is_index_array(input)
                   and (offsets is None or is_index_array(offsets)))
     job.bags = describe_bags(input, offsets, include_last_offset)
@@ -266,7 +266,7 @@ def embedding_bag(
              else cnp.PyArray_DIM(out, 0) == job.bags.n_bags)
         and is_result(out, cnp.PyArray_DIM(out, 0), dim, type_of(out_encoding))
         and (max_indices is None
-             or (encoding <= FLOAT64
+             or (encoding == out_encoding <= FLOAT64
                  and is_result(max_indices, job.bags.n_bags, dim, cnp.NPY_INT64)))
         and (per_sample_weights is None
              or is_factors(per_sample_weights, job.bags.n_indices, sample_type))

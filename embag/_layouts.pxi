@@ -37,7 +37,9 @@ cdef Py_ssize_t row_bytes_of(int encoding, Py_ssize_t dim) noexcept nogil:
     cdef Py_ssize_t factors = 0
     if encoding >= INT8:
         factors = 8 if encoding == INT8 else 4
-    return (dim * bits_of(encoding) + 7) // 8 + factors
+    if bits_of(encoding) >= 8:
+        return dim * (bits_of(encoding) // 8) + factors
+    return dim // (8 // bits_of(encoding)) + (dim % (8 // bits_of(encoding)) > 0) + factors
 
 
 cdef int type_of(int encoding):

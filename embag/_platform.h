@@ -9,7 +9,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__) || defined(__AVX2__)
+/* MSVC has no macro for it: /arch:AVX2 allows it. */
+#if defined(__F16C__) || (defined(_MSC_VER) && defined(__AVX2__))
+#define EMBAG_F16C
+#endif
+#if defined(EMBAG_F16C) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -102,8 +106,8 @@ static inline uint32_t embag_bits_of_float(float value) {
  * these vectorise, and no float subnormals on the way, which a process may have switched
  * off. */
 static inline float embag_half_to_float(uint16_t half) {
-#if defined(__F16C__)
-    return _cvtsh_ss(half);
+#if defined(EMBAG_F16C)
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 #else
     uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
     uint32_t exponent = magnitude & 0x0f800000;
@@ -149,7 +153,7 @@ static inline void embag_halves_to_floats(const ptrdiff_t n, const char *from, f
     }
     done = n - n % 16;
 #endif
-#if defined(__F16C__)
+#if defined(EMBAG_F16C)
     for (ptrdiff_t d = done; d < n - n % 8; d += 8) {
         __m128i halves = _mm_loadu_si128((const __m128i *)(from + 2 * d));
         _mm256_storeu_ps(to + d, _mm256_cvtph_ps(halves));
@@ -271,6 +275,7 @@ static inline int embag_cpu_level(void) {
     return __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
 #else
     if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+          __builtin_cpu_supports("f16c") &&
           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
         return 1;
     if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -12,6 +12,7 @@ Tested in tests/test_collection.py.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -192,6 +193,7 @@ class EmbeddingBagCollection:
         self._has_empty_rows = any(dim == 0 for _, _, dim, *_ in compiled)
         self._mean_dim = self.dim // max(1, len(self.features))
         memory = tuple(_memory_of(table) for table in self.tables.values())
+        self._names = tuple(slices)
         self._compiled = kernels.Collection(tuple(compiled), memory)
 
     def __call__(
@@ -249,6 +251,16 @@ class EmbeddingBagCollection:
             result: NDArray[np.float32] | None = self._compiled.pool(
                 values, offsets, per_sample_weights, out, n_threads
             )
+            if result is not None:
+                return result
+        elif (
+            type(values) is dict
+            and include_last_offset is False
+            and offsets is per_sample_weights is out is None
+            and not self._has_empty_rows
+        ):
+            threads_for = partial(self._threads_for, num_threads=num_threads)
+            result = self._compiled.pool_named(values, self._names, threads_for)
             if result is not None:
                 return result
         _arguments.check_flags(include_last_offset=include_last_offset)

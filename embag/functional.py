@@ -171,8 +171,10 @@ def embedding_bag(
 
     A call that raises has not touched `weight` or `out`, unless it is the RuntimeError for
     arrays that another thread changed. The memory that a call takes is its result, and
-    the copies of arguments that cannot be read in place; `max_norm` also takes a sorted
-    copy of `input`. The mask of a masked array is not looked at.
+    the copies of arguments that cannot be read in place. `max_norm` also takes a sorted
+    copy of `input`, `out_dtype` for a float32 table the float32 result, and
+    `return_max_indices` for a table of narrower entries the rows in use in float32. The
+    mask of a masked array is not looked at.
 
     References
     ----------
@@ -303,7 +305,8 @@ def _reduce_encoded(
     if encoded.is_plain:
         sums = _arguments.empty(result.shape, encoded.sums_dtype)
         done: bool = kernels.embedding_bag(*call, sums, max_indices)
-        _round_to(result, sums)
+        if done:
+            _round_to(result, sums)
     elif max_indices is None:
         target, out_encoding = _encodings.as_result(result)
         done = kernels.embedding_bag(
@@ -338,17 +341,19 @@ def _max_of_encoded(
     done: bool = encoded.decode(rows, values, n_threads) and kernels.embedding_bag(
         values, positions, *rest, sums, max_indices
     )
+    if not done:
+        return False
     if sums is not result:
         _round_to(result, sums)
     if len(rows):
         max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
-    return done
+    return True
 
 
 def _round_to(result: NDArray[Any], sums: NDArray[Any]) -> None:
     """Write sums to a result of a narrower dtype: to nearest, ties to even."""
     with np.errstate(all="ignore"):
-        result[...] = sums
+        np.ndarray.view(result, np.ndarray)[...] = sums
 
 
 def _renorm(

@@ -362,8 +362,10 @@ def quantize(
     ``embedding_bag_4bit_prepack`` and ``embedding_bag_2bit_prepack``, which are FBGEMM's.
     8 bits: bias is the least entry of the row, scale its range / 255, both float32. 4 and
     2 bits: bias is the least entry in float16, scale the range above it / 15 or / 3 in
-    float16, or 1 where that is 0. An entry becomes ``(entry - bias) / scale``, rounded to
-    the nearest integer, ties to even. Where `dim` codes do not fill the last byte, its
+    float16, or 1 where that is 0. An entry becomes ``(entry - bias) * inverse``, rounded to
+    the nearest integer, ties to even; ``inverse`` is ``255 / (range + 1e-8)`` for 8 bits,
+    else ``1 / scale``. So rows whose range is not far above 1e-8 lose entries to the 1e-8,
+    as they do in torch: multiply such a table first. Where `dim` codes do not fill the last byte, its
     other bits are 0. The bytes do not depend on the number of threads nor on the
     instruction-set level.
 
@@ -385,20 +387,12 @@ def quantize(
     >>> table.packed[0]
     array([  0,   1, 255,   0,   0, 128,  63,   0,   0,   0,   0], dtype=uint8)
 
-    From one file to another, neither of which need fit in memory:
+    Into memory of one's own, which may be a map of a file:
 
-    >>> import tempfile, pathlib
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> source, target = pathlib.Path(folder.name, "w.npy"), pathlib.Path(folder.name, "q.npy")
-    >>> np.save(source, weight)
-    >>> weight = np.load(source, mmap_mode="r")
-    >>> shape = len(weight), embag.quantized.row_bytes(4, weight.shape[1])
-    >>> out = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+    >>> out = np.empty((len(weight), embag.quantized.row_bytes(4, 3)), np.uint8)
     >>> embag.quantize(weight, 4, out=out, progress=lambda *done: print("%d of %d rows" % done))
     2 of 2 rows
     QuantizedTable(2 rows, dim=3, bits=4, 12 bytes)
-    >>> del weight, out
-    >>> folder.cleanup()
     """
     bits = _as_bits(bits)
     if num_threads is not None:

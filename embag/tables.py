@@ -16,7 +16,7 @@ import mmap
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -28,7 +28,7 @@ from embag import _threads
 from embag._arguments import AnyArray, describe
 from embag._table_files import FLOATS, FORMATS, Format, Packing, Place
 from embag.memory import aligned_empty
-from embag.quantized import QuantizedTable
+from embag.quantized import QuantizedTable, quantize, row_bytes
 
 # Rows are written so many bytes at a time: what a table that is not contiguous takes.
 _BLOCK = 8 << 20
@@ -41,7 +41,9 @@ def save_table(
     path: str | os.PathLike[str],
     table: NDArray[Any] | QuantizedTable,
     *,
+    bits: int | None = None,
     name: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Write a table to a file, all of it or nothing.
 
@@ -52,16 +54,22 @@ def save_table(
     table : ndarray, shape (n_rows, dim), or QuantizedTable
         float16, bfloat16 (of ml_dtypes), float32 or float64 in native byte order. Of any
         strides, and perhaps memory-mapped: it is not copied as a whole.
+    bits : {8, 4, 2}, optional
+        Quantize a table of floats on the way to the file, as `quantize` does, in chunks of
+        rows: neither the table nor the result need fit in memory.
     name : str, optional
         The tensor's name in a ``.safetensors`` file; "weight" by default, as in the state
         dict of ``torch.nn.EmbeddingBag``. A ``.npy`` file has no names.
+    progress : callable, optional
+        With `bits`, called after each chunk with the numbers of rows done and of all rows.
 
     Raises
     ------
     TypeError
         If an argument is of the wrong kind, or `table` of another dtype.
     ValueError
-        If `path` has another suffix, `table` is not 2-D or `name` is none for the format.
+        If `path` has another suffix, `table` is not 2-D, `name` is none for the format,
+        or `bits` does not go with the table (see `quantize`).
     OSError
         If the file cannot be written.
 
@@ -86,10 +94,28 @@ def save_table(
     array([[1., 0., 0.],
            [0., 1., 0.],
            [0., 0., 1.]], dtype=float32)
+
+    From floats in one file to 8 bits in another, a chunk of rows at a time:
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     embag.save_table(f"{folder}/table.npy", np.eye(3, dtype=np.float32))
+    ...     floats = embag.load_table(f"{folder}/table.npy")
+    ...     embag.save_table(f"{folder}/small.npy", floats, bits=8)
+    ...     embag.load_table(f"{folder}/small.npy")
+    QuantizedTable(3 rows, dim=3, bits=8, 33 bytes)
     """
     target, file_format = _format_of(path)
     _check_name(name)
     rows, packing = _rows_of(table)
+    if bits is not None:
+        if packing is not None:
+            raise ValueError(
+                f"bits must be None for a table that is quantized, got {describe(bits)}"
+            )
+        _save_quantized(target, file_format, rows, bits, name, progress)
+        return
+    if progress is not None:
+        raise ValueError(f"progress must be None without bits, got {describe(progress)}")
     header = file_format.header(rows, packing, name)
     with _replacement(target) as file:
         file.write(header)
@@ -177,6 +203,8 @@ def load_table(
     _check_name(name)
     if num_threads is not None:
         num_threads = _threads.check_count(num_threads, "num_threads")
+    if stat.S_ISFIFO(os.stat(source).st_mode):  # to open one waits for a writer
+        raise ValueError(f"{source}: path must lead to a regular file, got a pipe")
     with open(source, "rb") as file:
         n_bytes = os.fstat(file.fileno()).st_size
         try:
@@ -226,13 +254,40 @@ def _rows_of(table: Any) -> tuple[AnyArray, Packing | None]:
     return np.ndarray.view(table, np.ndarray), None
 
 
+def _save_quantized(
+    target: str,
+    file_format: Format,
+    rows: AnyArray,
+    bits: int,
+    name: str | None,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    n_rows, dim = rows.shape
+    shape = n_rows, row_bytes(bits, dim)
+    header = file_format.header(
+        np.broadcast_to(np.uint8(0), shape), Packing(int(bits), dim, "fused"), name
+    )
+    with _replacement(target) as file:
+        file.write(header)
+        file.flush()
+        if n_rows == 0:
+            return
+        # Room first: on a full disk this is an error, and a write to the map a SIGBUS.
+        n_bytes = len(header) + n_rows * shape[1]
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        packed = np.memmap(file, np.uint8, "r+", len(header), shape)
+        quantize(rows, bits, out=packed, progress=progress)
+        packed.flush()
+
+
 @contextlib.contextmanager
 def _replacement(path: str) -> Iterator[BinaryIO]:
     """Give a new file that takes the place of `path` if the block ends well."""
     target = os.path.realpath(path)  # of a link, what it leads to
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".embag-{secrets.token_hex(8)}.tmp")
-    file = open(temporary, "xb")  # noqa: SIM115
+    file = open(temporary, "x+b")  # noqa: SIM115
     try:
         with file:
             if hasattr(os, "fchmod"):

@@ -21,7 +21,7 @@ from cases import (
 )
 
 import embag
-from embag import QuantizedTable, _reference
+from embag import QuantizedTable, _reference, functional
 
 KINDS = [*NARROW_FLOATS, *QUANTIZED]
 OUT_DTYPES = ["float32", "float16", "bfloat16"]
@@ -793,3 +793,40 @@ def test_rows_whose_layout_was_changed_are_not_read(kind, level):
                 "arrays must not change during the call, got a change of layout",
                 [0, 0], change(**attributes), [0], mode=mode,
             )  # fmt: skip
+
+
+def test_a_masked_out_is_written_as_its_data():
+    weight = np.arange(6, dtype=np.float32).reshape(3, 2)
+    for options in ({"mode": "sum"}, {"mode": "max", "return_max_indices": True}):
+        for table in (weight, weight.astype(np.float16)):
+            out = np.ma.masked_array(np.full((1, 2), 9, np.float16), [[True, False]])
+            out.harden_mask()
+            embag.embedding_bag([1, 2], table, [0], out=out, out_dtype=np.float16, **options)
+            expected = [6, 8] if options["mode"] == "sum" else [4, 5]
+            np.testing.assert_array_equal(np.ma.getdata(out), [expected])
+            assert out.mask.tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("options", [{}, {"return_max_indices": True}])
+def test_what_a_kernel_did_not_finish_is_not_handed_on(options, monkeypatch):
+    # Another thread may write a bad index after the check and before the kernel.
+    weight = np.ones((3, 2), np.float32)
+    kernels = functional.kernels
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(kernels, name)
+
+        @staticmethod
+        def embedding_bag(*arguments):
+            return False
+
+    for table in (weight, weight.astype(np.float16)):
+        out = np.full((1, 2), 7, np.float16)
+        with monkeypatch.context() as patch:
+            patch.setattr(functional, "kernels", Interrupted())
+            with pytest.raises(RuntimeError, match="^arrays must not change during the call"):
+                embag.embedding_bag(
+                    [0, 1], table, [0], mode="max", out=out, out_dtype=np.float16, **options
+                )
+        np.testing.assert_array_equal(out, np.full((1, 2), 7, np.float16))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import embag
-from embag import _table_files, tables
+from embag import _table_files, quantized, tables
 
 safetensors = pytest.importorskip("safetensors")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -793,3 +793,54 @@ def test_pieces_of_a_header_cut_out_and_doubled(tmp_path, suffix, name):
         start, stop = sorted(generator.integers(0, len(content) - TABLES[name].nbytes, 2).tolist())
         check_mutant(path, content[:start] + content[stop:], TABLES[name])
         check_mutant(path, content[:stop] + content[start:], TABLES[name])
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_quantized_on_the_way_to_the_file(suffix, bits, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantized, "CHUNK_ENTRIES", 40)
+    weight = np.random.default_rng(0).standard_normal((23, 9)).astype(np.float32)
+    path, done = tmp_path / f"small.{suffix}", []
+    embag.save_table(path, weight, bits=bits, progress=lambda *n: done.append(n))
+    expected = embag.quantize(weight, bits)
+    for memory in ("map", "copy"):
+        table = embag.load_table(path, memory)
+        assert (table.bits, table.shape, table.layout) == (bits, (23, 9), "fused")
+        np.testing.assert_array_equal(table.packed, expected.packed)
+    assert done[-1] == (23, 23)
+    assert len(done) == 6
+    embag.save_table(path, weight[:0], bits=bits)
+    assert embag.load_table(path).shape == (0, 9)
+
+
+def test_a_row_that_cannot_be_quantized_leaves_the_old_file(tmp_path):
+    weight = np.ones((4, 3), np.float32)
+    path = tmp_path / "small.npy"
+    embag.save_table(path, weight, bits=8)
+    before = path.read_bytes()
+    weight[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^weight must have finite rows, got nan in row 2$"):
+        embag.save_table(path, weight, bits=8)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["small.npy"]
+
+
+def test_bits_that_do_not_go_with_the_table(tmp_path):
+    weight = np.ones((4, 3), np.float32)
+    path = tmp_path / "small.npy"
+    for table, options, message in (
+        (weight, {"bits": 3}, "bits must be 8, 4 or 2, got 3"),
+        (embag.quantize(weight), {"bits": 8}, "bits must be None for a table that is quantized"),
+        (weight, {"progress": print}, "progress must be None without bits"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            embag.save_table(path, table, **options)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    path = tmp_path / "table.npy"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"path must lead to a regular file, got a pipe$"):
+        embag.load_table(path)
