@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import embag
-from embag import _table_files, quantized, tables
+from embag import _table_files, tables
 
 safetensors = pytest.importorskip("safetensors")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -798,7 +798,7 @@ def test_pieces_of_a_header_cut_out_and_doubled(tmp_path, suffix, name):
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_quantized_on_the_way_to_the_file(suffix, bits, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized, "CHUNK_ENTRIES", 40)
+    monkeypatch.setattr("embag.quantized.CHUNK_ENTRIES", 40)
     weight = np.random.default_rng(0).standard_normal((23, 9)).astype(np.float32)
     path, done = tmp_path / f"small.{suffix}", []
     embag.save_table(path, weight, bits=bits, progress=lambda *n: done.append(n))
