@@ -432,30 +432,26 @@ def _compile(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-FORWARD: dict[str, type[Contender]] = {
-    "torch": Torch,
-    "embag": Embag,
-    "embag-numpy": EmbagNumpy,
-    "limit": Limit,
-    "numba": Numba,
-    "scipy": Scipy,
-    "numpy": Numpy,
-}
-BACKWARD: dict[str, type[Contender]] = {
-    "torch": TorchBackward,
-    "torch-uncoalesced": TorchUncoalesced,
-    "embag": EmbagBackward,
-}
-STEP: dict[str, type[Contender]] = {
-    "torch": TorchStep,
-    "embag": EmbagStep,
+# Who computes what, by name: for each kind of workload, its contenders.
+CONTENDERS: dict[str, dict[str, type[Contender]]] = {
+    "forward": {
+        "torch": Torch,
+        "embag": Embag,
+        "embag-numpy": EmbagNumpy,
+        "limit": Limit,
+        "numba": Numba,
+        "scipy": Scipy,
+        "numpy": Numpy,
+    },
+    "backward": {
+        "torch": TorchBackward,
+        "torch-uncoalesced": TorchUncoalesced,
+        "embag": EmbagBackward,
+    },
+    "step": {
+        "torch": TorchStep,
+        "embag": EmbagStep,
+    },
 }
 # By name alone, for what does not depend on the workload.
-ALL = {**STEP, **BACKWARD, **FORWARD}
-
-
-def contenders_for(workload: Workload) -> dict[str, type[Contender]]:
-    """Return who computes what this workload times, by name."""
-    if workload.step:
-        return STEP
-    return FORWARD if workload.gradient is None else BACKWARD
+ALL = {name: contender for kind in CONTENDERS.values() for name, contender in kind.items()}

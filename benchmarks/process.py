@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.contenders import contenders_for
+from benchmarks.contenders import CONTENDERS
 from benchmarks.run import median_ratio
 from benchmarks.worker import ROOT, Worker
 from benchmarks.workloads import Batch, Workload, make_batches
@@ -146,9 +146,10 @@ def measure_gradients(quick: bool) -> dict[str, Any]:
     n_indices = n_bags * bag_size
     results = {}
     for name, case in GRADIENT_CASES.items():
-        options = {"name": name, "n_bags": n_bags, "bag_size": bag_size, **case}
+        options = {"name": name, "kind": "backward", "gradient": "sparse", **case}
+        options |= {"n_bags": n_bags, "bag_size": bag_size}
         for n_rows in (1000, 10_000 if quick else 1_000_000):
-            call = _in_fresh_process(n_rows=n_rows, gradient="sparse", **options)
+            call = _in_fresh_process(n_rows=n_rows, **options)
             beside, n_used = max(call["traced"], call["resident"]), call["rows in use"]
             # What the documentation of `embedding_bag_backward` allows.
             target = (24 if "weighted" in case else 16) * n_indices + 16 * n_used
@@ -181,7 +182,7 @@ def one_call(name: str, n_threads: int = 1, **options: Any) -> dict[str, int]:
     process's memory rises, whoever allocated it. Both less the output.
     """
     workload = Workload(name, name, dim=DIM, n_batches=1, **options)
-    contender = contenders_for(workload)["embag"](workload, n_threads)
+    contender = CONTENDERS[workload.kind]["embag"](workload, n_threads)
     (batch,) = make_batches(workload)
     call = [contender.convert(batch)]
     # A call with a tenth of the indices, for what is set up once: threads and their stacks.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.contenders import ALL, contenders_for
+from benchmarks.contenders import ALL, CONTENDERS
 from benchmarks.worker import Worker
 from benchmarks.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
@@ -71,7 +71,7 @@ def measure(
     workload: Workload, contenders: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure one workload; returns its entry of the results."""
-    classes = contenders_for(workload)
+    classes = CONTENDERS[workload.kind]
     reasons = {
         c: classes[c].unsuited(workload, arguments.threads) if c in classes else "no such operation"
         for c in contenders
@@ -89,6 +89,7 @@ def measure(
     return {
         "name": workload.name,
         "title": workload.title,
+        "kind": workload.kind,
         "gradient": workload.gradient,
         "n_rows": workload.n_rows,
         "dim": workload.dim,

@@ -1,8 +1,8 @@
 """Results to Markdown tables: `python -m benchmarks.table RESULTS.json README.md`.
 
-There are two tables, of the forward pass and of the gradients. Those that the results
-have workloads of replace what stands between their markers in the README. `--check`
-changes nothing and fails if it would. No figure is typed by hand.
+There is a table for each group of workloads. Those that the results have workloads of
+replace what stands between their markers in the README. `--check` changes nothing and
+fails if it would. No figure is typed by hand.
 """
 
 import argparse
@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.workloads import GROUPS
 
 
 @dataclass(frozen=True)
@@ -29,30 +31,32 @@ class Table:
         return f"<!-- {self.marker}: end -->"
 
 
-FORWARD = Table(
-    "benchmark table",
-    "workload",
-    (
-        ("embag, ns per row", "embag", "ns per row", ".1f"),
-        ("torch, ns per row", "torch", "ns per row", ".1f"),
-        ("times as fast as torch", "embag", "times torch", ".2f"),
-        ("the same, table as NumPy allocates it", "embag-numpy", "times torch", ".2f"),
-        ("of the gather limit", "embag", "share of limit", ".0%"),
+TABLES = {
+    "forward": Table(
+        "benchmark table",
+        "workload",
+        (
+            ("embag, ns per row", "embag", "ns per row", ".1f"),
+            ("torch, ns per row", "torch", "ns per row", ".1f"),
+            ("times as fast as torch", "embag", "times torch", ".2f"),
+            ("the same, table as NumPy allocates it", "embag-numpy", "times torch", ".2f"),
+            ("of the gather limit", "embag", "share of limit", ".0%"),
+        ),
+        "1024 bags of 40 where nothing else is said.",
     ),
-    "1024 bags of 40 where nothing else is said.",
-)
-GRADIENTS = Table(
-    "gradient table",
-    "backward pass",
-    (
-        ("embag, ns per index", "embag", "ns per row", ".1f"),
-        ("torch, ns per index", "torch", "ns per row", ".1f"),
-        ("times as fast as torch", "embag", "times torch", ".2f"),
-        ("the same, torch not coalescing", "embag", "times torch-uncoalesced", ".2f"),
+    "gradients": Table(
+        "gradient table",
+        "backward pass",
+        (
+            ("embag, ns per index", "embag", "ns per row", ".1f"),
+            ("torch, ns per index", "torch", "ns per row", ".1f"),
+            ("times as fast as torch", "embag", "times torch", ".2f"),
+            ("the same, torch not coalescing", "embag", "times torch-uncoalesced", ".2f"),
+        ),
+        "D = 64 and 512 bags of 40 where nothing else is said; torch's sparse gradients are "
+        "coalesced, but for the last column.",
     ),
-    "D = 64 and 512 bags of 40 where nothing else is said; torch's sparse gradients are "
-    "coalesced, but for the last column.",
-)
+}
 
 
 def main() -> None:
@@ -63,11 +67,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     results = json.loads(arguments.results.read_text())
-    # Results from before there were gradients do not name one.
-    forward = [w for w in results["workloads"] if w.get("gradient") is None]
-    gradients = [w for w in results["workloads"] if w.get("gradient") is not None]
     old = new = arguments.readme.read_text()
-    for table, workloads in ((FORWARD, forward), (GRADIENTS, gradients)):
+    for group, table in TABLES.items():
+        workloads = [w for w in results["workloads"] if w["name"] in GROUPS[group]]
         if not workloads:
             continue
         if new.count(table.start) != 1 or new.count(table.end) != 1:

@@ -44,8 +44,8 @@ class Workload:
     padding_idx: int | None = None  # then a tenth of the indices
     ids: str = "uniform"  # or "zipf", or "hot": half of them one row
     ragged: bool = False  # geometric lengths, some 0; one bag as large as a fifth of the rest
+    kind: str = "forward"  # of operation: who computes it (`contenders.CONTENDERS`)
     gradient: str | None = None  # of the table: "dense" or "sparse"; or "per_sample_weights"
-    step: bool = False  # the gradient is there: add it to the table
     n_batches: int = 32
     passes: int = 1  # over all batches, in a round
     contenders: tuple[str, ...] = MAIN
@@ -66,7 +66,7 @@ class Batch:
 
 # Two million rows: far more than the caches hold. Sixteen batches where peers take 500 ns
 # for a row.
-_ALL = [
+_FORWARD = [
     Workload(
         "one-bag",
         "one bag of 20, D = 64, 1000 rows: the whole call",
@@ -164,10 +164,13 @@ _ALL = [
         n_batches=16,
         targets={"embag": {"torch": 8}},
     ),
+]
+_GRADIENTS = [
     Workload(
         "dense-sum-d64-10k",
         "dense gradient, sum, 10 k rows",
         *(10_000, 64, 512),
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 10}},
@@ -177,6 +180,7 @@ _ALL = [
         "dense gradient, mean, 10 k rows",
         *(10_000, 64, 512),
         mode="mean",
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 8}},
@@ -186,6 +190,7 @@ _ALL = [
         "dense gradient, max, 10 k rows",
         *(10_000, 64, 512),
         mode="max",
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 2}},
@@ -195,6 +200,7 @@ _ALL = [
         "dense gradient, float64 sum, 10 k rows",
         *(10_000, 64, 512),
         dtype="float64",
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 10}},
@@ -203,6 +209,7 @@ _ALL = [
         "dense-sum-d64-1m",
         "dense gradient, sum, 1 M rows",
         *(1_000_000, 64, 512),
+        kind="backward",
         gradient="dense",
         n_batches=8,
         contenders=BACKWARD,
@@ -212,6 +219,7 @@ _ALL = [
         "sparse-sum-d16-1m",
         "sparse gradient, sum, D = 16, 1 M rows",
         *(1_000_000, 16, 512),
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -219,6 +227,7 @@ _ALL = [
         "sparse-sum-d64-1m",
         "sparse gradient, sum, 1 M rows",
         *(1_000_000, 64, 512),
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
         targets={"embag": {"torch": 8, "torch-uncoalesced": 1.5}},
@@ -227,6 +236,7 @@ _ALL = [
         "sparse-sum-d256-1m",
         "sparse gradient, sum, D = 256, 1 M rows",
         *(1_000_000, 256, 512),
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -235,6 +245,7 @@ _ALL = [
         "sparse gradient, mean, 1 M rows",
         *(1_000_000, 64, 512),
         mode="mean",
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -243,6 +254,7 @@ _ALL = [
         "sparse gradient and that of the weights, weighted sum, 1 M rows",
         *(1_000_000, 64, 512),
         weighted=True,
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -251,6 +263,7 @@ _ALL = [
         "sparse gradient, sum, Zipf-distributed ids, 4096 bags of 20, 1 M rows",
         *(1_000_000, 64, 4096, 20),
         ids="zipf",
+        kind="backward",
         gradient="sparse",
         n_batches=16,
         contenders=SPARSE,
@@ -261,6 +274,7 @@ _ALL = [
         "sparse gradient, sum, one row in half of all places, 1 M rows",
         *(1_000_000, 64, 512),
         ids="hot",
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -269,6 +283,7 @@ _ALL = [
         "gradient of the weights alone, weighted sum, 1 M rows",
         *(1_000_000, 64, 512),
         weighted=True,
+        kind="backward",
         gradient="per_sample_weights",
         contenders=BACKWARD,
         targets={"embag": {"torch": 1.5}},
@@ -277,18 +292,18 @@ _ALL = [
         "step-d64-1m",
         "a step: the sparse gradient added to the table, 1 M rows",
         *(1_000_000, 64, 512),
+        kind="step",
         gradient="sparse",
-        step=True,
         contenders=BACKWARD,
     ),
 ]
 QUICK = ("one-bag", "weighted-d64-2m", "ragged-d64-2m", "max-d64-1m", "padding-d64-1m")
 QUICK += ("dense-mean-d64-10k", "dense-max-d64-10k", "sparse-weighted-d64-1m")
 QUICK += ("weights-d64-1m", "step-d64-1m")
-WORKLOADS = {workload.name: workload for workload in _ALL}
+WORKLOADS = {workload.name: workload for workload in [*_FORWARD, *_GRADIENTS]}
 GROUPS = {
-    "forward": [workload.name for workload in _ALL if workload.gradient is None],
-    "gradients": [workload.name for workload in _ALL if workload.gradient is not None],
+    "forward": [workload.name for workload in _FORWARD],
+    "gradients": [workload.name for workload in _GRADIENTS],
 }
 
 
