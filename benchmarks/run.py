@@ -18,7 +18,7 @@ from benchmarks.contenders import ALL, CONTENDERS
 from benchmarks.worker import Worker
 from benchmarks.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
-BASELINES = ("torch", "torch-uncoalesced")  # others are as many times as fast as these
+BASELINES = ("torch", "torch-uncoalesced", "fbgemm")  # others are as many times as fast as these
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def main(workload_name: str, contender_name: str, n_threads: int, quick: bool) -
     # Untimed calls wake the processor up. They are the last of the round: long out of the
     # caches when their turn comes again.
     warm_up = calls[-max(1, len(calls) // 32) :]
-    n_indices = workload.passes * sum(len(batch.indices) for batch in batches)
+    n_indices = workload.passes * sum(contender.count_rows(batch) for batch in batches)
     facts = {"n_calls": len(calls), "n_indices": n_indices, "note": contender.note}
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
