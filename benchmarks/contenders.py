@@ -379,6 +379,12 @@ class EmbagCollection(Collection, Embag):
 class TorchCollection(Collection, Torch):
     """A loop of `embedding_bag`, and `cat`. The ids are split by table beforehand."""
 
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        if workload.is_quantized:
+            return "tables of floats only"
+        return super().unsuited(workload, n_threads)
+
     def convert(self, batch: Batch) -> Any:
         tensor = self.module.from_numpy
         parts = split_batch(self.workload, batch)

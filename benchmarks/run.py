@@ -1,9 +1,9 @@
 """Run the workloads: `python -m benchmarks.run`, from the root of the repository.
 
 A process per contender. They work in turn, one at a time (A B A B), and each round is
-compared with the neighbouring round of torch, coalescing or not: on a shared machine
-times drift by a factor of two within minutes, the median of such ratios does not.
-Absolute figures are medians too, for orientation.
+compared with the neighbouring rounds of torch, coalescing or not, and of FBGEMM: on a
+shared machine times drift by a factor of two within minutes, the median of such ratios
+does not. Absolute figures are medians too, for orientation.
 """
 
 import argparse
@@ -94,6 +94,7 @@ def measure(
         "n_rows": workload.n_rows,
         "dim": workload.dim,
         "dtype": workload.dtype,
+        "n_tables": workload.n_tables,
         "n_bags": workload.n_bags,
         "n_batches": workload.n_batches,
         "limit target": workload.limit_target,
@@ -109,6 +110,7 @@ def summarize(
     times = {b: median_ratio(seconds.get(b), seconds[contender]) for b in BASELINES}
     targets = workload.targets.get(contender, {})
     return {
+        "bytes per row": workload.row_bytes,
         "ns per row": median / facts["n_indices"] * 1e9,
         "us per call": median / facts["n_calls"] * 1e6,
         "GB/s": facts["n_indices"] * workload.row_bytes / median / 1e9,

@@ -21,6 +21,7 @@ class Table:
     first_column: str
     columns: tuple[tuple[str, str, str, str], ...]  # heading, contender, figure, format
     usual: str  # what workloads do not say in their titles
+    peers: tuple[str, ...] = ("torch",)
 
     @property
     def start(self) -> str:
@@ -55,6 +56,21 @@ TABLES = {
         ),
         "D = 64 and 512 bags of 40 where nothing else is said; torch's sparse gradients are "
         "coalesced, but for the last column.",
+    ),
+    "inference": Table(
+        "inference table",
+        "inference",
+        (
+            ("bytes of a row", "embag", "bytes per row", "d"),
+            ("embag, ns per row", "embag", "ns per row", ".1f"),
+            ("torch, ns per row", "torch", "ns per row", ".1f"),
+            ("FBGEMM, ns per row", "fbgemm", "ns per row", ".1f"),
+            ("times as fast as torch", "embag", "times torch", ".2f"),
+            ("as FBGEMM", "embag", "times fbgemm", ".2f"),
+            ("of the gather limit", "embag", "share of limit", ".0%"),
+        ),
+        "1024 bags of 40 where nothing else is said.",
+        ("torch", "fbgemm-gpu-cpu"),
     ),
 }
 
@@ -92,12 +108,12 @@ def render(table: Table, workloads: list[dict[str, Any]], results: dict[str, Any
         figures = workload["contenders"]
         cells = [_cell(figures, *column) for _, *column in table.columns]
         lines.append(f"| {workload['title']} | {' | '.join(cells)} |")
-    torch = f"torch {versions['torch']}" if versions["torch"] else "torch not installed"
+    peers = [f"{p} {versions[p]}" if versions.get(p) else f"{p} not installed" for p in table.peers]
     lines += [
         "",
         f"{machine['processor']}, {n_threads} thread{'s' if n_threads > 1 else ''} of "
         f"{machine['cores']} cores, level {versions['level']}; {versions['compiler']}, "
-        f"NumPy {versions['numpy']}, {torch}; {results['date']}. Medians of "
+        f"NumPy {versions['numpy']}, {', '.join(peers)}; {results['date']}. Medians of "
         f'{settings["rounds"]} rounds; "times as fast" is the median of the ratios of '
         f"neighbouring rounds. {table.usual}",
     ]

@@ -419,6 +419,7 @@ _INFERENCE = [
         *(10_000, 64, 512),
         dtype="int8",
         kind="quantized",
+        passes=4,
         contenders=("torch", "embag"),
         targets={"embag": {"torch": 1.1}},
     ),
@@ -428,6 +429,7 @@ _INFERENCE = [
         *(10_000, 128, 512),
         dtype="int8",
         kind="quantized",
+        passes=4,
         contenders=("torch", "embag"),
     ),
     Workload(
@@ -436,6 +438,7 @@ _INFERENCE = [
         *(10_000, 64, 512),
         dtype="int4",
         kind="quantized",
+        passes=4,
         contenders=("torch", "embag"),
     ),
     Workload(
@@ -444,6 +447,7 @@ _INFERENCE = [
         *(10_000, 128, 512),
         dtype="int4",
         kind="quantized",
+        passes=4,
         contenders=("torch", "embag"),
         targets={"embag": {"torch": 1.1}},
     ),
