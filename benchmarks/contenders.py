@@ -17,18 +17,33 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.workloads import Batch, Workload, assert_gradients, assert_result, fill_table
+from benchmarks.workloads import (
+    Batch,
+    QuantizedRows,
+    Workload,
+    assert_collection,
+    assert_gradients,
+    assert_result,
+    fill_table,
+    numpy_dtype,
+    split_batch,
+)
 
+N_CHECKED = 10_000  # rows that are compared with the floats that they stand for
 LEARNING_RATE = 2.0**-10  # a power of two: multiplying by it rounds nothing
 
 
 class Contender:
-    """A way to compute a workload. `table` is a NumPy view of its table."""
+    """A way to compute a workload.
+
+    `weight` is the table as the package takes it, `table` as the reference reads it: the
+    same memory.
+    """
 
     package = ""
     note = ""
@@ -37,8 +52,7 @@ class Contender:
         self.module: Any = importlib.import_module(self.package)
         self.workload = workload
         self.set_threads(n_threads)
-        self.table: NDArray[Any] = self.make_table((workload.n_rows, workload.dim))
-        fill_table(self.table)
+        self.weight, self.table = self.make_table(seed=1)
 
     @classmethod
     def missing(cls) -> str | None:
@@ -55,12 +69,28 @@ class Contender:
     def set_threads(self, n_threads: int) -> None:
         """Do what the environment variables of `worker.py` do not."""
 
-    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
-        return np.empty(shape, self.workload.dtype)
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        """Make what becomes `weight` and `table`."""
+        table = self.allocate((self.workload.n_rows, self.workload.dim))
+        fill_table(table, seed)
+        return table, table
+
+    def allocate(self, shape: tuple[int, int]) -> NDArray[Any]:
+        return np.empty(shape, numpy_dtype(self.workload.dtype))
+
+    def make_floats(self, seed: int) -> NDArray[np.float32]:
+        """Make the table that a quantized one stands for."""
+        floats = np.empty((self.workload.n_rows, self.workload.dim), np.float32)
+        fill_table(floats, seed)
+        return floats
 
     def convert(self, batch: Batch) -> Any:
         """Bring a batch to the contender's own types, outside the timing."""
         return batch
+
+    def count_rows(self, batch: Batch) -> int:
+        """Return how many rows are read."""
+        return len(batch.indices)
 
     def run(self, batches: Sequence[Any]) -> Any:
         """Compute all batches in turn; returns the last result."""
@@ -75,6 +105,12 @@ class Contender:
 
 class EmbeddingBag(Contender):
     """What torch and embag share: the function's signature."""
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        if workload.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
+            return "ml_dtypes is not installed"
+        return None
 
     def set_threads(self, n_threads: int) -> None:
         self.module.set_num_threads(n_threads)
@@ -99,22 +135,29 @@ class EmbeddingBag(Contender):
 
 
 class Embag(EmbeddingBag):
-    """embag with a table in the memory that `aligned_copy` gives."""
+    """embag with a table in the memory that `aligned_copy` gives, or quantized."""
 
     package = "embag"
 
-    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
-        return self.module.aligned_empty(shape, self.workload.dtype)
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        if not self.workload.is_quantized:
+            return super().make_table(seed)
+        floats, bits = self.make_floats(seed), self.workload.bits
+        quantized = self.module.quantize(floats, bits)
+        return quantized, _fused_rows(quantized.packed, bits, floats)
+
+    def allocate(self, shape: tuple[int, int]) -> NDArray[Any]:
+        return self.module.aligned_empty(shape, numpy_dtype(self.workload.dtype))
 
     def run(self, batches: Sequence[Any]) -> Any:
-        return self.call_all(self.module.embedding_bag, self.table, batches)
+        return self.call_all(self.module.embedding_bag, self.weight, batches)
 
 
 class EmbagNumpy(Embag):
     """embag with a table that NumPy allocated."""
 
-    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
-        return np.empty(shape, self.workload.dtype)
+    def allocate(self, shape: tuple[int, int]) -> NDArray[Any]:
+        return np.empty(shape, numpy_dtype(self.workload.dtype))
 
 
 class Torch(EmbeddingBag):
@@ -122,9 +165,17 @@ class Torch(EmbeddingBag):
 
     package = "torch"
 
-    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
-        self.tensor = self.module.empty(shape, dtype=getattr(self.module, self.workload.dtype))
-        return self.tensor.numpy()
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        shape = self.workload.n_rows, self.workload.dim
+        tensor = self.module.empty(shape, dtype=getattr(self.module, self.workload.dtype))
+        table = self.to_array(tensor)
+        fill_table(table, seed)
+        return tensor, table
+
+    def to_array(self, tensor: Any) -> NDArray[Any]:
+        """View a tensor as an array, which torch's `numpy` does not for bfloat16."""
+        dtype = numpy_dtype(str(tensor.dtype).removeprefix("torch."))
+        return tensor.view(self.module.uint8).numpy().view(dtype)
 
     def convert(self, batch: Batch) -> Any:
         tensor = self.module.from_numpy
@@ -136,7 +187,10 @@ class Torch(EmbeddingBag):
     def run(self, batches: Sequence[Any]) -> Any:
         with self.module.inference_mode():
             function = self.module.nn.functional.embedding_bag
-            return self.call_all(function, self.tensor, batches)
+            return self.call_all(function, self.weight, batches)
+
+    def assert_result(self, batch: Batch, result: Any) -> None:
+        super().assert_result(batch, self.to_array(result))
 
 
 class Backward(Contender):
@@ -198,7 +252,7 @@ class TorchBackward(Backward, Torch):
     def convert(self, batch: Batch) -> Any:
         """Return the output, and the tensors whose gradients are wanted."""
         indices, offsets, options = super().convert(batch)
-        table, inputs = self.tensor.detach(), []
+        table, inputs = self.weight.detach(), []
         if self.workload.gradient != "per_sample_weights":
             inputs.append(table.requires_grad_())
         if "per_sample_weights" in options:
@@ -263,7 +317,188 @@ class TorchStep(Step, TorchBackward):
 
     def run(self, batches: Sequence[Any]) -> None:
         for gradient in batches:
-            self.tensor.add_(gradient, alpha=-LEARNING_RATE)
+            self.weight.add_(gradient, alpha=-LEARNING_RATE)
+
+
+class TorchQuantized(Torch):
+    """torch's operators for the tables that its `embedding_bag_*_prepack` makes."""
+
+    NAMES: ClassVar = {8: "byte", 4: "4bit", 2: "2bit"}
+
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        floats, bits = self.make_floats(seed), self.workload.bits
+        packed = self.operator("prepack")(self.module.from_numpy(floats))
+        return packed, _fused_rows(packed.numpy(), bits, floats)
+
+    def operator(self, name: str) -> Any:
+        operators = self.module.ops.quantized
+        return getattr(operators, f"embedding_bag_{self.NAMES[self.workload.bits]}_{name}")
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, packed, result = self.operator("rowwise_offsets"), self.weight, None
+        with self.module.inference_mode():
+            for indices, offsets, _ in batches:
+                result = function(packed, indices, offsets)
+        return result
+
+
+class Collection(Contender):
+    """What the contenders at many tables share: `weight` and `table` are one for each."""
+
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        make_table = super().make_table
+        tables = [make_table(seed + t) for t in range(self.workload.n_tables)]
+        return tuple(zip(*tables, strict=True))
+
+    def convert(self, batch: Batch) -> Any:
+        """Return the ids end to end, and the offsets with the last bag's end."""
+        return batch.indices, np.append(batch.offsets, len(batch.indices))
+
+    def assert_result(self, batch: Batch, result: Any) -> None:
+        assert_collection(self.workload, self.table, batch, np.asarray(result))
+
+
+class EmbagCollection(Collection, Embag):
+    """`EmbeddingBagCollection`."""
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        names = [f"table {t}" for t in range(workload.n_tables)]
+        self.function = self.module.EmbeddingBagCollection(
+            dict(zip(names, self.weight, strict=True)),
+            [self.module.Feature(name, name) for name in names],
+        )
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, result = self.function, None
+        for indices, offsets in batches:
+            result = function(indices, offsets)
+        return result
+
+
+class TorchCollection(Collection, Torch):
+    """A loop of `embedding_bag`, and `cat`. The ids are split by table beforehand."""
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        if workload.is_quantized:
+            return "tables of floats only"
+        return super().unsuited(workload, n_threads)
+
+    def convert(self, batch: Batch) -> Any:
+        tensor = self.module.from_numpy
+        parts = split_batch(self.workload, batch)
+        return [tensor(part.indices) for part in parts], tensor(parts[0].offsets)
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, cat = self.module.nn.functional.embedding_bag, self.module.cat
+        tables, result = self.weight, None
+        with self.module.inference_mode():
+            for parts, offsets in batches:
+                pooled = [
+                    function(indices, table, offsets, mode="sum")
+                    for indices, table in zip(parts, tables, strict=True)
+                ]
+                result = cat(pooled, 1)
+        return result
+
+
+class Fbgemm(Collection):
+    """FBGEMM's table-batched embeddings for inference, with int32 ids as it prefers them."""
+
+    package = "fbgemm_gpu"
+
+    def set_threads(self, n_threads: int) -> None:
+        self.torch = importlib.import_module("torch")
+        self.torch.set_num_threads(n_threads)
+
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        """Make all tables; `weight` is the module that has them."""
+        workload = self.workload
+        inference = f"{self.package}.split_table_batched_embeddings_ops_inference"
+        common = f"{self.package}.split_table_batched_embeddings_ops_common"
+        location = importlib.import_module(common).EmbeddingLocation.HOST
+        types = importlib.import_module(f"{self.package}.split_embedding_configs").SparseType
+        row_type = {"float32": types.FP32, "int8": types.INT8}[workload.dtype]
+        tbe = importlib.import_module(inference).IntNBitTableBatchedEmbeddingBagsCodegen(
+            [
+                (f"table {t}", workload.n_rows, workload.dim, row_type, location)
+                for t in range(workload.n_tables)
+            ],
+            device="cpu",
+            output_dtype=types.FP32,
+        )
+        tbe.initialize_weights()
+        tables = [
+            self.fill(seed + t, weights.numpy(), numbers)
+            for t, (weights, numbers) in enumerate(tbe.split_embedding_weights())
+        ]
+        return tbe, tables
+
+    def fill(self, seed: int, weights: NDArray[np.uint8], numbers: Any) -> Any:
+        """Fill a table in place; `numbers` are scales and biases in float16, if it has some."""
+        if numbers is None:
+            table = weights.view(np.float32)
+            fill_table(table, seed)
+            return table
+        floats = self.make_floats(seed)
+        quantize = self.torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized
+        fused = quantize(self.torch.from_numpy(floats)).numpy()
+        codes, numbers32 = np.split(fused, [self.workload.dim], axis=1)
+        weights[...] = codes
+        numbers = numbers.numpy()
+        numbers[...] = numbers32.view(np.float32).astype(np.float16).view(np.uint8)
+        rows = QuantizedRows(weights, numbers, self.workload.bits)
+        rows.assert_stands_for(floats[:N_CHECKED])
+        return rows
+
+    def convert(self, batch: Batch) -> Any:
+        indices, offsets = super().convert(batch)
+        return tuple(self.torch.from_numpy(a.astype(np.int32)) for a in (indices, offsets))
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, result = self.weight, None
+        with self.torch.inference_mode():
+            for indices, offsets in batches:
+                result = function(indices, offsets)
+        return result
+
+
+class Quantize(Contender):
+    """What the contenders at quantizing share. Each result is new, and dropped before the next."""
+
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        floats = self.make_floats(seed)
+        return floats, floats
+
+    def count_rows(self, batch: Batch) -> int:
+        return self.workload.n_rows
+
+    def assert_result(self, batch: Batch, result: Any) -> None:
+        _fused_rows(np.asarray(result), self.workload.bits, self.table)
+
+
+class EmbagQuantize(Quantize, Embag):
+    """`quantize`."""
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, bits, result = self.module.quantize, self.workload.bits, None
+        for _ in batches:
+            result = None
+            result = function(self.weight, bits)
+        return result.packed
+
+
+class TorchQuantize(Quantize, TorchQuantized):
+    """torch's `prepack`."""
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, table = self.operator("prepack"), self.module.from_numpy(self.weight)
+        result = None
+        for _ in batches:
+            result = None
+            result = function(table)
+        return result
 
 
 class PlainSum(Contender):
@@ -275,6 +510,8 @@ class PlainSum(Contender):
             return "one thread only"
         if workload.mode != "sum" or workload.weighted or workload.padding_idx is not None:
             return "plain sums only"
+        if workload.dtype not in ("float32", "float64"):
+            return "float32 and float64 only"
         return None
 
 
@@ -357,7 +594,8 @@ class Limit(Contender):
             *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
             *(ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
         ]
-        self.n_lines = int(np.diff(self._lines(np.arange(workload.n_rows)), axis=0).max())
+        starts, stops = self._lines(np.arange(workload.n_rows))
+        self.n_lines = int((stops - starts).max())
         self.way = (0, 0, 0)  # level, ahead, burst
 
     @classmethod
@@ -370,11 +608,17 @@ class Limit(Contender):
     def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
         return "one thread only" if n_threads > 1 else None
 
-    def make_table(self, shape: tuple[int, int]) -> NDArray[Any]:
-        return self.module.aligned_empty(shape, self.workload.dtype)
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        """Make one table of as many bytes as the workload's tables have."""
+        n_bytes = self.workload.n_tables * self.workload.n_rows * self.workload.row_bytes
+        table = self.module.aligned_empty(-(-n_bytes // 64) * 8, np.float64)  # whole lines
+        fill_table(table, seed)
+        return table, table
 
     def convert(self, batch: Batch) -> Any:
-        return batch.indices
+        first_rows = np.arange(self.workload.n_tables) * self.workload.n_rows
+        n_indices = len(batch.indices) // self.workload.n_tables  # of each
+        return batch.indices + first_rows.repeat(n_indices)
 
     def tune(self, batches: Sequence[Any]) -> None:
         """Look for the best way: all of them once, then the best few in turn."""
@@ -409,15 +653,23 @@ class Limit(Contender):
 
     def check(self, batch: Batch) -> None:
         """Compare the sum of the first words of all lines, for each way."""
-        first_words = self.table.reshape(-1).view(np.uint64)[::8]
-        starts, stops = self._lines(batch.indices)
-        assert (stops - starts == self.n_lines).all(), "gather_limit.c: rows of different lines"
-        lines = starts[:, None] + np.arange(self.n_lines)
+        first_words = self.table.view(np.uint64)[::8]
+        rows = self.convert(batch)
+        starts, stops = self._lines(rows)
+        lines = np.minimum(starts[:, None] + np.arange(self.n_lines), stops[:, None] - 1)
         expected = int(first_words[lines].sum(dtype=np.uint64))
         for level in (0, *self.LEVELS):
             for burst, ahead in self.WAYS:
                 self.way = level, ahead, burst
-                assert self.run([batch.indices]) == expected, self.way
+                assert self.run([rows]) == expected, self.way
+
+
+def _fused_rows(packed: NDArray[np.uint8], bits: int, floats: NDArray[np.float32]) -> QuantizedRows:
+    """Read rows that have their entries first, then scale and bias."""
+    n_codes = floats.shape[1] * bits // 8
+    rows = QuantizedRows(packed[:, :n_codes], packed[:, n_codes:], bits)
+    rows.assert_stands_for(floats[:N_CHECKED])
+    return rows
 
 
 def _compiler() -> str:
@@ -432,30 +684,41 @@ def _compile(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-FORWARD: dict[str, type[Contender]] = {
-    "torch": Torch,
-    "embag": Embag,
-    "embag-numpy": EmbagNumpy,
-    "limit": Limit,
-    "numba": Numba,
-    "scipy": Scipy,
-    "numpy": Numpy,
-}
-BACKWARD: dict[str, type[Contender]] = {
-    "torch": TorchBackward,
-    "torch-uncoalesced": TorchUncoalesced,
-    "embag": EmbagBackward,
-}
-STEP: dict[str, type[Contender]] = {
-    "torch": TorchStep,
-    "embag": EmbagStep,
+# Who computes what, by name: for each kind of workload, its contenders.
+CONTENDERS: dict[str, dict[str, type[Contender]]] = {
+    "forward": {
+        "torch": Torch,
+        "embag": Embag,
+        "embag-numpy": EmbagNumpy,
+        "limit": Limit,
+        "numba": Numba,
+        "scipy": Scipy,
+        "numpy": Numpy,
+    },
+    "backward": {
+        "torch": TorchBackward,
+        "torch-uncoalesced": TorchUncoalesced,
+        "embag": EmbagBackward,
+    },
+    "step": {
+        "torch": TorchStep,
+        "embag": EmbagStep,
+    },
+    "quantized": {
+        "torch": TorchQuantized,
+        "embag": Embag,
+        "limit": Limit,
+    },
+    "collection": {
+        "fbgemm": Fbgemm,
+        "torch": TorchCollection,
+        "embag": EmbagCollection,
+        "limit": Limit,
+    },
+    "quantize": {
+        "torch": TorchQuantize,
+        "embag": EmbagQuantize,
+    },
 }
 # By name alone, for what does not depend on the workload.
-ALL = {**STEP, **BACKWARD, **FORWARD}
-
-
-def contenders_for(workload: Workload) -> dict[str, type[Contender]]:
-    """Return who computes what this workload times, by name."""
-    if workload.step:
-        return STEP
-    return FORWARD if workload.gradient is None else BACKWARD
+ALL = {name: contender for kind in CONTENDERS.values() for name, contender in kind.items()}

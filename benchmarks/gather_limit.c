@@ -10,9 +10,17 @@
 
 enum { LINE = 64 };
 
-/* Ask for `burst` rows, `ahead` rows from here, then read `burst` rows, and so on. Each
- * row touches `lines` lines. The sum of their first words is returned, so that no read can
- * be left out. `lines` and `level` are literals where this is inlined. */
+/* The i-th line of a row that touches `lines` lines, or one less: then its last line is
+ * also taken for the one after it. */
+static inline const char *line_of(uintptr_t row, int64_t row_bytes, int i, int lines)
+{
+    uintptr_t byte = i + 1 < lines ? row + (uintptr_t)i * LINE : row + (uintptr_t)row_bytes - 1;
+    return (const char *)(byte & -(uintptr_t)LINE);
+}
+
+/* Ask for `burst` rows, `ahead` rows from here, then read `burst` rows, and so on. The sum
+ * of the first words of their lines is returned, so that no read can be left out. `lines`
+ * and `level` are literals where this is inlined. */
 static inline __attribute__((always_inline)) uint64_t
 gather_lines(const char *table, const int64_t *rows, int64_t n_rows, int64_t row_bytes,
              int lines, int level, int64_t ahead, int64_t burst)
@@ -23,19 +31,17 @@ gather_lines(const char *table, const int64_t *rows, int64_t n_rows, int64_t row
         int64_t ask_stop = stop + ahead < n_rows ? stop + ahead : n_rows;
         for (int64_t k = start + ahead; level && k < ask_stop; k++) {
             uintptr_t row = (uintptr_t)table + (uintptr_t)(rows[k] * row_bytes);
-            const char *line = (const char *)(row & -(uintptr_t)LINE);
             for (int i = 0; i < lines; i++) {
                 if (level == 1)
-                    __builtin_prefetch(line + i * LINE, 0, 3);
+                    __builtin_prefetch(line_of(row, row_bytes, i, lines), 0, 3);
                 else
-                    __builtin_prefetch(line + i * LINE, 0, 2);
+                    __builtin_prefetch(line_of(row, row_bytes, i, lines), 0, 2);
             }
         }
         for (int64_t k = start < 0 ? 0 : start; k < stop; k++) {
             uintptr_t row = (uintptr_t)table + (uintptr_t)(rows[k] * row_bytes);
-            const char *line = (const char *)(row & -(uintptr_t)LINE);
             for (int i = 0; i < lines; i++)
-                sum += *(const uint64_t *)(line + i * LINE);
+                sum += *(const uint64_t *)line_of(row, row_bytes, i, lines);
         }
     }
     return sum;
@@ -51,6 +57,7 @@ uint64_t gather(const char *table, const int64_t *rows, int64_t n_rows, int64_t 
                   : gather_lines(table, rows, n_rows, row_bytes, lines, 0, 0, n_rows + 1))
     switch (lines) {
     case 2: return GATHER(2);
+    case 3: return GATHER(3);
     case 4: return GATHER(4);
     case 7: return GATHER(7);
     case 8: return GATHER(8);

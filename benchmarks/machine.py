@@ -9,7 +9,7 @@ from typing import Any
 
 import embag
 
-PACKAGES = ("numpy", "torch", "numba", "scipy")
+PACKAGES = ("numpy", "torch", "fbgemm-gpu-cpu", "ml_dtypes", "numba", "scipy")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

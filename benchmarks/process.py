@@ -4,6 +4,7 @@ threads    two threads against one, in turn: the largest forward pass, sparse gr
 import     what `import embag` adds to `import numpy`, in fresh processes, in turn
 memory     what a call takes beside its output, for an input and for one ten times as long
 gradients  what a sparse gradient takes beside itself, for each index and each row in use
+tables     by how much a process grows with a table that it serves; torch's likewise
 
 Each figure has its target beside it. `--json FILE` writes them all.
 """
@@ -15,14 +16,16 @@ import statistics
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.contenders import contenders_for
+from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.run import median_ratio
 from benchmarks.worker import ROOT, Worker
 from benchmarks.workloads import Batch, Workload, make_batches
@@ -38,6 +41,7 @@ start = time.perf_counter()
 import {}
 print(time.perf_counter() - start)
 """
+HUGE_PAGE_BYTES = 2 << 20
 DIM = 64
 MEMORY_CASES: dict[str, dict[str, Any]] = {
     "sum": {},
@@ -52,6 +56,14 @@ GRADIENT_CASES: dict[str, dict[str, Any]] = {
     "mean": {"mode": "mean"},
     "per_sample_weights": {"weighted": True},
     "two threads": {"n_threads": 2},
+}
+# The formats of tables that are served, and the kind of workloads that serve them.
+TABLE_KINDS = {
+    "float32": "forward",
+    "float16": "forward",
+    "int8": "quantized",
+    "int4": "quantized",
+    "int2": "quantized",
 }
 
 
@@ -76,6 +88,11 @@ def main() -> None:
         show(f"memory, sparse gradient, {name}: bytes beside it", figures)
         for unit in ("beside, per index", "in all, per row in use"):
             print(f"    {unit}: {figures[unit]:.1f}")
+    results["tables"] = measure_tables(arguments.quick)
+    for name, figures in results["tables"].items():
+        show(f"memory, a table of {name}: embag, bytes", figures)
+        for contender, n_bytes in figures["bytes per row"].items():
+            print(f"    {contender}, bytes per row: {n_bytes:.1f}")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -108,7 +125,11 @@ def measure_threads(quick: bool) -> dict[str, Any]:
 def measure_import(n_rounds: int) -> dict[str, Any]:
     def milliseconds(package: str) -> float:
         command = [sys.executable, "-c", TIMED_IMPORT.format(package)]
-        run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        # Where this is set, each import would compile the package's sources.
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+        run = subprocess.run(
+            command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+        )
         return float(run.stdout) * 1e3
 
     milliseconds("embag")  # fills the system's file cache
@@ -129,8 +150,8 @@ def measure_memory(quick: bool) -> dict[str, Any]:
     results = {}
     for name, case in MEMORY_CASES.items():
         options = {"name": name, "n_rows": 10_000, "n_bags": n_bags, **case}
-        short = _in_fresh_process(bag_size=bag_size, **options)
-        long = _in_fresh_process(bag_size=10 * bag_size, **options)
+        short = _in_fresh_process(one_call, bag_size=bag_size, **options)
+        long = _in_fresh_process(one_call, bag_size=10 * bag_size, **options)
         results[name] = {
             "result": max(long["traced"], long["resident"]),
             "target": MEMORY_TARGET_BYTES,
@@ -146,9 +167,10 @@ def measure_gradients(quick: bool) -> dict[str, Any]:
     n_indices = n_bags * bag_size
     results = {}
     for name, case in GRADIENT_CASES.items():
-        options = {"name": name, "n_bags": n_bags, "bag_size": bag_size, **case}
+        options = {"name": name, "kind": "backward", "gradient": "sparse", **case}
+        options |= {"n_bags": n_bags, "bag_size": bag_size}
         for n_rows in (1000, 10_000 if quick else 1_000_000):
-            call = _in_fresh_process(n_rows=n_rows, gradient="sparse", **options)
+            call = _in_fresh_process(one_call, n_rows=n_rows, **options)
             beside, n_used = max(call["traced"], call["resident"]), call["rows in use"]
             # What the documentation of `embedding_bag_backward` allows.
             target = (24 if "weighted" in case else 16) * n_indices + 16 * n_used
@@ -163,8 +185,31 @@ def measure_gradients(quick: bool) -> dict[str, Any]:
     return results
 
 
-def _in_fresh_process(**options: Any) -> dict[str, int]:
-    command = [sys.executable, "-m", "benchmarks.process", "one_call", json.dumps(options)]
+def measure_tables(quick: bool) -> dict[str, Any]:
+    """Measure what is resident for a table, in the form that each contender looks up."""
+    n_rows = 100_000 if quick else 1_000_000
+    results = {}
+    for dtype, kind in TABLE_KINDS.items():
+        options = {"name": dtype, "n_rows": n_rows, "dtype": dtype, "kind": kind}
+        n_bytes = {
+            contender: _in_fresh_process(one_table, contender=contender, **options)["resident"]
+            for contender in ("embag", "torch")
+            if CONTENDERS[kind][contender].missing() is None
+        }
+        rows = n_rows * Workload(title="", dim=DIM, **options).row_bytes
+        results[dtype] = {
+            "result": n_bytes["embag"],
+            "target": rows + HUGE_PAGE_BYTES + MEMORY_TARGET_BYTES,
+            "rows": rows,
+            "bytes per row": {contender: n / n_rows for contender, n in n_bytes.items()},
+        }
+    return results
+
+
+def _in_fresh_process(function: Callable[..., Any], **options: Any) -> dict[str, int]:
+    """Have `function`, one of those below, measure in a process of its own."""
+    name = function.__name__
+    command = [sys.executable, "-m", "benchmarks.process", name, json.dumps(options)]
     # A fixed threshold: glibc raises its own as arrays are freed, and what it then keeps
     # could serve the call unseen.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -181,7 +226,7 @@ def one_call(name: str, n_threads: int = 1, **options: Any) -> dict[str, int]:
     process's memory rises, whoever allocated it. Both less the output.
     """
     workload = Workload(name, name, dim=DIM, n_batches=1, **options)
-    contender = contenders_for(workload)["embag"](workload, n_threads)
+    contender = CONTENDERS[workload.kind]["embag"](workload, n_threads)
     (batch,) = make_batches(workload)
     call = [contender.convert(batch)]
     # A call with a tenth of the indices, for what is set up once: threads and their stacks.
@@ -192,7 +237,7 @@ def one_call(name: str, n_threads: int = 1, **options: Any) -> dict[str, int]:
 
     before = _restart_peak()
     result = contender.run(call)
-    resident = _resident_peak() - before
+    resident = _resident("VmHWM") - before
     contender.assert_result(batch, result)
     outputs = result if isinstance(result, tuple) else (result,)
     n_bytes = sum(output.nbytes for output in outputs if output is not None)
@@ -209,21 +254,43 @@ def one_call(name: str, n_threads: int = 1, **options: Any) -> dict[str, int]:
     }
 
 
+def one_table(contender: str, **options: Any) -> dict[str, int]:
+    """Measure by how much this process grows with a table, made and looked up in.
+
+    What making it took besides, such as the floats of a quantized table, is freed before.
+    """
+    workload = Workload(title="", dim=DIM, n_batches=1, **options)
+    make = CONTENDERS[workload.kind][contender]
+    small = make(replace(workload, n_rows=1000), 1)  # for what is set up once
+    _look_up(small)
+    before = _resident("VmRSS")
+    served = make(workload, 1)
+    _look_up(served)
+    return {"resident": _resident("VmRSS") - before}
+
+
+def _look_up(contender: Contender) -> None:
+    (batch,) = make_batches(contender.workload)
+    contender.check(batch)
+
+
 def _restart_peak() -> int:
     """Set the system's record of this process's peak to its present size; return that."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _resident_peak()
+    return _resident("VmHWM")
 
 
-def _resident_peak() -> int:
+def _resident(field: str) -> int:
+    """Return the resident memory of this process: "VmRSS" at present, "VmHWM" at its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status does not tell the peak of resident memory")
+    raise RuntimeError(f"/proc/self/status does not tell {field}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["one_call"]:
-        print(json.dumps(one_call(**json.loads(sys.argv[2]))))
+    functions = {function.__name__: function for function in (one_call, one_table)}
+    if sys.argv[1:] and sys.argv[1] in functions:
+        print(json.dumps(functions[sys.argv[1]](**json.loads(sys.argv[2]))))
     else:
         main()

@@ -1,9 +1,9 @@
 """Run the workloads: `python -m benchmarks.run`, from the root of the repository.
 
 A process per contender. They work in turn, one at a time (A B A B), and each round is
-compared with the neighbouring round of torch, coalescing or not: on a shared machine
-times drift by a factor of two within minutes, the median of such ratios does not.
-Absolute figures are medians too, for orientation.
+compared with the neighbouring rounds of torch, coalescing or not, and of FBGEMM: on a
+shared machine times drift by a factor of two within minutes, the median of such ratios
+does not. Absolute figures are medians too, for orientation.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.contenders import ALL, contenders_for
+from benchmarks.contenders import ALL, CONTENDERS
 from benchmarks.worker import Worker
 from benchmarks.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
-BASELINES = ("torch", "torch-uncoalesced")  # others are as many times as fast as these
+BASELINES = ("torch", "torch-uncoalesced", "fbgemm")  # others are as many times as fast as these
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def measure(
     workload: Workload, contenders: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure one workload; returns its entry of the results."""
-    classes = contenders_for(workload)
+    classes = CONTENDERS[workload.kind]
     reasons = {
         c: classes[c].unsuited(workload, arguments.threads) if c in classes else "no such operation"
         for c in contenders
@@ -89,10 +89,12 @@ def measure(
     return {
         "name": workload.name,
         "title": workload.title,
+        "kind": workload.kind,
         "gradient": workload.gradient,
         "n_rows": workload.n_rows,
         "dim": workload.dim,
         "dtype": workload.dtype,
+        "n_tables": workload.n_tables,
         "n_bags": workload.n_bags,
         "n_batches": workload.n_batches,
         "limit target": workload.limit_target,
@@ -108,6 +110,7 @@ def summarize(
     times = {b: median_ratio(seconds.get(b), seconds[contender]) for b in BASELINES}
     targets = workload.targets.get(contender, {})
     return {
+        "bytes per row": workload.row_bytes,
         "ns per row": median / facts["n_indices"] * 1e9,
         "us per call": median / facts["n_calls"] * 1e6,
         "GB/s": facts["n_indices"] * workload.row_bytes / median / 1e9,

@@ -1,8 +1,8 @@
 """Results to Markdown tables: `python -m benchmarks.table RESULTS.json README.md`.
 
-There are two tables, of the forward pass and of the gradients. Those that the results
-have workloads of replace what stands between their markers in the README. `--check`
-changes nothing and fails if it would. No figure is typed by hand.
+There is a table for each group of workloads. Those that the results have workloads of
+replace what stands between their markers in the README. `--check` changes nothing and
+fails if it would. No figure is typed by hand.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workloads import GROUPS
+
 
 @dataclass(frozen=True)
 class Table:
@@ -19,6 +21,7 @@ class Table:
     first_column: str
     columns: tuple[tuple[str, str, str, str], ...]  # heading, contender, figure, format
     usual: str  # what workloads do not say in their titles
+    peers: tuple[str, ...] = ("torch",)
 
     @property
     def start(self) -> str:
@@ -29,30 +32,47 @@ class Table:
         return f"<!-- {self.marker}: end -->"
 
 
-FORWARD = Table(
-    "benchmark table",
-    "workload",
-    (
-        ("embag, ns per row", "embag", "ns per row", ".1f"),
-        ("torch, ns per row", "torch", "ns per row", ".1f"),
-        ("times as fast as torch", "embag", "times torch", ".2f"),
-        ("the same, table as NumPy allocates it", "embag-numpy", "times torch", ".2f"),
-        ("of the gather limit", "embag", "share of limit", ".0%"),
+TABLES = {
+    "forward": Table(
+        "benchmark table",
+        "workload",
+        (
+            ("embag, ns per row", "embag", "ns per row", ".1f"),
+            ("torch, ns per row", "torch", "ns per row", ".1f"),
+            ("times as fast as torch", "embag", "times torch", ".2f"),
+            ("the same, table as NumPy allocates it", "embag-numpy", "times torch", ".2f"),
+            ("of the gather limit", "embag", "share of limit", ".0%"),
+        ),
+        "1024 bags of 40 where nothing else is said.",
     ),
-    "1024 bags of 40 where nothing else is said.",
-)
-GRADIENTS = Table(
-    "gradient table",
-    "backward pass",
-    (
-        ("embag, ns per index", "embag", "ns per row", ".1f"),
-        ("torch, ns per index", "torch", "ns per row", ".1f"),
-        ("times as fast as torch", "embag", "times torch", ".2f"),
-        ("the same, torch not coalescing", "embag", "times torch-uncoalesced", ".2f"),
+    "gradients": Table(
+        "gradient table",
+        "backward pass",
+        (
+            ("embag, ns per index", "embag", "ns per row", ".1f"),
+            ("torch, ns per index", "torch", "ns per row", ".1f"),
+            ("times as fast as torch", "embag", "times torch", ".2f"),
+            ("the same, torch not coalescing", "embag", "times torch-uncoalesced", ".2f"),
+        ),
+        "D = 64 and 512 bags of 40 where nothing else is said; torch's sparse gradients are "
+        "coalesced, but for the last column.",
     ),
-    "D = 64 and 512 bags of 40 where nothing else is said; torch's sparse gradients are "
-    "coalesced, but for the last column.",
-)
+    "inference": Table(
+        "inference table",
+        "inference",
+        (
+            ("bytes of a row", "embag", "bytes per row", "d"),
+            ("embag, ns per row", "embag", "ns per row", ".1f"),
+            ("torch, ns per row", "torch", "ns per row", ".1f"),
+            ("FBGEMM, ns per row", "fbgemm", "ns per row", ".1f"),
+            ("times as fast as torch", "embag", "times torch", ".2f"),
+            ("as FBGEMM", "embag", "times fbgemm", ".2f"),
+            ("of the gather limit", "embag", "share of limit", ".0%"),
+        ),
+        "1024 bags of 40 where nothing else is said.",
+        ("torch", "fbgemm-gpu-cpu"),
+    ),
+}
 
 
 def main() -> None:
@@ -63,11 +83,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     results = json.loads(arguments.results.read_text())
-    # Results from before there were gradients do not name one.
-    forward = [w for w in results["workloads"] if w.get("gradient") is None]
-    gradients = [w for w in results["workloads"] if w.get("gradient") is not None]
     old = new = arguments.readme.read_text()
-    for table, workloads in ((FORWARD, forward), (GRADIENTS, gradients)):
+    for group, table in TABLES.items():
+        workloads = [w for w in results["workloads"] if w["name"] in GROUPS[group]]
         if not workloads:
             continue
         if new.count(table.start) != 1 or new.count(table.end) != 1:
@@ -90,12 +108,12 @@ def render(table: Table, workloads: list[dict[str, Any]], results: dict[str, Any
         figures = workload["contenders"]
         cells = [_cell(figures, *column) for _, *column in table.columns]
         lines.append(f"| {workload['title']} | {' | '.join(cells)} |")
-    torch = f"torch {versions['torch']}" if versions["torch"] else "torch not installed"
+    peers = [f"{p} {versions[p]}" if versions.get(p) else f"{p} not installed" for p in table.peers]
     lines += [
         "",
         f"{machine['processor']}, {n_threads} thread{'s' if n_threads > 1 else ''} of "
         f"{machine['cores']} cores, level {versions['level']}; {versions['compiler']}, "
-        f"NumPy {versions['numpy']}, {torch}; {results['date']}. Medians of "
+        f"NumPy {versions['numpy']}, {', '.join(peers)}; {results['date']}. Medians of "
         f'{settings["rounds"]} rounds; "times as fast" is the median of the ratios of '
         f"neighbouring rounds. {table.usual}",
     ]

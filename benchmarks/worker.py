@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import Limit, contenders_for
+from benchmarks.contenders import CONTENDERS, Limit
 from benchmarks.workloads import get_workload, make_batches
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ class Worker:
 def main(workload_name: str, contender_name: str, n_threads: int, quick: bool) -> None:
     """The child's end."""
     workload = get_workload(workload_name, quick)
-    contender = contenders_for(workload)[contender_name](workload, n_threads)
+    contender = CONTENDERS[workload.kind][contender_name](workload, n_threads)
     batches = make_batches(workload)
     for batch in (batches[0], batches[-1]):
         contender.check(batch)
@@ -70,7 +70,7 @@ def main(workload_name: str, contender_name: str, n_threads: int, quick: bool) -
     # Untimed calls wake the processor up. They are the last of the round: long out of the
     # caches when their turn comes again.
     warm_up = calls[-max(1, len(calls) // 32) :]
-    n_indices = workload.passes * sum(len(batch.indices) for batch in batches)
+    n_indices = workload.passes * sum(contender.count_rows(batch) for batch in batches)
     facts = {"n_calls": len(calls), "n_indices": n_indices, "note": contender.note}
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:

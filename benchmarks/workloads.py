@@ -9,9 +9,12 @@ A workload with a `gradient` is the backward pass of such a call, or a step with
 result. The gradient of the output is the same array for all batches: in training it has
 just been computed and is in the caches.
 
+The batches of a collection have the ids of all its tables end to end.
+
 Targets are ratios: the seconds of the contender that is named over those of this one.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +27,20 @@ IN_CACHE = ("torch", "embag", "embag-numpy")  # there the limit is the loop, not
 EVERYONE = (*MAIN, "numba", "scipy", "numpy")
 BACKWARD = ("torch", "embag")
 SPARSE = ("torch", "torch-uncoalesced", "embag")
+SERVED = ("torch", "embag", "limit")
+COLLECTION = ("fbgemm", "torch", "embag")
+
+# The bits of an entry; then, of quantized rows, the bytes of their scale and bias.
+FORMATS = {
+    "float64": (64, 0),
+    "float32": (32, 0),
+    "float16": (16, 0),
+    "bfloat16": (16, 0),
+    "int8": (8, 8),
+    "int4": (4, 4),
+    "int2": (2, 4),
+}
+_EPS = {"float64": 2**-52, "float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
 
 # An odd number that 2 and 5 do not divide: multiplying by it permutes the rows of a
 # table whose size has no other factors.
@@ -38,14 +55,15 @@ class Workload:
     dim: int
     n_bags: int = 1024
     bag_size: int = 40  # on average, for ragged bags
-    dtype: str = "float32"
+    n_tables: int = 1  # each with so many rows and bags
+    dtype: str = "float32"  # of the table: one of FORMATS
     mode: str = "sum"
     weighted: bool = False
     padding_idx: int | None = None  # then a tenth of the indices
     ids: str = "uniform"  # or "zipf", or "hot": half of them one row
     ragged: bool = False  # geometric lengths, some 0; one bag as large as a fifth of the rest
+    kind: str = "forward"  # of operation: who computes it (`contenders.CONTENDERS`)
     gradient: str | None = None  # of the table: "dense" or "sparse"; or "per_sample_weights"
-    step: bool = False  # the gradient is there: add it to the table
     n_batches: int = 32
     passes: int = 1  # over all batches, in a round
     contenders: tuple[str, ...] = MAIN
@@ -54,7 +72,20 @@ class Workload:
 
     @property
     def row_bytes(self) -> int:
-        return self.dim * np.dtype(self.dtype).itemsize
+        entry_bits, numbers_bytes = FORMATS[self.dtype]
+        return self.dim * entry_bits // 8 + numbers_bytes
+
+    @property
+    def bits(self) -> int:
+        return FORMATS[self.dtype][0]
+
+    @property
+    def is_quantized(self) -> bool:
+        return FORMATS[self.dtype][1] > 0
+
+    @property
+    def sums_dtype(self) -> str:
+        return "float64" if self.dtype == "float64" else "float32"
 
 
 @dataclass(frozen=True)
@@ -64,9 +95,44 @@ class Batch:
     sample_weights: NDArray[Any] | None
 
 
+class QuantizedRows:
+    """Quantized rows as the reference reads them: indexing gives floats, by NumPy alone.
+
+    `codes` are the bytes of the entries, `numbers` those of scale and bias.
+    """
+
+    def __init__(self, codes: NDArray[np.uint8], numbers: NDArray[np.uint8], bits: int):
+        self.codes, self.numbers, self.bits = codes, numbers, bits
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float64]:
+        codes, scales, biases = self._unpack(rows)
+        return codes * scales + biases
+
+    def _unpack(self, rows: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        shifts = np.arange(0, 8, self.bits, dtype=np.uint8)
+        codes = self.codes[rows][:, :, None] >> shifts & (2**self.bits - 1)
+        numbers = np.ascontiguousarray(self.numbers[rows]).view(self._dtype).astype(np.float64)
+        return codes.reshape(len(codes), -1), numbers[:, :1], numbers[:, 1:]
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return np.dtype(f"f{self.numbers.shape[1] // 2}")
+
+    def assert_stands_for(self, floats: NDArray[np.float32]) -> None:
+        """Compare with the first rows of the table that this was made of.
+
+        Half a step is lost in the codes, and some roundings of the largest code in scale
+        and bias.
+        """
+        _, scales, _ = self._unpack(slice(len(floats)))
+        steps = np.abs(self[: len(floats)] - floats) / scales
+        allowed = 0.5 + 4 * (2**self.bits - 1) * float(np.finfo(self._dtype).eps)
+        assert steps.max() <= allowed, f"rows quantized wrongly: off by {steps.max()} steps"
+
+
 # Two million rows: far more than the caches hold. Sixteen batches where peers take 500 ns
 # for a row.
-_ALL = [
+_FORWARD = [
     Workload(
         "one-bag",
         "one bag of 20, D = 64, 1000 rows: the whole call",
@@ -164,10 +230,13 @@ _ALL = [
         n_batches=16,
         targets={"embag": {"torch": 8}},
     ),
+]
+_GRADIENTS = [
     Workload(
         "dense-sum-d64-10k",
         "dense gradient, sum, 10 k rows",
         *(10_000, 64, 512),
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 10}},
@@ -177,6 +246,7 @@ _ALL = [
         "dense gradient, mean, 10 k rows",
         *(10_000, 64, 512),
         mode="mean",
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 8}},
@@ -186,6 +256,7 @@ _ALL = [
         "dense gradient, max, 10 k rows",
         *(10_000, 64, 512),
         mode="max",
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 2}},
@@ -195,6 +266,7 @@ _ALL = [
         "dense gradient, float64 sum, 10 k rows",
         *(10_000, 64, 512),
         dtype="float64",
+        kind="backward",
         gradient="dense",
         contenders=BACKWARD,
         targets={"embag": {"torch": 10}},
@@ -203,6 +275,7 @@ _ALL = [
         "dense-sum-d64-1m",
         "dense gradient, sum, 1 M rows",
         *(1_000_000, 64, 512),
+        kind="backward",
         gradient="dense",
         n_batches=8,
         contenders=BACKWARD,
@@ -212,6 +285,7 @@ _ALL = [
         "sparse-sum-d16-1m",
         "sparse gradient, sum, D = 16, 1 M rows",
         *(1_000_000, 16, 512),
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -219,6 +293,7 @@ _ALL = [
         "sparse-sum-d64-1m",
         "sparse gradient, sum, 1 M rows",
         *(1_000_000, 64, 512),
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
         targets={"embag": {"torch": 8, "torch-uncoalesced": 1.5}},
@@ -227,6 +302,7 @@ _ALL = [
         "sparse-sum-d256-1m",
         "sparse gradient, sum, D = 256, 1 M rows",
         *(1_000_000, 256, 512),
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -235,6 +311,7 @@ _ALL = [
         "sparse gradient, mean, 1 M rows",
         *(1_000_000, 64, 512),
         mode="mean",
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -243,6 +320,7 @@ _ALL = [
         "sparse gradient and that of the weights, weighted sum, 1 M rows",
         *(1_000_000, 64, 512),
         weighted=True,
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -251,6 +329,7 @@ _ALL = [
         "sparse gradient, sum, Zipf-distributed ids, 4096 bags of 20, 1 M rows",
         *(1_000_000, 64, 4096, 20),
         ids="zipf",
+        kind="backward",
         gradient="sparse",
         n_batches=16,
         contenders=SPARSE,
@@ -261,6 +340,7 @@ _ALL = [
         "sparse gradient, sum, one row in half of all places, 1 M rows",
         *(1_000_000, 64, 512),
         ids="hot",
+        kind="backward",
         gradient="sparse",
         contenders=SPARSE,
     ),
@@ -269,6 +349,7 @@ _ALL = [
         "gradient of the weights alone, weighted sum, 1 M rows",
         *(1_000_000, 64, 512),
         weighted=True,
+        kind="backward",
         gradient="per_sample_weights",
         contenders=BACKWARD,
         targets={"embag": {"torch": 1.5}},
@@ -277,18 +358,152 @@ _ALL = [
         "step-d64-1m",
         "a step: the sparse gradient added to the table, 1 M rows",
         *(1_000_000, 64, 512),
+        kind="step",
         gradient="sparse",
-        step=True,
         contenders=BACKWARD,
+    ),
+]
+_INFERENCE = [
+    Workload(
+        "int8-d64-2m",
+        "8-bit sum, D = 64, 2 M rows",
+        *(2_000_000, 64),
+        dtype="int8",
+        kind="quantized",
+        contenders=SERVED,
+        targets={"embag": {"torch": 1.6}},
+    ),
+    Workload(
+        "int4-d128-2m",
+        "4-bit sum, D = 128, 2 M rows",
+        *(2_000_000, 128),
+        dtype="int4",
+        kind="quantized",
+        contenders=SERVED,
+        targets={"embag": {"torch": 1.6}},
+    ),
+    Workload(
+        "int2-d128-2m",
+        "2-bit sum, D = 128, 2 M rows",
+        *(2_000_000, 128),
+        dtype="int2",
+        kind="quantized",
+        contenders=SERVED,
+    ),
+    Workload(
+        "float16-d64-2m",
+        "float16 sum, D = 64, 2 M rows",
+        *(2_000_000, 64),
+        dtype="float16",
+        contenders=SERVED,
+        targets={"embag": {"torch": 1.4}},
+    ),
+    Workload(
+        "float16-d128-2m",
+        "float16 sum, D = 128, 2 M rows",
+        *(2_000_000, 128),
+        dtype="float16",
+        contenders=SERVED,
+        targets={"embag": {"torch": 1.4}},
+    ),
+    Workload(
+        "bfloat16-d64-2m",
+        "bfloat16 sum, D = 64, 2 M rows",
+        *(2_000_000, 64),
+        dtype="bfloat16",
+        contenders=SERVED,
+    ),
+    Workload(
+        "int8-d64-10k",
+        "8-bit sum, D = 64, 10 k rows, 512 bags of 40",
+        *(10_000, 64, 512),
+        dtype="int8",
+        kind="quantized",
+        passes=4,
+        contenders=("torch", "embag"),
+        targets={"embag": {"torch": 1.1}},
+    ),
+    Workload(
+        "int8-d128-10k",
+        "8-bit sum, D = 128, 10 k rows, 512 bags of 40",
+        *(10_000, 128, 512),
+        dtype="int8",
+        kind="quantized",
+        passes=4,
+        contenders=("torch", "embag"),
+    ),
+    Workload(
+        "int4-d64-10k",
+        "4-bit sum, D = 64, 10 k rows, 512 bags of 40",
+        *(10_000, 64, 512),
+        dtype="int4",
+        kind="quantized",
+        passes=4,
+        contenders=("torch", "embag"),
+    ),
+    Workload(
+        "int4-d128-10k",
+        "4-bit sum, D = 128, 10 k rows, 512 bags of 40",
+        *(10_000, 128, 512),
+        dtype="int4",
+        kind="quantized",
+        passes=4,
+        contenders=("torch", "embag"),
+        targets={"embag": {"torch": 1.1}},
+    ),
+    # Many batches: the rows of a request are few, and fresh ones are not in the nearer caches.
+    Workload(
+        "26-tables-request",
+        "26 tables of 10 k rows, D = 32, one request of 4 ids each: the whole call",
+        *(10_000, 32, 1, 4),
+        n_tables=26,
+        kind="collection",
+        n_batches=1024,
+        passes=4,
+        contenders=COLLECTION,
+        targets={"embag": {"fbgemm": 10, "torch": 25}},
+    ),
+    Workload(
+        "26-tables-batch",
+        "26 tables of 100 k rows, D = 64, 512 bags of 10 each",
+        *(100_000, 64, 512, 10),
+        n_tables=26,
+        kind="collection",
+        n_batches=8,
+        contenders=(*COLLECTION, "limit"),
+        targets={"embag": {"fbgemm": 1.3}},
+    ),
+    Workload(
+        "26-tables-batch-int8",
+        "the same, 8-bit tables",
+        *(100_000, 64, 512, 10),
+        n_tables=26,
+        dtype="int8",
+        kind="collection",
+        n_batches=8,
+        contenders=("fbgemm", "embag", "limit"),
+        targets={"embag": {"fbgemm": 1.3}},
+    ),
+    Workload(
+        "quantize-int8-1m",
+        "quantize to 8 bits, D = 64, 1 M rows",
+        *(1_000_000, 64, 1, 1),
+        dtype="int8",
+        kind="quantize",
+        n_batches=4,  # calls
+        contenders=("torch", "embag"),
+        targets={"embag": {"torch": 1}},
     ),
 ]
 QUICK = ("one-bag", "weighted-d64-2m", "ragged-d64-2m", "max-d64-1m", "padding-d64-1m")
 QUICK += ("dense-mean-d64-10k", "dense-max-d64-10k", "sparse-weighted-d64-1m")
 QUICK += ("weights-d64-1m", "step-d64-1m")
-WORKLOADS = {workload.name: workload for workload in _ALL}
+QUICK += tuple(workload.name for workload in _INFERENCE)
+WORKLOADS = {workload.name: workload for workload in [*_FORWARD, *_GRADIENTS, *_INFERENCE]}
 GROUPS = {
-    "forward": [workload.name for workload in _ALL if workload.gradient is None],
-    "gradients": [workload.name for workload in _ALL if workload.gradient is not None],
+    "forward": [workload.name for workload in _FORWARD],
+    "gradients": [workload.name for workload in _GRADIENTS],
+    "inference": [workload.name for workload in _INFERENCE],
 }
 
 
@@ -301,14 +516,29 @@ def get_workload(name: str, quick: bool = False) -> Workload:
         workload,
         n_rows=min(workload.n_rows, 10_000),
         n_bags=min(workload.n_bags, 64),
+        n_tables=min(workload.n_tables, 3),
         n_batches=2,
         passes=2,
     )
 
 
-def fill_table(table: NDArray[Any]) -> None:
-    """Fill with values in [0, 1), without a second array of that size."""
-    np.random.default_rng(1).random(out=table, dtype=table.dtype)
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return a dtype of floats by its name."""
+    if name == "bfloat16":
+        importlib.import_module("ml_dtypes")  # makes it known to NumPy
+    return np.dtype(name)
+
+
+def fill_table(table: NDArray[Any], seed: int = 1) -> None:
+    """Fill with values from 0 to 1, without a second array of that size."""
+    rng = np.random.default_rng(seed)
+    if table.dtype in (np.float32, np.float64):
+        rng.random(out=table, dtype=table.dtype)
+        return
+    n_chunk = 10_000
+    for start in range(0, len(table), n_chunk):
+        part = table[start : start + n_chunk]
+        part[...] = rng.random(part.shape, np.float32)
 
 
 def make_batches(workload: Workload) -> list[Batch]:
@@ -318,11 +548,12 @@ def make_batches(workload: Workload) -> list[Batch]:
 
 
 def _make_batch(workload: Workload, rng: np.random.Generator) -> Batch:
-    lengths = np.full(workload.n_bags, workload.bag_size)
+    n_bags = workload.n_tables * workload.n_bags
+    lengths = np.full(n_bags, workload.bag_size)
     if workload.ragged:
-        lengths = rng.geometric(1 / (workload.bag_size + 1), workload.n_bags) - 1
+        lengths = rng.geometric(1 / (workload.bag_size + 1), n_bags) - 1
         lengths[0] = lengths[-1] = 0
-        lengths[workload.n_bags // 2] = lengths.sum() // 5
+        lengths[n_bags // 2] = lengths.sum() // 5
     n_indices = int(lengths.sum())
     if workload.ids == "zipf":
         ranks = (rng.zipf(1.1, n_indices) - 1) % workload.n_rows
@@ -336,11 +567,18 @@ def _make_batch(workload: Workload, rng: np.random.Generator) -> Batch:
     offsets = np.concatenate([[0], lengths.cumsum()[:-1]])
     sample_weights = None
     if workload.weighted:
-        sample_weights = rng.random(n_indices, np.dtype(workload.dtype))
+        sample_weights = rng.random(n_indices, np.dtype(workload.sums_dtype))
     return Batch(indices, offsets, sample_weights)
 
 
-def reference(workload: Workload, table: NDArray[Any], batch: Batch) -> NDArray[np.float64]:
+def split_batch(workload: Workload, batch: Batch) -> list[Batch]:
+    """Return the batch of each table of a collection; all bags are of one size."""
+    indices = np.split(batch.indices, workload.n_tables)
+    offsets = batch.offsets[: workload.n_bags]
+    return [Batch(part, offsets, None) for part in indices]
+
+
+def reference(workload: Workload, table: Any, batch: Batch) -> NDArray[np.float64]:
     """Compute what every contender must return, bag by bag, in float64."""
     result = np.zeros((workload.n_bags, workload.dim))
     stops = np.append(batch.offsets[1:], len(batch.indices))
@@ -356,10 +594,22 @@ def reference(workload: Workload, table: NDArray[Any], batch: Batch) -> NDArray[
     return result
 
 
-def assert_result(workload: Workload, table: NDArray[Any], batch: Batch, result: Any) -> None:
+def assert_result(workload: Workload, table: Any, batch: Batch, result: Any) -> None:
     """Compare with the reference."""
     n_terms = int(np.diff(np.append(batch.offsets, len(batch.indices))).max())
+    if workload.is_quantized:
+        n_terms *= 2  # a multiple of the scale, and the bias
     _assert_close(workload, result, reference(workload, table, batch), n_terms)
+
+
+def assert_collection(
+    workload: Workload, tables: Sequence[Any], batch: Batch, result: NDArray[Any]
+) -> None:
+    """Compare what each table gives with the reference: they are side by side."""
+    assert result.shape == (workload.n_bags, workload.n_tables * workload.dim), workload.name
+    results = np.split(result, workload.n_tables, axis=1)
+    for table, part, columns in zip(tables, split_batch(workload, batch), results, strict=True):
+        assert_result(workload, table, part, columns)
 
 
 def reference_gradient(
@@ -418,11 +668,12 @@ def _assert_close(workload: Workload, result: Any, expected: Any, n_terms: int) 
     """Compare sums of this many positive terms.
 
     The relative error of a sum of n is below n times eps, for any order of additions; a
-    product or quotient adds one each.
+    product or quotient adds one each, and rounding to the result's dtype one of that.
     """
+    result = np.asarray(result)
     np.testing.assert_allclose(
-        np.asarray(result),
+        result.astype(np.float64),
         expected,
-        rtol=float((n_terms + 2) * np.finfo(workload.dtype).eps),
+        rtol=(n_terms + 2) * _EPS[workload.sums_dtype] + _EPS[result.dtype.name],
         err_msg=f"{workload.name}: a wrong result is not timed",
     )

@@ -11,14 +11,32 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_FBGEMM = HAS_TORCH and importlib.util.find_spec("fbgemm_gpu") is not None
+EMBAG = {"embag"}
+EXPECTED = {  # of each kind of workload, beside the peers
+    "forward": EMBAG | {"embag-numpy", "limit"},
+    "backward": EMBAG,
+    "step": EMBAG,
+    "quantized": EMBAG | {"limit"},
+    "collection": EMBAG | {"limit"},
+    "quantize": EMBAG,
+}
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "benchmarks" / "run.py").exists(), reason="benchmarks are in the repository only"
 )
 
 
-def has_uncoalesced(workload):
-    return HAS_TORCH and workload["gradient"] == "sparse" and workload["name"] != "step-d64-1m"
+def expected_contenders(workload, missing):
+    expected = EXPECTED[workload["kind"]] - set(missing)
+    is_collection = workload["kind"] == "collection"
+    if HAS_TORCH and not (is_collection and workload["dtype"] == "int8"):
+        expected.add("torch")
+    if HAS_TORCH and workload["kind"] == "backward" and workload["gradient"] == "sparse":
+        expected.add("torch-uncoalesced")
+    if HAS_FBGEMM and is_collection:
+        expected.add("fbgemm")
+    return expected
 
 
 def run_module(*arguments):
@@ -30,6 +48,7 @@ def results_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "quick.json"
     contenders = ["embag", "embag-numpy", "limit", "numpy"]
     contenders += ["torch", "torch-uncoalesced"] if HAS_TORCH else []
+    contenders += ["fbgemm"] if HAS_FBGEMM else []
     run_module("benchmarks.run", "--quick", "--json", path, "--contenders", *contenders)
     return path
 
@@ -43,22 +62,17 @@ def test_results_are_whole(results_file):
     workloads = {workload["name"]: workload for workload in results["workloads"]}
     assert {"one-bag", "ragged-d64-2m", "max-d64-1m"} <= set(workloads)
     assert {"dense-max-d64-10k", "sparse-weighted-d64-1m", "step-d64-1m"} <= set(workloads)
-    has_limit = "limit" not in results["missing"]
-    torch = {"torch"} if HAS_TORCH else set()
+    assert {"int8-d64-2m", "26-tables-batch-int8", "quantize-int8-1m"} <= set(workloads)
     for workload in workloads.values():
         contenders = workload["contenders"]
-        if workload["gradient"] is None:
-            expected = {"embag", "embag-numpy", *torch, *(["limit"] if has_limit else [])}
-            assert set(contenders) - {"numpy"} == expected
-        else:
-            uncoalesced = {"torch-uncoalesced"} if has_uncoalesced(workload) else set()
-            assert set(contenders) == {"embag", *torch, *uncoalesced}
+        expected = expected_contenders(workload, results["missing"])
+        assert set(contenders) - {"numpy"} == expected
         for figures in contenders.values():
             assert len(figures["seconds"]) == 2
             for key in ("ns per row", "us per call", "GB/s"):
                 assert math.isfinite(figures[key])
                 assert figures[key] > 0
-            for baseline in ("torch", "torch-uncoalesced"):
+            for baseline in ("torch", "torch-uncoalesced", "fbgemm"):
                 assert (figures[f"times {baseline}"] is not None) == (baseline in contenders)
             assert (figures["share of limit"] is not None) == ("limit" in contenders)
             assert set(figures["targets met"]) == set(figures["targets"]) & set(contenders)
@@ -68,7 +82,7 @@ def test_tables_are_written_and_checked(results_file, tmp_path):
     readme = tmp_path / "README.md"
     markers = [
         f"<!-- {name} table: start -->\n<!-- {name} table: end -->\n"
-        for name in ("benchmark", "gradient")
+        for name in ("benchmark", "gradient", "inference")
     ]
     empty = "before\n" + "between\n".join(markers) + "after\n"
     readme.write_text(empty)
@@ -80,14 +94,15 @@ def test_tables_are_written_and_checked(results_file, tmp_path):
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    forward, gradients = text.split("\nbetween\n")
+    forward, gradients, inference = text.split("\nbetween\n")
     assert "| max, D = 64, 1 M rows |" in forward
     assert "| dense gradient, max, 10 k rows |" in gradients
+    assert "| 8-bit sum, D = 64, 2 M rows | 72 |" in inference
 
 
 def test_a_table_that_the_results_do_not_have_is_left_alone(results_file, tmp_path):
     results = json.loads(results_file.read_text())
-    results["workloads"] = [w for w in results["workloads"] if w["gradient"] is not None]
+    results["workloads"] = [w for w in results["workloads"] if w["kind"] == "backward"]
     gradients = tmp_path / "gradients.json"
     gradients.write_text(json.dumps(results))
     readme = tmp_path / "README.md"
@@ -104,6 +119,7 @@ def test_process_figures_are_whole(tmp_path):
     results = json.loads(path.read_text())
     assert len(results["threads"]) == 3
     assert len(results["gradients"]) == 8
-    groups = [results[name].values() for name in ("threads", "memory", "gradients")]
+    assert len(results["tables"]) == 5
+    groups = [results[name].values() for name in ("threads", "memory", "gradients", "tables")]
     figures = [results["import"], *(entry for group in groups for entry in group)]
     assert all(math.isfinite(entry["result"]) for entry in figures)

@@ -23,7 +23,7 @@ def test_examples(name):
     assert failures == 0
 
 
-@pytest.mark.parametrize("name", ["readme", "gradients"])
+@pytest.mark.parametrize("name", ["readme", "gradients", "inference"])
 def test_readme_tables_are_generated(name):
     results = f"benchmarks/results/{name}.json"
     subprocess.run(
