@@ -365,8 +365,8 @@ def quantize(
     float16, or 1 where that is 0. An entry becomes ``(entry - bias) * inverse``, rounded to
     the nearest integer, ties to even; ``inverse`` is ``255 / (range + 1e-8)`` for 8 bits,
     else ``1 / scale``. So rows whose range is not far above 1e-8 lose entries to the 1e-8,
-    as they do in torch: multiply such a table first. Where `dim` codes do not fill the last byte, its
-    other bits are 0. The bytes do not depend on the number of threads nor on the
+    as they do in torch: multiply such a table first. Where `dim` codes do not fill the
+    last byte, its other bits are 0. The bytes do not depend on the number of threads nor on the
     instruction-set level.
 
     Beside `weight` and the result no memory is taken that grows with the table.

@@ -825,7 +825,7 @@ def test_what_a_kernel_did_not_finish_is_not_handed_on(options, monkeypatch):
         out = np.full((1, 2), 7, np.float16)
         with monkeypatch.context() as patch:
             patch.setattr(functional, "kernels", Interrupted())
-            with pytest.raises(RuntimeError, match="^arrays must not change during the call"):
+            with pytest.raises(RuntimeError, match=r"^arrays must not change during the call"):
                 embag.embedding_bag(
                     [0, 1], table, [0], mode="max", out=out, out_dtype=np.float16, **options
                 )

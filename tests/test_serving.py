@@ -98,19 +98,17 @@ def test_torch_has_the_same_scores(example, folder):
 @pytest.mark.parametrize(
     ("name", "ids", "message"),
     [
-        ("feature_99", [1], "values must name features, got 'feature_99'"),
-        ("feature_03", None, "values must have all features, got none for 'feature_03'"),
+        ("feature_99", [1], "values must have names of features as keys, got 'feature_99'"),
+        ("feature_03", None, "values must have ids for every feature, got none for 'feature_03'"),
         (
             "feature_03",
             [1, N_ROWS],
-            "feature 'feature_03': values['feature_03'][0, 1] = 50 is out of range for a table "
-            "of 50 rows (bag 0)",
+            "feature 'feature_03': ids[0, 1] = 50 is out of range for a table of 50 rows (bag 0)",
         ),
         (
             "feature_25",
             [-1],
-            "feature 'feature_25': values['feature_25'][0, 0] = -1 is out of range for a table "
-            "of 50 rows (bag 0)",
+            "feature 'feature_25': ids[0, 0] = -1 is out of range for a table of 50 rows (bag 0)",
         ),
         ("feature_00", [2**70], "feature 'feature_00': ids must be integers, got dtype object"),
     ],
