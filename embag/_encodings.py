@@ -88,6 +88,8 @@ def as_table(weight: Any, name: str = "weight") -> Table:
 
 def encoding_of(dtype: np.dtype[Any]) -> int | None:
     """Return the code of an array's dtype; None if it is no table's."""
+    if dtype is _FLOAT32:  # NumPy has one object for it, and hashing takes 0.2 us
+        return FLOAT32
     code = _CODES.get(dtype)
     # The dtype of the package ml_dtypes, which need not be installed.
     if code is None and dtype.kind == "V" and dtype.itemsize == 2 and dtype.name == "bfloat16":
@@ -95,10 +97,8 @@ def encoding_of(dtype: np.dtype[Any]) -> int | None:
     return code
 
 
-def as_out_dtype(out_dtype: DTypeLike | None, sums: np.dtype[Any]) -> np.dtype[Any]:
+def as_out_dtype(out_dtype: DTypeLike, sums: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of results, which are sums in the dtype `sums`, rounded."""
-    if out_dtype is None:
-        return sums
     seen: Any = out_dtype
     try:
         seen = np.dtype(out_dtype)
@@ -112,7 +112,7 @@ def as_out_dtype(out_dtype: DTypeLike | None, sums: np.dtype[Any]) -> np.dtype[A
             f"out_dtype must be {rule} for a table that is summed in {sums}, "
             f"got {seen if isinstance(seen, np.dtype) else _arguments.describe(seen)}"
         )
-    return seen  # type: ignore[no-any-return]
+    return sums if seen == sums else seen
 
 
 def as_result(result: AnyArray) -> tuple[AnyArray, int | None]:

@@ -239,9 +239,10 @@ def embedding_bag(
         num_threads = _threads.check_count(num_threads, "num_threads")
     direct = encoded is None and out_dtype is None  # the kernel of plain floats does it all
     if not direct:
-        sums_dtype = encoded.sums_dtype if encoded else table.dtype
-        dtype = _encodings.as_out_dtype(out_dtype, sums_dtype)
-        direct = (encoded is None or encoded.is_plain) and dtype == sums_dtype
+        dtype = sums_dtype = encoded.sums_dtype if encoded else table.dtype
+        if out_dtype is not None:
+            dtype = _encodings.as_out_dtype(out_dtype, sums_dtype)
+        direct = (encoded is None or encoded.is_plain) and dtype is sums_dtype
 
     n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
 
@@ -308,10 +309,8 @@ def _reduce_encoded(
         if done:
             _round_to(result, sums)
     elif max_indices is None:
-        target, out_encoding = _encodings.as_result(result)
-        done = kernels.embedding_bag(
-            *call, target, None, None, encoded.encoding, encoded.dim, out_encoding
-        )
+        target, code = _encodings.as_result(result)
+        done = kernels.embedding_bag(*call, target, None, None, encoded.encoding, encoded.dim, code)
     else:
         done = _max_of_encoded(encoded, call, result, max_indices)
     return done
