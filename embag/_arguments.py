@@ -16,7 +16,7 @@ Tested in tests/test_errors.py.
 import contextlib
 import numbers
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -50,13 +50,27 @@ def where(place: str) -> Iterator[None]:
         raise kind(f"{place}: {error}" if place else str(error)) from None
 
 
-def check_table(weight: Any, name: str = "weight") -> None:
-    """Raise unless this is a table: its dtype and its rank are good."""
-    if not isinstance(weight, np.ndarray):
-        raise TypeError(f"{name} must be a numpy.ndarray, got {describe(weight)}")
-    if weight.dtype.char not in "fd" or not weight.dtype.isnative:
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    return dtype.char in "fd" and dtype.isnative
+
+
+def check_table(
+    weight: Any,
+    name: str = "weight",
+    *,
+    kinds: str = "a numpy.ndarray",
+    dtypes: str = "float32 or float64 in native byte order",
+    is_known: Callable[[np.dtype[Any]], bool] = _is_plain,
+) -> None:
+    """Raise unless this is a table: its dtype and its rank are good.
+
+    Where other tables are taken too, `kinds` and `dtypes` say so and `is_known` tells.
+    """
+    if not issubclass(type(weight), np.ndarray):
+        raise TypeError(f"{name} must be {kinds}, got {describe(weight)}")
+    if not is_known(weight.dtype):
         raise TypeError(
-            f"{name} must be float32 or float64 in native byte order, "
+            f"{name} must be {dtypes}, "
             f"got {weight.dtype.str if weight.dtype.kind == 'f' else weight.dtype}"
         )
     if weight.ndim != 2:
@@ -304,18 +318,12 @@ def as_table_shape(shape: Any) -> tuple[int, int]:
     return n_rows, dim
 
 
-def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
-    """Return zeros that the system hands out as zeros; MemoryError if there are too many."""
+def new_array(
+    make: Callable[..., AnyArray], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> AnyArray:
+    """Return what `np.empty` or `np.zeros` makes; MemoryError if it is too large."""
     try:
-        return np.zeros(shape, dtype)
-    except ValueError:  # NumPy's word for more bytes than can be counted
-        raise MemoryError(f"cannot allocate an array of shape {shape}") from None
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
-    """Return a new array, its values arbitrary; MemoryError if it is too large."""
-    try:
-        return np.empty(shape, dtype)
+        return make(shape, dtype)
     except ValueError:  # NumPy's word for more bytes than can be counted
         raise MemoryError(f"cannot allocate an array of shape {shape}") from None
 

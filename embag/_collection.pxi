@@ -166,7 +166,7 @@ cdef class Collection:
                     and cnp.PyArray_NDIM(<cnp.ndarray>per_sample_weights) == 1)):
             return None
         if is_new:
-            out = self.empty_output(n_bags)
+            out = empty_matrix(n_bags, self.n_columns, cnp.NPY_FLOAT32)
         elif not (is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32)
                   and is_apart(<cnp.ndarray>out, (values, offsets, per_sample_weights))
                   and is_apart(<cnp.ndarray>out, self.memory)):
@@ -271,19 +271,10 @@ cdef class Collection:
             offsets.append(bounds)
         if n_bags < 0:
             return None
-        out = self.empty_output(n_bags)
+        out = empty_matrix(n_bags, self.n_columns, cnp.NPY_FLOAT32)
         done = self.pool_each(tuple(inputs), tuple(offsets), False, (None,) * len(names), out,
                               threads_for(n_indices, n_bags * self.n_features))
         return out if done else None
-
-    cdef object empty_output(self, Py_ssize_t n_bags):
-        cdef cnp.npy_intp[2] shape
-        shape[0] = n_bags
-        shape[1] = self.n_columns
-        try:
-            return cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
-        except ValueError:           # NumPy's word for more bytes than can be counted
-            raise MemoryError(f"cannot allocate an output of shape ({shape[0]}, {shape[1]})")
 
     cdef Job* jobs_of(self, char* out) except NULL:
         """The jobs of one call, to be completed and freed."""

@@ -5,6 +5,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+FLOAT_ENCODINGS: tuple[int, int, int, int]
+QUANTIZED_ENCODINGS: dict[tuple[str, int], int]
+
 def is_table(array: object) -> bool: ...
 def is_index_array(array: object) -> bool: ...
 def is_output(

@@ -108,12 +108,6 @@ cdef inline void dequantize_entries(
         entries[d] = scale * entries[d] + bias
 
 
-cdef inline void divide(const Py_ssize_t n, float* total, float divisor) noexcept nogil:
-    cdef Py_ssize_t d
-    for d in range(n):
-        total[d] = total[d] / divisor
-
-
 cdef inline float read_factor(bint short_factor, const char* source) noexcept nogil:
     if short_factor:
         return embag_half_to_float(embag_read_uint16(source))
@@ -121,10 +115,10 @@ cdef inline float read_factor(bint short_factor, const char* source) noexcept no
 
 
 cdef inline Py_ssize_t index_at(const Job* job, Py_ssize_t k) noexcept nogil:
-    """input[k], read once: what is checked is what is used."""
+    """read_index by the type of a job's indices."""
     if job.wide:
-        return <Py_ssize_t>embag_read_int64(<const int64_t*>job.input + k)
-    return embag_read_int32(<const int32_t*>job.input + k)
+        return read_index(<const int64_t*>job.input, k)
+    return read_index(<const int32_t*>job.input, k)
 
 
 cdef inline void fetch_encoded(
@@ -285,8 +279,8 @@ cdef inline bint reduce_encoded_block(
             fill(half, low, <float>0)
             fill(half, high, <float>0)
         elif operation != MAX and job.mean:
-            divide(half, low, <float>n_kept)
-            divide(half, high, <float>n_kept)
+            copy_divided(half, low, low, <float>n_kept)
+            copy_divided(half, high, high, <float>n_kept)
         out_row = <char*>job.out + (b * job.out_stride + task.column_start) * itemsize
         if n_planes == 1 and job.out_encoding == FLOAT32:
             copy(half, <float*>out_row, low)

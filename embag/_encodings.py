@@ -14,16 +14,11 @@ from embag._dispatch import kernels
 
 AnyArray = NDArray[Any]
 
-FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
-# By layout and bits.
-QUANTIZED = {
-    ("fused", 8): 4,
-    ("fused", 4): 5,
-    ("fused", 2): 6,
-    ("tbe", 8): 7,
-    ("tbe", 4): 8,
-    ("tbe", 2): 9,
-}
+_floats: tuple[int, int, int, int] = kernels.FLOAT_ENCODINGS
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = _floats
+QUANTIZED: dict[tuple[str, int], int] = kernels.QUANTIZED_ENCODINGS  # by layout and bits
+
+FLOATS = "float32, float64, float16 or bfloat16 in native byte order"
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
@@ -44,15 +39,14 @@ class Table(NamedTuple):
         return self.encoding <= FLOAT64
 
     def decode(self, indices: AnyArray, values: AnyArray, n_threads: int) -> bool:
-        """Fill `values`, in the dtype of sums, with these rows; False if one is none.
+        """Fill `values`, in float32, with these rows; False if one is none.
 
         An entry is decoded by itself: the maximum of a bag of one row.
         """
         bags = indices.reshape(-1, 1)
-        code = FLOAT64 if self.encoding == FLOAT64 else FLOAT32
         done: bool = kernels.embedding_bag(
             *(self.rows, bags, None, False, None, "max", -1, n_threads, values),
-            *(None, None, self.encoding, self.dim, code),
+            *(None, None, self.encoding, self.dim, FLOAT32),
         )
         return done
 
@@ -62,20 +56,15 @@ def as_table(weight: Any, name: str = "weight") -> Table:
     encoded = getattr(weight, "_encoded", None)  # a QuantizedTable's
     if type(encoded) is Table:
         return encoded
-    if not isinstance(weight, np.ndarray):
-        raise TypeError(
-            f"{name} must be a numpy.ndarray or a QuantizedTable, got {_arguments.describe(weight)}"
-        )
-    encoding = encoding_of(weight.dtype)
-    if encoding is None:
-        raise TypeError(
-            f"{name} must be float32, float64, float16 or bfloat16 in native byte order, "
-            f"or a QuantizedTable, "
-            f"got {weight.dtype.str if weight.dtype.kind == 'f' else weight.dtype}"
-        )
-    if weight.ndim != 2:
-        raise ValueError(f"{name} must be 2-D (n_rows, dim), got shape {weight.shape}")
+    _arguments.check_table(
+        weight,
+        name,
+        kinds="a numpy.ndarray or a QuantizedTable",
+        dtypes=f"{FLOATS}, or a QuantizedTable",
+        is_known=is_known,
+    )
     rows = np.ndarray.view(weight, np.ndarray)
+    encoding = encoding_of(rows.dtype)
     n_rows, dim = rows.shape
     if not rows.flags.aligned or (n_rows > 0 and dim > 1 and rows.strides[1] != rows.itemsize):
         rows = np.array(rows, order="C")
@@ -83,6 +72,7 @@ def as_table(weight: Any, name: str = "weight") -> Table:
         # NumPy has no such dtype of its own. Its view as integers takes no copy, whatever
         # the distance between rows.
         rows = rows.view(np.uint16)
+    assert encoding is not None
     return Table(rows, encoding, dim, _FLOAT64 if encoding == FLOAT64 else _FLOAT32)
 
 
@@ -95,6 +85,11 @@ def encoding_of(dtype: np.dtype[Any]) -> int | None:
     if code is None and dtype.kind == "V" and dtype.itemsize == 2 and dtype.name == "bfloat16":
         code = BFLOAT16 if dtype.isnative else None
     return code
+
+
+def is_known(dtype: np.dtype[Any]) -> bool:
+    """Return whether an array of this dtype can be a table."""
+    return encoding_of(dtype) is not None
 
 
 def as_out_dtype(out_dtype: DTypeLike, sums: np.dtype[Any]) -> np.dtype[Any]:

@@ -202,7 +202,7 @@ cdef void describe_table(
     job.bits = bits_of(encoding)
     job.short_factors = encoding != INT8
     job.entries = 4 if encoding >= TBE_INT8 else 0
-    job.factors = 0 if encoding >= TBE_INT8 else (dim * job.bits + 7) // 8
+    job.factors = 0 if encoding >= TBE_INT8 else entry_bytes(job.bits, dim)
     job.row_bytes = row_bytes_of(encoding, dim)
     table_bytes = <double>job.row_bytes * <double>job.n_rows
     job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0

@@ -16,6 +16,16 @@ cdef enum Encoding:
     TBE_INT2
     N_ENCODINGS
 
+FLOAT_ENCODINGS = (FLOAT32, FLOAT64, FLOAT16, BFLOAT16)
+QUANTIZED_ENCODINGS = {              # by layout and bits
+    ("fused", 8): INT8,
+    ("fused", 4): INT4,
+    ("fused", 2): INT2,
+    ("tbe", 8): TBE_INT8,
+    ("tbe", 4): TBE_INT4,
+    ("tbe", 2): TBE_INT2,
+}
+
 
 cdef inline int bits_of(const int encoding) noexcept nogil:
     """Bits of an entry."""
@@ -32,14 +42,19 @@ cdef inline int bits_of(const int encoding) noexcept nogil:
     return 2
 
 
+cdef inline Py_ssize_t entry_bytes(const int bits, Py_ssize_t n) noexcept nogil:
+    """The bytes of n entries."""
+    if bits >= 8:
+        return n * (bits // 8)
+    return n // (8 // bits) + (n % (8 // bits) > 0)
+
+
 cdef Py_ssize_t row_bytes_of(int encoding, Py_ssize_t dim) noexcept nogil:
     """Bytes of a row, padding aside."""
     cdef Py_ssize_t factors = 0
     if encoding >= INT8:
         factors = 8 if encoding == INT8 else 4
-    if bits_of(encoding) >= 8:
-        return dim * (bits_of(encoding) // 8) + factors
-    return dim // (8 // bits_of(encoding)) + (dim % (8 // bits_of(encoding)) > 0) + factors
+    return entry_bytes(bits_of(encoding), dim) + factors
 
 
 cdef int type_of(int encoding):
@@ -134,11 +149,15 @@ def count_bags(
 
 def empty_output(Py_ssize_t n_bags, cnp.ndarray weight not None):
     """A new (n_bags, dim) array of weight's dtype, its values arbitrary."""
+    return empty_matrix(n_bags, cnp.PyArray_DIM(weight, 1), cnp.PyArray_TYPE(weight))
+
+
+cdef cnp.ndarray empty_matrix(Py_ssize_t n_bags, Py_ssize_t n_columns, int type_number):
     cdef cnp.npy_intp[2] shape
     shape[0] = n_bags
-    shape[1] = cnp.PyArray_DIM(weight, 1)
+    shape[1] = n_columns
     try:
-        return cnp.PyArray_EMPTY(2, shape, cnp.PyArray_TYPE(weight), 0)
+        return cnp.PyArray_EMPTY(2, shape, type_number, 0)
     except ValueError:               # NumPy's word for more bytes than can be counted
         raise MemoryError(f"cannot allocate an output of shape ({shape[0]}, {shape[1]})")
 

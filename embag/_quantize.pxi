@@ -20,11 +20,6 @@ cdef struct Factors:
     float inverse[FACTOR_ROWS]       # of the scale
 
 
-cdef inline Py_ssize_t code_bytes(const int bits, Py_ssize_t n) noexcept nogil:
-    """The bytes of n codes."""
-    return n if bits == 8 else n // (8 // bits) + (n % (8 // bits) > 0)
-
-
 cdef inline void stretch(
     const Py_ssize_t n, float* low, float* high, float* spoilt, const float* row
 ) noexcept nogil:
@@ -239,8 +234,8 @@ cdef inline void quantize_row(
             rest[d] = bias           # code 0: so are the bits of no column
         memcpy(rest, row + (dim - n), n * sizeof(float))
         quantize_block(bits, FEW_CODES, rest, bias, inverse, last)
-        memcpy(out, last, code_bytes(bits, n))
-        out = out + code_bytes(bits, n)
+        memcpy(out, last, entry_bytes(bits, n))
+        out = out + entry_bytes(bits, n)
     if bits == 8:
         embag_write_float(out, scale)
         embag_write_float(out + 4, bias)

@@ -262,7 +262,7 @@ def _sum_rows(
     n_column_threads = _column_threads(call, grad)
     if sparse or scale_grad_by_freq or call.n_threads > SCATTER_GAIN * n_column_threads:
         return _sum_by_row(call, grad, sample, scale_grad_by_freq, sparse)
-    result = _arguments.zeros((call.n_rows, grad.shape[1]), grad.dtype)
+    result = _arguments.new_array(np.zeros, (call.n_rows, grad.shape[1]), grad.dtype)
     done = kernels.scatter(
         grad,
         call.indices,
@@ -313,7 +313,7 @@ def _sum_by_row(
     if sparse:
         result = kernels.empty_output(len(groups.rows), grad)
     else:
-        result = _arguments.zeros(shape, grad.dtype)
+        result = _arguments.new_array(np.zeros, shape, grad.dtype)
     done = kernels.embedding_bag(
         grad,
         groups.members,
@@ -347,14 +347,14 @@ def _scatter_to_winners(
             return_max_indices=True,
             num_threads=call.n_threads,
         )
-    result = _arguments.zeros((call.n_rows, grad.shape[1]), grad.dtype)
+    result = _arguments.new_array(np.zeros, (call.n_rows, grad.shape[1]), grad.dtype)
     done = kernels.scatter_max(grad, winners, call.padding, _column_threads(call, grad), result)
     return result if done else None
 
 
 def _dot_rows(call: _Call, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:
     """Return the dot product of each position's row and its bag's gradient."""
-    result = _arguments.zeros(call.indices.shape, weight.dtype)
+    result = _arguments.new_array(np.zeros, call.indices.shape, weight.dtype)
     done = kernels.dot_rows(
         _arguments.as_table(weight),
         call.indices,

@@ -439,7 +439,7 @@ class EmbeddingBagCollection:
         n_bags = parts[0].n_bags if parts else 0
         shape = (n_bags, self.dim)
         if out is None:
-            result = _arguments.empty(shape, _FLOAT32)
+            result = _arguments.new_array(np.empty, shape, _FLOAT32)
         else:
             names, inputs = self._inputs(parts)
             _arguments.check_out(out, shape, _FLOAT32, names, inputs)

@@ -256,7 +256,7 @@ def embedding_bag(
     elif direct:
         result = kernels.empty_output(n_bags, table)
     else:
-        result = _arguments.empty((n_bags, dim), dtype)
+        result = _arguments.new_array(np.empty, (n_bags, dim), dtype)
     max_indices = np.empty((n_bags, dim), np.int64) if return_max_indices else None
 
     if max_norm is not None:
@@ -304,15 +304,13 @@ def _reduce_encoded(
 ) -> bool:
     """Run a call whose table is not of plain floats, or whose result is to be rounded."""
     if encoded.is_plain:
-        sums = _arguments.empty(result.shape, encoded.sums_dtype)
-        done: bool = kernels.embedding_bag(*call, sums, max_indices)
-        if done:
-            _round_to(result, sums)
-    elif max_indices is None:
-        target, code = _encodings.as_result(result)
-        done = kernels.embedding_bag(*call, target, None, None, encoded.encoding, encoded.dim, code)
-    else:
-        done = _max_of_encoded(encoded, call, result, max_indices)
+        return _reduce_and_round(call, result, max_indices)
+    if max_indices is not None:
+        return _max_of_encoded(encoded, call, result, max_indices)
+    target, code = _encodings.as_result(result)
+    done: bool = kernels.embedding_bag(
+        *call, target, None, None, encoded.encoding, encoded.dim, code
+    )
     return done
 
 
@@ -332,27 +330,29 @@ def _max_of_encoded(
         place = int(np.searchsorted(rows, padding))
         padding = place if place < len(rows) and rows[place] == padding else -1
     rows = rows.astype(np.int64, copy=False)
-    values = _arguments.empty((len(rows), encoded.dim), encoded.sums_dtype)
-    sums = result
-    if result.dtype != encoded.sums_dtype:
-        sums = _arguments.empty(result.shape, encoded.sums_dtype)
-    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
-    done: bool = encoded.decode(rows, values, n_threads) and kernels.embedding_bag(
-        values, positions, *rest, sums, max_indices
-    )
-    if not done:
+    values = _arguments.new_array(np.empty, (len(rows), encoded.dim), encoded.sums_dtype)
+    if not encoded.decode(rows, values, n_threads):
         return False
-    if sums is not result:
-        _round_to(result, sums)
+    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
+    if not _reduce_and_round((values, positions, *rest), result, max_indices):
+        return False
     if len(rows):
         max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
     return True
 
 
-def _round_to(result: NDArray[Any], sums: NDArray[Any]) -> None:
-    """Write sums to a result of a narrower dtype: to nearest, ties to even."""
-    with np.errstate(all="ignore"):
-        np.ndarray.view(result, np.ndarray)[...] = sums
+def _reduce_and_round(
+    call: tuple[Any, ...], result: NDArray[Any], max_indices: NDArray[np.int64] | None
+) -> bool:
+    """Run a call on a table of plain floats; round to nearest, ties to even."""
+    dtype, sums = call[0].dtype, result
+    if result.dtype != dtype:
+        sums = _arguments.new_array(np.empty, result.shape, dtype)
+    done: bool = kernels.embedding_bag(*call, sums, max_indices)
+    if done and sums is not result:
+        with np.errstate(all="ignore"):
+            np.ndarray.view(result, np.ndarray)[...] = sums
+    return done
 
 
 def _renorm(

@@ -478,18 +478,12 @@ def _as_format(bits: Any, dim: Any, layout: Any) -> tuple[int, int]:
 
 def _as_floats(weight: Any) -> NDArray[Any]:
     """Return a table of floats as an ndarray that nobody else can change the shape of."""
-    if not issubclass(type(weight), np.ndarray):
-        raise TypeError(f"weight must be a numpy.ndarray, got {_arguments.describe(weight)}")
-    floats: NDArray[Any] = np.ndarray.view(weight, np.ndarray)
-    dtype = floats.dtype
-    if not dtype.isnative or (dtype.char not in "fde" and dtype.name != "bfloat16"):
-        raise TypeError(
-            "weight must be float32, float64, float16 or bfloat16 in native byte order, "
-            f"got {dtype.str if dtype.kind == 'f' else dtype}"
-        )
-    if floats.ndim != 2:
-        raise ValueError(f"weight must be 2-D (n_rows, dim), got shape {floats.shape}")
-    return floats
+    floats = weight
+    if issubclass(type(weight), np.ndarray):
+        floats = np.ndarray.view(weight, np.ndarray)
+    _arguments.check_table(floats, dtypes=_encodings.FLOATS, is_known=_encodings.is_known)
+    table: NDArray[Any] = floats
+    return table
 
 
 def _as_out(out: Any, shape: tuple[int, int], floats: NDArray[Any]) -> NDArray[np.uint8]:

@@ -136,7 +136,7 @@ class SparseRows:
         MemoryError
             If there is not enough memory.
         """
-        dense = _arguments.zeros(self.shape, self.values.dtype)
+        dense = _arguments.new_array(np.zeros, self.shape, self.values.dtype)
         dense[self.indices] = self.values
         return dense
 

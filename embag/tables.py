@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embag import _threads
-from embag._arguments import AnyArray, describe
+from embag import _encodings, _threads
+from embag._arguments import AnyArray, check_table, describe
 from embag._table_files import FLOATS, FORMATS, Format, Packing, Place
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
@@ -240,15 +240,13 @@ def _check_name(name: Any) -> None:
 def _rows_of(table: Any) -> tuple[AnyArray, Packing | None]:
     if isinstance(table, QuantizedTable):
         return table.packed, Packing(table.bits, table.dim, table.layout)
-    if not isinstance(table, np.ndarray):
-        raise TypeError(f"table must be a numpy.ndarray or QuantizedTable, got {describe(table)}")
-    if table.dtype.name not in FLOATS or not table.dtype.isnative:
-        raise TypeError(
-            f"table must be {', '.join(FLOATS)} in native byte order, "
-            f"got {table.dtype.str if table.dtype.kind == 'f' else table.dtype}"
-        )
-    if table.ndim != 2:
-        raise ValueError(f"table must be 2-D (n_rows, dim), got shape {table.shape}")
+    check_table(
+        table,
+        "table",
+        kinds="a numpy.ndarray or QuantizedTable",
+        dtypes=f"{', '.join(FLOATS)} in native byte order",
+        is_known=_encodings.is_known,
+    )
     return np.ndarray.view(table, np.ndarray), None
 
 
