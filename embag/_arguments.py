@@ -233,6 +233,13 @@ def check_mode(
         raise ValueError(f"return_max_indices must be False where mode is {mode!r}, got True")
 
 
+def as_count_of_invalid(invalid: Any, n: int) -> AnyArray | None:
+    """Return n counts of the indices out of range that are left out; None to refuse them."""
+    if type(invalid) is not str or invalid not in ("raise", "skip"):
+        raise ValueError(f"invalid must be 'raise' or 'skip', got {describe(invalid)}")
+    return np.zeros(n, _INT64) if invalid == "skip" else None
+
+
 def as_sample_weights(
     per_sample_weights: Any,
     input: AnyArray,
@@ -373,15 +380,19 @@ def check_positions(
     n_rows: int,
     given_input: Any,
     given_offsets: Any,
+    refuse: bool = True,
     name: str = "input",
     start: int = 0,
 ) -> None:
     """Raise for the first offset, else for the first index, that is not valid.
 
-    Messages quote `given_input` and `given_offsets`, the arrays before conversion; there
-    `input` is called `name` and starts at `start`.
+    Indices are looked at only if those out of range are refused. Messages quote
+    `given_input` and `given_offsets`, the arrays before conversion; there `input` is called
+    `name` and starts at `start`.
     """
     check_offsets(offsets, input.size, given_offsets, name)
+    if not refuse:
+        return
     used = positions_in_bags(input, offsets, include_last_offset)
     k = kernels.first_bad_index(used, n_rows)
     if k < 0:

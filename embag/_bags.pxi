@@ -17,6 +17,7 @@ cdef struct Task:
     Py_ssize_t column_stop
     bint first             # nobody has asked for its first rows
     bint done
+    Py_ssize_t n_invalid   # indices out of range that were left out
     Py_ssize_t job         # where several are planned together: which it is of
 
 
@@ -108,7 +109,7 @@ cdef Py_ssize_t plan(
         room = 3 * <Py_ssize_t>n_shares - n_tasks - 1 - (n_shares - 1 - t)
         n_parts = min(n_parts, room)
         if size <= share or n_parts <= 1:
-            tasks[n_tasks] = Task(b, next_b, 0, dim, True, False, 0)
+            tasks[n_tasks] = Task(b, next_b, 0, dim, True, False, 0, 0)
             n_tasks += 1
         else:
             for part in range(n_parts):
@@ -120,10 +121,11 @@ cdef Py_ssize_t plan(
                     True,
                     False,
                     0,
+                    0,
                 )
                 n_tasks += 1
             if b < last:
-                tasks[n_tasks] = Task(b, last, 0, dim, True, False, 0)
+                tasks[n_tasks] = Task(b, last, 0, dim, True, False, 0, 0)
                 n_tasks += 1
         b = next_b
     return n_tasks
@@ -170,6 +172,15 @@ cdef Py_ssize_t find_bad_index(
                 if <size_t><Py_ssize_t>input[k] >= n_rows:
                     return k
     return -1
+
+
+cdef Py_ssize_t count_bad(
+    const index_ft* input, Py_ssize_t n_indices, size_t n_rows
+) noexcept nogil:
+    cdef Py_ssize_t n = 0, k
+    for k in range(n_indices):
+        n += <size_t><Py_ssize_t>input[k] >= n_rows
+    return n
 
 
 def first_bad_index(

@@ -26,7 +26,7 @@ cdef inline double bytes_of_job(const Job* job) noexcept nogil:
             + <double>job.bags.n_bags * <double>job.dim * sizeof(float))
 
 
-cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs) noexcept nogil:
+cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noexcept nogil:
     """Do all jobs, one after the other. False if something is bad."""
     cdef:
         Py_ssize_t j, asked = 0
@@ -37,9 +37,10 @@ cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs) noexcept nogil:
             ask_first(&jobs[asked])
             in_flight += bytes_of_job(&jobs[asked])
             asked += 1
-        task = Task(0, jobs[j].bags.n_bags, 0, jobs[j].dim, False, False, j)
-        if jobs[j].dim > 0 and not reduce_task(&jobs[j], &task):
+        task = Task(0, jobs[j].bags.n_bags, 0, jobs[j].dim, False, False, 0, j)
+        if not do_task(&jobs[j], &task):
             return False
+        n_invalid[j] = task.n_invalid
         in_flight -= bytes_of_job(&jobs[j])
     return True
 
@@ -49,6 +50,7 @@ cdef bint pool_in_parallel(
     Py_ssize_t n_jobs,
     Task* tasks,                     # room for 3 * (SHARES * n_threads + n_jobs)
     int n_threads,
+    int64_t* n_invalid,              # OUT  (n_jobs,)
 ) noexcept nogil:
     """Do all jobs, cut into tasks of about equal bytes. False if something is bad."""
     cdef:
@@ -58,8 +60,7 @@ cdef bint pool_in_parallel(
     for j in range(n_jobs):
         total = total + bytes_of_job(&jobs[j])
     for j in range(n_jobs):
-        if jobs[j].dim == 0:
-            continue
+        n_invalid[j] = 0
         first = n_tasks
         n_tasks += plan(&jobs[j].bags, jobs[j].dim, sizeof(float),
                         1 + <int>(n_shares * bytes_of_job(&jobs[j]) / max(total, 1.0)),
@@ -67,15 +68,16 @@ cdef bint pool_in_parallel(
         for t in range(first, n_tasks):
             tasks[t].job = j
     for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-        tasks[t].done = reduce_task(&jobs[tasks[t].job], &tasks[t])
+        do_task(&jobs[tasks[t].job], &tasks[t])
     for t in range(n_tasks):
         if not tasks[t].done:
             return False
+        n_invalid[tasks[t].job] += tasks[t].n_invalid
     return True
 
 
 cdef bint is_sound(const Job* job) noexcept nogil:
-    """Whether offsets do not decrease and indices name rows, as they stand in memory."""
+    """Whether offsets do not decrease and indices are not refused, as they stand in memory."""
     # By the numbers of the job, which no other thread can change.
     cdef Py_ssize_t first = job.bags.n_indices - job.n_positions
     cdef Py_ssize_t start = first, stop, b
@@ -84,6 +86,8 @@ cdef bint is_sound(const Job* job) noexcept nogil:
         if not (start <= stop <= job.bags.n_indices):
             return False
         start = stop
+    if job.skip_invalid:
+        return True
     if job.wide:
         return find_bad_index(<const int64_t*>job.input + first, job.n_positions,
                               <size_t>job.n_rows) < 0
@@ -101,18 +105,23 @@ cdef class Collection:
         Job* jobs                    # (n_features,): all that does not depend on the call
         tuple tables                 # keeps the memory that the jobs point to
         tuple memory                 # what no output may overlap
+        object n_invalid             # as given
         readonly Py_ssize_t n_features
         readonly Py_ssize_t n_columns
 
-    def __cinit__(self, tuple features not None, tuple memory not None):
+    def __cinit__(self, tuple features not None, tuple memory not None, object n_invalid):
         """`features` holds (rows, encoding, dim, mode, padding), one for each; `memory` the
-        arrays that no output may overlap: all tables, as given."""
+        arrays that no output may overlap: all tables, as given; `n_invalid`, (n_features,)
+        int64, counts the indices out of range that calls left out, or is None: they are bad."""
         cdef Py_ssize_t f
         cdef cnp.ndarray rows
         cdef Job* job
         self.n_features = len(features)
         self.tables = tuple([feature[0] for feature in features])
         self.memory = memory
+        self.n_invalid = n_invalid
+        refuse_change(n_invalid is None
+                      or is_factors(n_invalid, self.n_features, cnp.NPY_INT64))
         self.jobs = <Job*>malloc(max(<size_t>1, <size_t>self.n_features) * sizeof(Job))
         if self.jobs == NULL:
             raise MemoryError("no memory for a collection")
@@ -125,6 +134,7 @@ cdef class Collection:
             job.operation = MAX if mode == "max" else SUM
             job.mean = mode == "mean"
             job.padding = padding
+            job.skip_invalid = n_invalid is not None
             job.out_encoding = FLOAT32
             # For a call these become addresses.
             job.out = <void*>(self.n_columns * <Py_ssize_t>sizeof(float))
@@ -289,19 +299,28 @@ cdef class Collection:
         return jobs
 
     cdef bint run(self, const Job* jobs, int n_threads) except? False:
-        cdef Task* tasks = NULL
-        cdef bint done
-        if n_threads > 1:
-            tasks = <Task*>malloc(3 * (SHARES * <size_t>n_threads + <size_t>self.n_features)
-                                  * sizeof(Task))
-            if tasks == NULL:
-                raise MemoryError("no memory to plan a call")
+        cdef:
+            size_t n_features = <size_t>self.n_features
+            size_t n_tasks = 3 * (SHARES * <size_t>n_threads + n_features) if n_threads > 1 else 0
+            # In one piece, the counts of each feature first.
+            size_t n_bytes = n_features * sizeof(int64_t) + n_tasks * sizeof(Task)
+            int64_t* n_invalid = <int64_t*>malloc(max(<size_t>1, n_bytes))
+            Task* tasks = <Task*>(n_invalid + n_features)
+            int64_t* total
+            size_t f
+            bint done
+        if n_invalid == NULL:
+            raise MemoryError("no memory to plan a call")
         with nogil:
             if n_threads > 1:
-                done = pool_in_parallel(jobs, self.n_features, tasks, n_threads)
+                done = pool_in_parallel(jobs, self.n_features, tasks, n_threads, n_invalid)
             else:
-                done = pool_in_order(jobs, self.n_features)
-        free(tasks)
+                done = pool_in_order(jobs, self.n_features, n_invalid)
+        if done and self.n_invalid is not None:
+            total = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>self.n_invalid)
+            for f in range(n_features):
+                embag_count(total + f, n_invalid[f])
+        free(n_invalid)
         return done
 
 

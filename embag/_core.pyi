@@ -25,6 +25,7 @@ def embedding_bag(
     per_sample_weights: NDArray[Any] | None,
     mode: str,
     padding: int,
+    n_invalid: NDArray[Any] | None,
     n_threads: int,
     out: NDArray[Any],
     max_indices: NDArray[Any] | None,
@@ -38,7 +39,10 @@ class Collection:
     n_features: int
     n_columns: int
     def __init__(
-        self, features: tuple[tuple[Any, ...], ...], memory: tuple[NDArray[Any], ...]
+        self,
+        features: tuple[tuple[Any, ...], ...],
+        memory: tuple[NDArray[Any], ...],
+        n_invalid: NDArray[Any] | None,
     ) -> None: ...
     def pool(
         self,

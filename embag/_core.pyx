@@ -54,6 +54,7 @@ cdef extern from "_platform.h" nogil:
     void embag_prefetch_to_write(size_t address)
     int32_t embag_read_int32(const int32_t* source)
     int64_t embag_read_int64(const int64_t* source)
+    void embag_count(int64_t* total, int64_t n)
     float embag_read_float(const char* source)
     uint16_t embag_read_uint16(const char* source)
     void embag_write_float(char* to, float value)

@@ -114,13 +114,6 @@ cdef inline float read_factor(bint short_factor, const char* source) noexcept no
     return embag_read_float(source)
 
 
-cdef inline Py_ssize_t index_at(const Job* job, Py_ssize_t k) noexcept nogil:
-    """read_index by the type of a job's indices."""
-    if job.wide:
-        return read_index(<const int64_t*>job.input, k)
-    return read_index(<const int32_t*>job.input, k)
-
-
 cdef inline void fetch_encoded(
     const bint quantized,
     const Py_ssize_t half_bytes,
@@ -183,6 +176,7 @@ cdef inline bint reduce_encoded_block(
         Py_ssize_t half_bytes = bytes_of(entries, half)
         Py_ssize_t shift_bytes = bytes_of(entries, shift)
         bint straddles = job.straddles, short_factors = job.short_factors
+        bint skip_invalid = job.skip_invalid
         const float* sample = <const float*>job.sample
         # The scale has 11 bits and q 8: their product needs no rounding, so it may be
         # multiplied and added where there is no instruction for both.
@@ -234,6 +228,8 @@ cdef inline bint reduce_encoded_block(
                                   shift_bytes, straddles, edge)
                 r = index_at(job, k)
                 if <size_t>r >= n_rows:
+                    if skip_invalid:
+                        continue
                     return False
                 if r == padding:
                     continue

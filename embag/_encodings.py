@@ -45,7 +45,7 @@ class Table(NamedTuple):
         """
         bags = indices.reshape(-1, 1)
         done: bool = kernels.embedding_bag(
-            *(self.rows, bags, None, False, None, "max", -1, n_threads, values),
+            *(self.rows, bags, None, False, None, "max", -1, None, n_threads, values),
             *(None, None, self.encoding, self.dim, FLOAT32),
         )
         return done

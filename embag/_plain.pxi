@@ -44,6 +44,7 @@ cdef inline bint reduce_block(
         Py_ssize_t half_bytes = half * <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t shift_bytes = shift * <Py_ssize_t>sizeof(floating_ft)
         bint straddles = job.straddles, in_order = job.out_rows == NULL
+        bint skip_invalid = job.skip_invalid
         Py_ssize_t ahead = job.ahead, burst = job.burst
         # A burst is due at burst_at; single rows are asked for up to single_stop.
         Py_ssize_t burst_at = 0 if burst > 0 else n_indices
@@ -77,7 +78,9 @@ cdef inline bint reduce_block(
                           shift_bytes, straddles)
                 r = read_index(input, start)
                 if <size_t>r >= n_rows:
-                    return False
+                    if not skip_invalid:
+                        return False
+                    r = padding
                 row = <const floating_ft*>(table + r * stride)
                 if r == padding:
                     fill(half, out_row, 0)
@@ -120,6 +123,8 @@ cdef inline bint reduce_block(
                           shift_bytes, straddles)
                 r = read_index(input, k)
                 if <size_t>r >= n_rows:
+                    if skip_invalid:
+                        continue
                     return False
                 if r == padding:
                     continue
@@ -275,6 +280,8 @@ cdef bint reduce_argmax(
                     <size_t>table + <size_t>input[k + job.ahead] * <size_t>job.row_stride, n_bytes)
             r = read_index(input, k)
             if <size_t>r >= <size_t>job.n_rows:
+                if job.skip_invalid:
+                    continue
                 return False
             if r == job.padding:
                 continue

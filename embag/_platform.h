@@ -54,6 +54,15 @@ static inline int64_t embag_read_int64(const int64_t *source) {
     return *(const volatile int64_t *)source;
 }
 
+/* Threads count together. */
+static inline void embag_count(int64_t *total, int64_t n) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_fetch_add(total, n, __ATOMIC_RELAXED);
+#else
+    _InterlockedExchangeAdd64((volatile long long *)total, n);
+#endif
+}
+
 /* Scales and biases stand between bytes: read and written wherever they are. */
 static inline float embag_read_float(const char *source) {
     float value;

@@ -6,6 +6,7 @@ bit. Of a float16 or bfloat16 table, the definition is that of `table.astype(np.
 Its own literals are in tests/test_reference.py.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,14 @@ def embedding_bag(
     per_sample_weights: NDArray[Any] | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    invalid: str = "raise",
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the reduced bags and, for ``mode="max"``, the winning rows (else -1)."""
     n_rows, dim = weight.shape
     bags = bags_of(np.asarray(input), offsets, include_last_offset)
     flat = np.asarray(input).reshape(-1)
+    if invalid == "skip":
+        bags = [[k for k in bag if 0 <= int(flat[k]) < n_rows] for bag in bags]
     if max_norm is not None:
         renorm(weight, {int(flat[k]) for bag in bags for k in bag}, max_norm, norm_type)
     padding = None if padding_idx is None else padding_idx % n_rows
@@ -63,6 +67,7 @@ def quantized_embedding_bag(
     per_sample_weights: NDArray[Any] | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    invalid: str = "raise",
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return what `embedding_bag` does, of a table of `scale * q + bias`."""
     q, scale, bias = unpack(table.packed, table.bits, table.dim, table.layout)
@@ -80,13 +85,14 @@ def quantized_embedding_bag(
                 mode="max",
                 include_last_offset=include_last_offset,
                 padding_idx=padding_idx,
+                invalid=invalid,
             )
         for b, bag in enumerate(bags):
             n_kept = 0
             biases = np.float32(0)
             for place, k in enumerate(bag, start=1):
                 r = int(flat[k])
-                if r != padding:
+                if r != padding and (invalid == "raise" or 0 <= r < n_rows):
                     n_kept += 1
                     factor = np.float32(1)
                     if per_sample_weights is not None:
@@ -202,7 +208,7 @@ def dot(x: NDArray[Any], y: NDArray[Any]) -> Any:
 
 def bags_of(
     input: NDArray[Any], offsets: NDArray[Any] | None, include_last_offset: bool
-) -> list[range]:
+) -> list[Sequence[int]]:
     """Return the positions of each bag, counted in C order."""
     if offsets is None:
         n_bags, size = input.shape

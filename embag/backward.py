@@ -322,6 +322,7 @@ def _sum_by_row(
         factors,
         "mean" if scale_grad_by_freq else "sum",
         -1,
+        None,
         call.n_threads,
         result,
         None,

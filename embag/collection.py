@@ -10,7 +10,9 @@ then the arguments are converted, or blamed, here.
 Tested in tests/test_collection.py.
 """
 
+import os
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -21,12 +23,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from embag import _arguments, _encodings, _threads
 from embag._dispatch import kernels
-from embag.functional import Mode
+from embag.functional import Invalid, Mode
 from embag.quantized import QuantizedTable
 
 AnyTable: TypeAlias = NDArray[Any] | QuantizedTable
 
 _FLOAT32 = np.dtype(np.float32)
+
+# One for all collections: replacing is rare, and takes microseconds.
+_replacing = threading.Lock()
 
 _MOST_COLUMNS = sys.maxsize // 64  # their bits can be counted in a Py_ssize_t
 
@@ -75,6 +80,15 @@ class _Part(NamedTuple):
     given_sample: Any
 
 
+class _State(NamedTuple):
+    """All that depends on the tables. Never changed: `replace` makes another."""
+
+    tables: Mapping[str, AnyTable]
+    encoded: dict[str, _encodings.Table]
+    n_rows: tuple[int, ...]  # for each feature
+    compiled: Any
+
+
 class EmbeddingBagCollection:
     """Many tables, pooled feature by feature into one array by one call.
 
@@ -85,11 +99,12 @@ class EmbeddingBagCollection:
         They are read in place where `embedding_bag` would, else copied once.
     features : sequence of Feature
         The features, in the order of their columns in the result.
+    invalid : {"raise", "skip"}, optional
+        What is done about ids that are no rows of their table. "raise": IndexError. "skip":
+        they are left out, as padding is, and counted in `n_invalid`.
 
     Attributes
     ----------
-    tables : mapping of str to ndarray or QuantizedTable
-        The tables, read-only.
     features : tuple of Feature
         The features.
     slices : mapping of str to slice
@@ -112,7 +127,7 @@ class EmbeddingBagCollection:
     -----
     Each feature's columns hold what `embedding_bag` gives for it in float32, bit for bit;
     of a float64 table each entry is rounded to float32 as it is read. Any number of threads
-    may call one collection.
+    may call one collection, also while another replaces a table.
 
     Examples
     --------
@@ -149,17 +164,21 @@ class EmbeddingBagCollection:
            [20., 21.]], dtype=float32)
     """
 
-    def __init__(self, tables: Mapping[str, AnyTable], features: Sequence[Feature]) -> None:
+    def __init__(
+        self,
+        tables: Mapping[str, AnyTable],
+        features: Sequence[Feature],
+        *,
+        invalid: Invalid = "raise",
+    ) -> None:
         if not isinstance(tables, Mapping):
             raise TypeError(f"tables must be a mapping, got {_arguments.describe(tables)}")
-        self.tables: Mapping[str, AnyTable] = MappingProxyType(dict(tables))
+        tables = dict(tables)
         encoded = {
-            name: _encodings.as_table(table, f"tables[{name!r}]")
-            for name, table in self.tables.items()
+            name: _encodings.as_table(table, f"tables[{name!r}]") for name, table in tables.items()
         }
         self.features = _as_features(features)
         slices: dict[str, slice] = {}
-        compiled = []
         self.dim = 0
         for feature in self.features:
             where = f"feature {feature.name!r}"
@@ -170,31 +189,113 @@ class EmbeddingBagCollection:
                     f"{where}: table must be a key of tables, "
                     f"got {_arguments.describe(feature.table)}"
                 )
-            table = encoded[feature.table]
-            padding = -1
-            if feature.padding_idx is not None:
-                with _arguments.where(where):
-                    padding = _arguments.as_padding_row(
-                        feature.padding_idx, len(table.rows), "the table's"
-                    )
             with _arguments.where(where):
                 _arguments.check_mode(feature.mode, False, False)
-            slices[feature.name] = slice(self.dim, self.dim + table.dim)
-            self.dim += table.dim
-            compiled.append((table.rows, table.encoding, table.dim, feature.mode, padding))
+            dim = encoded[feature.table].dim
+            slices[feature.name] = slice(self.dim, self.dim + dim)
+            self.dim += dim
         if self.dim > _MOST_COLUMNS:
             raise ValueError(
                 f"features must have at most {_MOST_COLUMNS} columns in all, got {self.dim}"
             )
         self.slices: Mapping[str, slice] = MappingProxyType(slices)
-        self._n_rows = tuple(len(rows) for rows, *_ in compiled)
         self._takes_weights = all(feature.mode == "sum" for feature in self.features)
         # Rows of no columns are not read, so their ids are checked beforehand.
-        self._has_empty_rows = any(dim == 0 for _, _, dim, *_ in compiled)
+        self._has_empty_rows = any(encoded[feature.table].dim == 0 for feature in self.features)
         self._mean_dim = self.dim // max(1, len(self.features))
-        memory = tuple(_memory_of(table) for table in self.tables.values())
         self._names = tuple(slices)
-        self._compiled = kernels.Collection(tuple(compiled), memory)
+        self._counts = _arguments.as_count_of_invalid(invalid, len(self.features))
+        self._state = self._compile(tables, encoded)
+
+    @property
+    def tables(self) -> Mapping[str, AnyTable]:
+        """The tables as they are now, read-only; see `replace`."""
+        return self._state.tables
+
+    @property
+    def invalid(self) -> Invalid:
+        """What is done about ids that are no rows of their table."""
+        return "raise" if self._counts is None else "skip"
+
+    @property
+    def n_invalid(self) -> dict[str, int]:
+        """How many ids of each feature were left out since the collection was made."""
+        counts = [0] * len(self._names) if self._counts is None else self._counts.tolist()
+        return dict(zip(self._names, counts, strict=True))
+
+    def replace(self, name: str, table: AnyTable) -> None:
+        """Put another table in the place of one, while other threads go on calling.
+
+        Every call reads the tables that it started with, so none sees a mixture. The one
+        that was replaced is let go when the last call that reads it ends.
+
+        Parameters
+        ----------
+        name : str
+            The table's name.
+        table : ndarray or QuantizedTable
+            The new one, with as many columns; its rows may be more or fewer, and of another
+            dtype. Read in place, or copied once, as in the constructor.
+
+        Raises
+        ------
+        TypeError
+            If `name` is no str or `table` of the wrong kind or dtype.
+        ValueError
+            If `name` names no table, the new one has another number of columns, or a
+            feature's `padding_idx` is no row of it. Nothing is replaced then.
+
+        Notes
+        -----
+        To change several tables at once, make a new collection of them and hand that to
+        the callers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> ebc = embag.EmbeddingBagCollection(
+        ...     {"items": np.zeros((2, 3), np.float32)}, [embag.Feature("clicked", "items")]
+        ... )
+        >>> ebc.replace("items", np.ones((5, 3), np.float32))
+        >>> ebc({"clicked": [[0, 4]]})
+        array([[2., 2., 2.]], dtype=float32)
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {_arguments.describe(name)}")
+        if name not in self._state.tables:
+            raise ValueError(f"name must be a key of tables, got {_arguments.describe(name)}")
+        new = _encodings.as_table(table, "table")
+        with _replacing:  # another thread may be replacing another table
+            now = self._state
+            dim = now.encoded[name].dim
+            if new.dim != dim:
+                raise ValueError(
+                    f"table must have {dim} columns, as the one that it replaces, got {new.dim}"
+                )
+            self._state = self._compile({**now.tables, name: table}, {**now.encoded, name: new})
+
+    def _compile(
+        self, tables: Mapping[str, AnyTable], encoded: dict[str, _encodings.Table]
+    ) -> _State:
+        """Make all that depends on the tables."""
+        compiled = []
+        for feature in self.features:
+            table = encoded[feature.table]
+            padding = -1
+            if feature.padding_idx is not None:
+                with _arguments.where(f"feature {feature.name!r}"):
+                    padding = _arguments.as_padding_row(
+                        feature.padding_idx, len(table.rows), "the table's"
+                    )
+            compiled.append((table.rows, table.encoding, table.dim, feature.mode, padding))
+        memory = tuple(_memory_of(table) for table in tables.values())
+        return _State(
+            MappingProxyType(dict(tables)),
+            encoded,
+            tuple(len(rows) for rows, *_ in compiled),
+            kernels.Collection(tuple(compiled), memory, self._counts),
+        )
 
     def __call__(
         self,
@@ -240,6 +341,7 @@ class EmbeddingBagCollection:
         """
         if num_threads is not None:
             num_threads = _threads.check_count(num_threads, "num_threads")
+        state = self._state  # read once: another thread may replace a table meanwhile
         if (
             type(values) is np.ndarray
             and type(offsets) is np.ndarray
@@ -248,7 +350,7 @@ class EmbeddingBagCollection:
             and not self._has_empty_rows
         ):
             n_threads = self._threads_for(values.size, offsets.size, num_threads)
-            result: NDArray[np.float32] | None = self._compiled.pool(
+            result: NDArray[np.float32] | None = state.compiled.pool(
                 values, offsets, per_sample_weights, out, n_threads
             )
             if result is not None:
@@ -260,7 +362,7 @@ class EmbeddingBagCollection:
             and not self._has_empty_rows
         ):
             threads_for = partial(self._threads_for, num_threads=num_threads)
-            result = self._compiled.pool_named(values, self._names, threads_for)
+            result = state.compiled.pool_named(values, self._names, threads_for)
             if result is not None:
                 return result
         _arguments.check_flags(include_last_offset=include_last_offset)
@@ -273,7 +375,7 @@ class EmbeddingBagCollection:
                 )
             parts = self._parts_end_to_end(values, offsets, per_sample_weights)
             include_last_offset = True  # each part tells where its last bag ends
-        return self._pool_parts(parts, include_last_offset, out, num_threads)
+        return self._pool_parts(state, parts, include_last_offset, out, num_threads)
 
     def split(self, out: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the columns of each feature.
@@ -430,6 +532,7 @@ class EmbeddingBagCollection:
 
     def _pool_parts(
         self,
+        state: _State,
         parts: list[_Part],
         include_last_offset: bool,
         out: Any,
@@ -441,14 +544,14 @@ class EmbeddingBagCollection:
         if out is None:
             result = _arguments.new_array(np.empty, shape, _FLOAT32)
         else:
-            names, inputs = self._inputs(parts)
+            names, inputs = _inputs(state, parts)
             _arguments.check_out(out, shape, _FLOAT32, names, inputs)
             result = out
         if out is not None or self._has_empty_rows:
-            self._check_positions(parts, include_last_offset)
+            self._check_positions(state, parts, include_last_offset)
         n_indices = sum(part.input.size for part in parts)
         n_threads = self._threads_for(n_indices, n_bags * len(parts), num_threads)
-        done = self._compiled.pool_each(
+        done = state.compiled.pool_each(
             tuple(part.input for part in parts),
             tuple(part.offsets for part in parts),
             include_last_offset,
@@ -457,27 +560,15 @@ class EmbeddingBagCollection:
             n_threads,
         )
         if not done:
-            self._check_positions(parts, include_last_offset)
+            self._check_positions(state, parts, include_last_offset)
             _arguments.raise_for_change()
         return result
 
-    def _inputs(self, parts: list[_Part]) -> tuple[list[str], list[Any]]:
-        """Return all that `out` must lie apart from: names, and arrays."""
-        inputs: list[tuple[str, Any]] = []
-        for name, table in self.tables.items():
-            inputs.append((f"tables[{name!r}]", _memory_of(table)))
-        for part in parts:
-            ids = f"values{part.key}"
-            offsets = ids if part.key else "offsets"
-            sample = f"per_sample_weights{part.key}"
-            inputs += [(ids, part.given), (ids, part.input)]
-            inputs += [(offsets, part.given_offsets), (offsets, part.offsets)]
-            inputs += [(sample, part.given_sample), (sample, part.sample)]
-        return [name for name, _ in inputs], [array for _, array in inputs]
-
-    def _check_positions(self, parts: list[_Part], include_last_offset: bool) -> None:
-        """Raise for the first offset or id, feature by feature, that is not valid."""
-        for feature, part, n_rows in zip(self.features, parts, self._n_rows, strict=True):
+    def _check_positions(
+        self, state: _State, parts: list[_Part], include_last_offset: bool
+    ) -> None:
+        """Raise for the first offset or id, feature by feature, that is refused."""
+        for feature, part, n_rows in zip(self.features, parts, state.n_rows, strict=True):
             with _arguments.where(f"feature {feature.name!r}"):
                 _arguments.check_positions(
                     part.input,
@@ -486,18 +577,35 @@ class EmbeddingBagCollection:
                     n_rows,
                     part.given,
                     part.given_offsets,
+                    self._counts is None,
                     part.name,
                     part.start,
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EmbeddingBagCollection, (dict(self.tables), self.features)
+        make = partial(EmbeddingBagCollection, invalid=self.invalid)
+        return make, (dict(self.tables), self.features)
 
     def __repr__(self) -> str:
         return (
             f"EmbeddingBagCollection({len(self.tables)} tables, "
             f"{len(self.features)} features, dim={self.dim})"
         )
+
+
+def _inputs(state: _State, parts: list[_Part]) -> tuple[list[str], list[Any]]:
+    """Return all that `out` must lie apart from: names, and arrays."""
+    inputs: list[tuple[str, Any]] = []
+    for name, table in state.tables.items():
+        inputs.append((f"tables[{name!r}]", _memory_of(table)))
+    for part in parts:
+        ids = f"values{part.key}"
+        offsets = ids if part.key else "offsets"
+        sample = f"per_sample_weights{part.key}"
+        inputs += [(ids, part.given), (ids, part.input)]
+        inputs += [(offsets, part.given_offsets), (offsets, part.offsets)]
+        inputs += [(sample, part.given_sample), (sample, part.sample)]
+    return [name for name, _ in inputs], [array for _, array in inputs]
 
 
 def _memory_of(table: AnyTable) -> NDArray[Any]:
@@ -518,3 +626,12 @@ def _as_features(features: Any) -> tuple[Feature, ...]:
                 raise TypeError(f"features[{i}]: {field} must be a str, got {describe(value)}")
         taken.append(feature)
     return tuple(taken)
+
+
+def _after_fork_in_child() -> None:
+    global _replacing  # noqa: PLW0603
+    _replacing = threading.Lock()  # a thread of the parent may have held the other
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

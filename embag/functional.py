@@ -19,11 +19,13 @@ from embag._dispatch import kernels
 from embag.quantized import QuantizedTable
 
 Mode = Literal["sum", "mean", "max"]
+Invalid = Literal["raise", "skip"]
 
 # The checks of a call with these very objects can be left out: a microsecond is the
 # budget of a call.
 _EUCLIDEAN = 2.0
 _SUM = "sum"
+_RAISE = "raise"
 
 # The names of what `out` must lie apart from: each as given and as converted.
 _INPUTS = ("input",) * 2 + ("weight",) * 2 + ("offsets",) * 2 + ("per_sample_weights",) * 2
@@ -47,6 +49,8 @@ def embedding_bag(
     return_max_indices: Literal[False] = ...,
     num_threads: int | None = ...,
     out_dtype: DTypeLike | None = ...,
+    invalid: Invalid = ...,
+    return_n_invalid: Literal[False] = ...,
 ) -> NDArray[Any]: ...
 @overload
 def embedding_bag(
@@ -63,10 +67,12 @@ def embedding_bag(
     padding_idx: int | None = ...,
     *,
     out: NDArray[Any] | None = ...,
-    return_max_indices: bool,
+    return_max_indices: bool = ...,
     num_threads: int | None = ...,
     out_dtype: DTypeLike | None = ...,
-) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]: ...
+    invalid: Invalid = ...,
+    return_n_invalid: bool = ...,
+) -> Any: ...
 def embedding_bag(
     input: ArrayLike,
     weight: NDArray[Any] | QuantizedTable,
@@ -84,7 +90,9 @@ def embedding_bag(
     return_max_indices: bool = False,
     num_threads: int | None = None,
     out_dtype: DTypeLike | None = None,
-) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]:
+    invalid: Invalid = "raise",
+    return_n_invalid: bool = False,
+) -> Any:
     """Gather rows of a table and reduce them per bag.
 
     Parameters
@@ -131,14 +139,23 @@ def embedding_bag(
     out_dtype : data-type, optional
         The result's dtype: float32, float16 or bfloat16, to which sums in float32 are
         rounded (to nearest, ties to even). float64 for a float64 table.
+    invalid : {"raise", "skip"}, optional
+        What is done about entries of `input` that are no rows of the table. "raise":
+        IndexError. "skip": they are left out, as padding is; `input` is not written to.
+    return_n_invalid : bool, optional
+        Also return how many were left out.
 
     Returns
     -------
     ndarray, shape (n_bags, dim)
         The reduced bags; `out` if it was given. By default float64 for a float64 table
-        and float32 for all others. Zeros for a bag that is empty or holds padding only.
+        and float32 for all others. Zeros for a bag that is empty or holds nothing but
+        padding and entries left out.
     max_indices : ndarray of int64, shape (n_bags, dim)
         With `return_max_indices`: the winning row for each entry, -1 for empty bags.
+    n_invalid : int
+        With `return_n_invalid`: how many entries that are in a bag were left out because
+        they are no rows; 0 with ``invalid="raise"``.
 
     Raises
     ------
@@ -147,7 +164,7 @@ def embedding_bag(
     ValueError
         For a wrong shape, offset or option, or arguments that do not go together.
     IndexError
-        For an index out of range: the message names the first.
+        For an index out of range, with ``invalid="raise"``: the message names the first.
     MemoryError
         If there is no memory for the output.
     RuntimeError
@@ -197,6 +214,12 @@ def embedding_bag(
     >>> embag.embedding_bag([[0, 1], [2, 3]], weight)
     array([[ 5.,  6.],
            [25., 26.]], dtype=float32)
+
+    Ids that are newer than the table can be left out, and counted:
+
+    >>> embag.embedding_bag([[0, 1], [2, 9]], weight, invalid="skip", return_n_invalid=True)
+    (array([[ 5.,  6.],
+           [20., 21.]], dtype=float32), 1)
     """
     indices: Any = input
     if not kernels.is_index_array(input):
@@ -212,13 +235,24 @@ def embedding_bag(
         encoded = _encodings.as_table(weight)
         table = encoded.rows
         n_rows, dim = len(table), encoded.dim
-    if not (scale_grad_by_freq is sparse is include_last_offset is return_max_indices is False):
+    if not (
+        scale_grad_by_freq
+        is sparse
+        is include_last_offset
+        is return_max_indices
+        is return_n_invalid
+        is False
+    ):
         _arguments.check_flags(
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
             include_last_offset=include_last_offset,
             return_max_indices=return_max_indices,
+            return_n_invalid=return_n_invalid,
         )
+    n_invalid = None
+    if invalid is not _RAISE:
+        n_invalid = _arguments.as_count_of_invalid(invalid, 1)
     n_bags = kernels.count_bags(indices, bounds, include_last_offset)
     if n_bags < 0:
         _arguments.raise_for_shapes(indices, bounds, include_last_offset)
@@ -267,10 +301,12 @@ def embedding_bag(
         )
     if max_norm is not None or out is not None or dim == 0 or not (direct or max_indices is None):
         # Nothing may be written before every position is known to be good.
-        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
+        _arguments.check_positions(
+            indices, bounds, include_last_offset, n_rows, input, offsets, n_invalid is None
+        )
     if max_norm is not None:
         used = _arguments.positions_in_bags(indices, bounds, include_last_offset)
-        _renorm(weight, used, max_norm, norm_type, n_threads)
+        _renorm(weight, used, max_norm, norm_type, n_invalid is None, n_threads)
         if table is not weight:
             table = _arguments.as_table(weight)
 
@@ -283,17 +319,24 @@ def embedding_bag(
             sample,
             mode,
             padding,
+            n_invalid,
             n_threads,
             result,
             max_indices,
         )
     else:
-        call = (table, indices, bounds, include_last_offset, sample, mode, padding, n_threads)
+        bags = (indices, bounds, include_last_offset, sample)
+        call = (table, *bags, mode, padding, n_invalid, n_threads)
         done = _reduce_encoded(encoded or _encodings.as_table(table), call, result, max_indices)
     if not done:
-        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
+        _arguments.check_positions(
+            indices, bounds, include_last_offset, n_rows, input, offsets, n_invalid is None
+        )
         _arguments.raise_for_change()
-    return result if max_indices is None else (result, max_indices)
+    if not return_n_invalid:
+        return result if max_indices is None else (result, max_indices)
+    count = 0 if n_invalid is None else int(n_invalid[0])
+    return (result, count) if max_indices is None else (result, max_indices, count)
 
 
 def _reduce_encoded(
@@ -321,9 +364,12 @@ def _max_of_encoded(
     max_indices: NDArray[np.int64],
 ) -> bool:
     """Run a call for maxima and their rows: seldom of such tables, so the used are decoded."""
-    _, indices, bounds, include_last_offset, sample, mode, padding, n_threads = call
+    table, indices, bounds, include_last_offset, sample, mode, padding, n_invalid, n_threads = call
     used = _arguments.positions_in_bags(indices.reshape(-1), bounds, include_last_offset)
     rows, places = np.unique(used, return_inverse=True)
+    # What is out of range stays so: before the rows in use, or behind them.
+    start, stop = np.searchsorted(rows, [0, len(table)])
+    rows, places = rows[start:stop], places - start
     positions = np.zeros(indices.shape, np.int64)
     positions.reshape(-1)[: len(used)] = places.reshape(-1)
     if padding >= 0:
@@ -333,7 +379,7 @@ def _max_of_encoded(
     values = _arguments.new_array(np.empty, (len(rows), encoded.dim), encoded.sums_dtype)
     if not encoded.decode(rows, values, n_threads):
         return False
-    rest = (bounds, include_last_offset, sample, mode, padding, n_threads)
+    rest = (bounds, include_last_offset, sample, mode, padding, n_invalid, n_threads)
     if not _reduce_and_round((values, positions, *rest), result, max_indices):
         return False
     if len(rows):
@@ -356,10 +402,20 @@ def _reduce_and_round(
 
 
 def _renorm(
-    weight: Any, used: NDArray[Any], max_norm: float, norm_type: float, n_threads: int
+    weight: Any,
+    used: NDArray[Any],
+    max_norm: float,
+    norm_type: float,
+    refuse: bool,
+    n_threads: int,
 ) -> None:
-    """Scale the rows in `used` whose norm exceeds `max_norm`, each once, in place."""
+    """Scale the rows in `used` whose norm exceeds `max_norm`, each once, in place.
+
+    What is no row is refused, or left out.
+    """
     rows = np.unique(used).astype(np.int64, copy=False)
+    if not refuse:
+        rows = rows[slice(*np.searchsorted(rows, [0, len(weight)]))]
     if kernels.first_bad_index(rows, len(weight)) >= 0:
         _arguments.raise_for_change()
     if kernels.is_table(weight):

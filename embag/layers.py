@@ -294,7 +294,7 @@ include_last_offset, padding_idx
         array([[4., 6.],
                [3., 4.]], dtype=float32)
         """
-        return embedding_bag(
+        result: NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]] = embedding_bag(
             input,
             self.weight,
             offsets,
@@ -310,6 +310,7 @@ include_last_offset, padding_idx
             return_max_indices=return_max_indices,
             num_threads=num_threads,
         )
+        return result
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Call `forward`, which a subclass may have another of."""
