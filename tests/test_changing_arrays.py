@@ -90,6 +90,9 @@ def test_values_written_by_another_thread(level):
                 dict(mode="sum"), dict(mode="max"), dict(mode="mean", padding_idx=3),
                 dict(mode="sum", per_sample_weights=weights), dict(mode="sum", max_norm=3.0),
                 dict(mode="max", return_max_indices=True),
+                dict(mode="mean", invalid="skip"),
+                dict(mode="sum", invalid="skip", max_norm=3.0),
+                dict(mode="max", invalid="skip", return_max_indices=True),
             ]
             with scribbling(input, offsets):
                 while time.monotonic() < deadline:
@@ -332,11 +335,11 @@ TABLES = {
     "q4": embag.QuantizedTable.from_packed(packed, 4, 64),
 }
 
-def collection(*modes, repeat=1):
+def collection(*modes, repeat=1, invalid="raise"):
     names = [name for name in TABLES for _ in range(repeat)]
     return embag.EmbeddingBagCollection(TABLES, [
         embag.Feature(str(i), name, modes[i % len(modes)]) for i, name in enumerate(names)
-    ])
+    ], invalid=invalid)
 
 def batch(ebc, n_bags):
     lengths = rng.integers(0, 12, len(ebc.features) * n_bags)
@@ -352,7 +355,12 @@ def test_values_written_by_another_thread_during_a_call_of_a_collection(level):
         COLLECTION
         + """
 outcomes = set()
-for ebc, n_bags in ((collection("sum", "mean", "max"), 20), (collection("sum", repeat=6), 2)):
+for ebc, n_bags in (
+    (collection("sum", "mean", "max"), 20),
+    (collection("sum", repeat=6), 2),
+    (collection("sum", "mean", "max", invalid="skip"), 20),
+    (collection("sum", repeat=6, invalid="skip"), 2),
+):
     values, offsets = batch(ebc, n_bags)
     parts = {
         str(f): (
