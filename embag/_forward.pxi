@@ -217,6 +217,7 @@ cdef void describe_table(
 
 
 def embedding_bag(
+    int n_threads,
     cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent,
                                      #      or the rows of another encoding
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
@@ -225,7 +226,6 @@ def embedding_bag(
     object per_sample_weights,       # IN   like input, of the dtype of sums; or None
     str mode not None,
     Py_ssize_t padding,              # a row, or -1
-    int n_threads,
     cnp.ndarray out not None,        # OUT  (n_bags, dim) of weight's dtype
     object max_indices,              # OUT  (n_bags, dim) int64; or None
     object out_rows=None,            # IN   (n_bags,) int64, increasing: the rows of out to fill

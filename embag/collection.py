@@ -194,6 +194,7 @@ class EmbeddingBagCollection:
         self._mean_dim = self.dim // max(1, len(self.features))
         memory = tuple(_memory_of(table) for table in self.tables.values())
         self._names = tuple(slices)
+        self._no_weights = (None,) * len(slices)
         self._compiled = kernels.Collection(tuple(compiled), memory)
 
     def __call__(
@@ -239,7 +240,7 @@ class EmbeddingBagCollection:
             touched `out`.
         """
         if num_threads is not None:
-            num_threads = _threads.check_count(num_threads, "num_threads")
+            num_threads = _arguments.as_count(num_threads, "num_threads")
         if (
             type(values) is np.ndarray
             and type(offsets) is np.ndarray
@@ -248,8 +249,11 @@ class EmbeddingBagCollection:
             and not self._has_empty_rows
         ):
             n_threads = self._threads_for(values.size, offsets.size, num_threads)
-            result: NDArray[np.float32] | None = self._compiled.pool(
-                values, offsets, per_sample_weights, out, n_threads
+            pool = self._compiled.pool
+            if n_threads > 1:
+                pool = partial(_threads.run, pool)
+            result: NDArray[np.float32] | None = pool(
+                n_threads, values, offsets, per_sample_weights, out
             )
             if result is not None:
                 return result
@@ -259,10 +263,14 @@ class EmbeddingBagCollection:
             and offsets is per_sample_weights is out is None
             and not self._has_empty_rows
         ):
-            threads_for = partial(self._threads_for, num_threads=num_threads)
-            result = self._compiled.pool_named(values, self._names, threads_for)
-            if result is not None:
-                return result
+            gathered = self._compiled.gather_named(values, self._names)
+            if gathered is not None:
+                n_indices, inputs, bounds, result = gathered
+                n_bags = len(result) * len(inputs)
+                n_threads = self._threads_for(n_indices, n_bags, num_threads)
+                arguments = inputs, bounds, False, self._no_weights, result
+                if _threads.run(self._compiled.pool_each, n_threads, *arguments):
+                    return result
         _arguments.check_flags(include_last_offset=include_last_offset)
         if isinstance(values, Mapping):
             parts = self._parts_by_name(values, offsets, per_sample_weights, include_last_offset)
@@ -448,13 +456,14 @@ class EmbeddingBagCollection:
             self._check_positions(parts, include_last_offset)
         n_indices = sum(part.input.size for part in parts)
         n_threads = self._threads_for(n_indices, n_bags * len(parts), num_threads)
-        done = self._compiled.pool_each(
+        done = _threads.run(
+            self._compiled.pool_each,
+            n_threads,
             tuple(part.input for part in parts),
             tuple(part.offsets for part in parts),
             include_last_offset,
             tuple(part.sample for part in parts),
             result,
-            n_threads,
         )
         if not done:
             self._check_positions(parts, include_last_offset)
