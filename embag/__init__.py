@@ -39,8 +39,8 @@ The semantics are those of `torch.nn.functional.embedding_bag`; where they diffe
 why, is in docs/semantics.md.
 """
 
-from embag._dispatch import show_config
-from embag._threads import get_num_threads, set_num_threads
+from embag._config import show_config
+from embag._threads import get_num_threads, num_threads, set_num_threads
 from embag._version import __version__
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.collection import EmbeddingBagCollection, Feature
@@ -66,6 +66,7 @@ __all__ = [
     "embedding_bag_backward",
     "get_num_threads",
     "load_table",
+    "num_threads",
     "quantize",
     "save_table",
     "set_num_threads",

@@ -271,6 +271,14 @@ def as_integer(value: Any, name: str) -> int:
         raise TypeError(f"{name} must be an integer, got {describe(value)}") from None
 
 
+def as_count(value: Any, name: str) -> int:
+    """Return a number of threads as an int."""
+    count = as_integer(value, name)
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {describe(count)}")
+    return count
+
+
 def as_padding_row(padding_idx: Any, n_rows: int, whose: str = "weight's") -> int:
     """Return the row that `padding_idx` names."""
     row = as_integer(padding_idx, "padding_idx")

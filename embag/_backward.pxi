@@ -36,11 +36,11 @@ cdef bint count_bags_in(
 
 
 def count_kept(
+    int n_threads,
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
     Py_ssize_t padding,              # a row, or -1
-    int n_threads,
 ):
     """How many entries of each bag are not padding; None if an offset is bad."""
     refuse_change(is_index_array(input) and (offsets is None or is_index_array(offsets)))
@@ -100,13 +100,13 @@ cdef void look_up(
 
 
 def look_up_weights(
+    int n_threads,
     cnp.ndarray input not None,      # IN     (n_indices,) or (n_bags, bag_size)
     object offsets,                  # IN     (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
     cnp.ndarray per_sample_weights not None,  # IN  like input, contiguous
     cnp.ndarray positions not None,  # INOUT  (n,) int64, as `group_by_row` made them
     Py_ssize_t n_positions,          # how many entries of input are in bags
-    int n_threads,
 ):
     """Replace each position by its bag; returns the weights of the positions.
 
@@ -295,13 +295,13 @@ cdef bint scatter_columns(
 
 
 def scatter(
+    int n_threads,
     cnp.ndarray grad not None,       # IN     (n_bags, dim) float32 or float64, columns adjacent
     cnp.ndarray input not None,      # IN     (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN     (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
     object per_sample_weights,       # IN     like input, of grad's dtype; or None
     Py_ssize_t padding,              # a row, or -1
-    int n_threads,
     cnp.ndarray out not None,        # INOUT  (n_rows, dim) of grad's dtype
 ):
     """Add the gradient of each bag to its rows, in the order of positions. False if an
@@ -381,10 +381,10 @@ cdef bint scatter_winners(
 
 
 def scatter_max(
+    int n_threads,
     cnp.ndarray grad not None,         # IN     (n_bags, dim) float32 or float64, columns adjacent
     cnp.ndarray max_indices not None,  # IN     (n_bags, dim) int64, contiguous
     Py_ssize_t padding,                # a row, or -1
-    int n_threads,
     cnp.ndarray out not None,          # INOUT  (n_rows, dim) of grad's dtype
 ):
     """Add the gradient of each bag and column to the row that won there, in the order of
@@ -499,6 +499,7 @@ cdef bint dot_positions(
 
 
 def dot_rows(
+    int n_threads,
     cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
@@ -506,7 +507,6 @@ def dot_rows(
     cnp.ndarray grad not None,       # IN   (n_bags, dim) of weight's dtype, columns adjacent
     Py_ssize_t n_positions,          # how many entries of input are in bags
     Py_ssize_t padding,              # a row, or -1
-    int n_threads,
     cnp.ndarray out not None,        # OUT  like input, of weight's dtype: the first n_positions
 ):
     """Fill `out` with the dot product of each position's row and its bag's gradient; 0 at
@@ -590,11 +590,11 @@ cdef bint add_rows_in(
 
 
 def add_rows(
+    int n_threads,
     cnp.ndarray weight not None,     # INOUT  (n_rows, dim) float32 or float64, columns adjacent
     cnp.ndarray rows not None,       # IN     (n,) int64, contiguous, each once
     cnp.ndarray values not None,     # IN     (n, dim) of weight's dtype, columns adjacent
     double alpha,
-    int n_threads,
 ):
     """weight[rows] += alpha * values, in place. False if one is no row."""
     refuse_change(is_table(weight) and is_table(values) and is_index_array(rows)

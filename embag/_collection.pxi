@@ -147,11 +147,11 @@ cdef class Collection:
 
     def pool(
         self,
+        int n_threads,
         object values,               # IN   (n_indices,) int32 or int64: feature by feature
         object offsets,              # IN   (n_features * n_bags + 1,) int32 or int64
         object per_sample_weights,   # IN   like values, float32; or None
         object out,                  # OUT  (n_bags, n_columns) float32; or None for a new one
-        int n_threads,
     ):
         """Pool all features; returns `out`. None if an argument is not as it should be, or
         may not be: a given `out` is then as it was."""
@@ -214,12 +214,12 @@ cdef class Collection:
 
     def pool_each(
         self,
+        int n_threads,
         tuple inputs not None,       # IN   an index array for each feature: 1-D, or 2-D
         tuple offsets not None,      # IN   an index array for each, or None where that is 2-D
         bint include_last_offset,
         tuple per_sample_weights not None,  # IN   float32 like the input for each, or None
         cnp.ndarray out not None,    # OUT  (n_bags, n_columns) float32
-        int n_threads,
     ):
         """Fill `out`. False if an offset or an index is bad; it is then half-written."""
         cdef:
@@ -253,14 +253,13 @@ cdef class Collection:
             free(jobs)
         return done
 
-    def pool_named(
+    def gather_named(
         self,
         dict values not None,        # IN   for each feature ids: 2-D, or (ids, offsets)
         tuple names not None,        # of the features, in order
-        object threads_for not None,      # of the numbers of ids and of bags
     ):
-        """Pool all features; returns a new output. None if an argument is not as it should
-        be, or may not be."""
+        """What `pool_each` takes: (n_indices, inputs, offsets, a new output). None if an
+        argument is not as it should be, or may not be."""
         cdef Py_ssize_t n_bags = -1, n_indices = 0, count
         cdef list inputs = [], offsets = []
         if len(values) != self.n_features or len(names) != self.n_features:
@@ -281,10 +280,8 @@ cdef class Collection:
             offsets.append(bounds)
         if n_bags < 0:
             return None
-        out = empty_matrix(n_bags, self.n_columns, cnp.NPY_FLOAT32)
-        done = self.pool_each(tuple(inputs), tuple(offsets), False, (None,) * len(names), out,
-                              threads_for(n_indices, n_bags * self.n_features))
-        return out if done else None
+        return (n_indices, tuple(inputs), tuple(offsets),
+                empty_matrix(n_bags, self.n_columns, cnp.NPY_FLOAT32))
 
     cdef Job* jobs_of(self, char* out) except NULL:
         """The jobs of one call, to be completed and freed."""

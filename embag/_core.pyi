@@ -1,9 +1,11 @@
 """The kernels, as `_dispatch.py` loads them. What each does is told in the *.pxi files."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
+
+_Result = TypeVar("_Result")
 
 FLOAT_ENCODINGS: tuple[int, int, int, int]
 QUANTIZED_ENCODINGS: dict[tuple[str, int], int]
@@ -18,6 +20,7 @@ def count_bags(
 ) -> int: ...
 def empty_output(n_bags: int, weight: NDArray[Any]) -> NDArray[Any]: ...
 def embedding_bag(
+    n_threads: int,
     weight: NDArray[Any],
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
@@ -26,7 +29,6 @@ def embedding_bag(
     mode: str,
     padding: int,
     n_invalid: NDArray[Any] | None,
-    n_threads: int,
     out: NDArray[Any],
     max_indices: NDArray[Any] | None,
     out_rows: NDArray[Any] | None = None,
@@ -46,34 +48,38 @@ class Collection:
     ) -> None: ...
     def pool(
         self,
+        n_threads: int,
         values: object,
         offsets: object,
         per_sample_weights: object,
         out: object,
-        n_threads: int,
     ) -> NDArray[Any] | None: ...
-    def pool_named(
-        self,
-        values: dict[str, object],
-        names: tuple[str, ...],
-        threads_for: Callable[[int, int], int],
-    ) -> NDArray[Any] | None: ...
+    def gather_named(
+        self, values: dict[str, object], names: tuple[str, ...]
+    ) -> (
+        tuple[int, tuple[NDArray[Any], ...], tuple[NDArray[Any] | None, ...], NDArray[Any]] | None
+    ): ...
     def pool_each(
         self,
+        n_threads: int,
         inputs: tuple[NDArray[Any], ...],
         offsets: tuple[NDArray[Any] | None, ...],
         include_last_offset: bool,
         per_sample_weights: tuple[NDArray[Any] | None, ...],
         out: NDArray[Any],
-        n_threads: int,
     ) -> bool: ...
 
 def first_bad_offset(offsets: NDArray[Any], n_indices: int) -> int: ...
 def first_bad_index(input: NDArray[Any], n_rows: int) -> int: ...
 def renorm(
-    weight: NDArray[Any], rows: NDArray[Any], max_norm: float, norm_type: float, n_threads: int
+    n_threads: int,
+    weight: NDArray[Any],
+    rows: NDArray[Any],
+    max_norm: float,
+    norm_type: float,
 ) -> None: ...
 def group_by_row(
+    n_threads: int,
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
     include_last_offset: bool,
@@ -81,38 +87,42 @@ def group_by_row(
     n_positions: int,
     n_rows: int,
     padding: int,
-    n_threads: int,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
 def look_up_weights(
+    n_threads: int,
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
     include_last_offset: bool,
     per_sample_weights: NDArray[Any],
     positions: NDArray[Any],
     n_positions: int,
-    n_threads: int,
 ) -> NDArray[Any] | None: ...
 def count_kept(
+    n_threads: int,
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
     include_last_offset: bool,
     padding: int,
-    n_threads: int,
 ) -> NDArray[Any] | None: ...
 def scatter(
+    n_threads: int,
     grad: NDArray[Any],
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
     include_last_offset: bool,
     per_sample_weights: NDArray[Any] | None,
     padding: int,
-    n_threads: int,
     out: NDArray[Any],
 ) -> bool: ...
 def scatter_max(
-    grad: NDArray[Any], max_indices: NDArray[Any], padding: int, n_threads: int, out: NDArray[Any]
+    n_threads: int,
+    grad: NDArray[Any],
+    max_indices: NDArray[Any],
+    padding: int,
+    out: NDArray[Any],
 ) -> bool: ...
 def dot_rows(
+    n_threads: int,
     weight: NDArray[Any],
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
@@ -120,13 +130,29 @@ def dot_rows(
     grad: NDArray[Any],
     n_positions: int,
     padding: int,
-    n_threads: int,
     out: NDArray[Any],
 ) -> bool: ...
 def add_rows(
-    weight: NDArray[Any], rows: NDArray[Any], values: NDArray[Any], alpha: float, n_threads: int
+    n_threads: int,
+    weight: NDArray[Any],
+    rows: NDArray[Any],
+    values: NDArray[Any],
+    alpha: float,
 ) -> bool: ...
-def quantize(weight: NDArray[Any], bits: int, out: NDArray[Any], n_threads: int) -> bool: ...
+def quantize(
+    n_threads: int,
+    weight: NDArray[Any],
+    bits: int,
+    out: NDArray[Any],
+) -> bool: ...
 def first_bad_row(weight: NDArray[Any], bits: int) -> int: ...
 def build_info() -> tuple[str, int]: ...
 def cpu_level() -> int: ...
+def has_helper() -> bool: ...
+def call_on_helper(function: Callable[..., _Result], *arguments: Any) -> _Result: ...
+def is_carried_over() -> bool: ...
+def is_forked() -> bool: ...
+def watch_forks() -> None: ...
+def n_processors() -> int: ...
+def openmp_threads() -> int: ...
+def startable(n_threads: int, stack_bytes: int) -> int: ...

@@ -1,4 +1,4 @@
-"""Which compiled level to use, decided once at import; `show_config`.
+"""Which compiled level to use, decided once at import.
 
 `_core.pyx` is compiled for the x86-64 levels baseline, v3 and v4. A level is used if it
 is built *and* this machine runs it; the best such level is the default and the
@@ -11,16 +11,15 @@ import importlib
 import importlib.util
 import os
 from types import ModuleType
-from typing import Any, Literal, overload
+from typing import Any
 
-from embag import _core, _threads
-from embag._version import __version__
+from embag import _core
 
 # From the least to the best: the level, its module, and the x86-64 level it needs.
 _LEVELS = {"baseline": ("_core", 0), "v3": ("_core_v3", 3), "v4": ("_core_v4", 4)}
 
 
-def _built_levels() -> list[str]:
+def built_levels() -> list[str]:
     return [
         level
         for level, (module, _) in _LEVELS.items()
@@ -28,7 +27,7 @@ def _built_levels() -> list[str]:
     ]
 
 
-def _supported_levels() -> list[str]:
+def supported_levels() -> list[str]:
     return [level for level, (_, needed) in _LEVELS.items() if _core.cpu_level() >= needed]
 
 
@@ -61,64 +60,5 @@ def load_level(level: str) -> ModuleType:
     return importlib.import_module(f"embag.{_LEVELS[level][0]}")
 
 
-level_in_use = choose_level(os.environ.get("EMBAG_ISA"), _built_levels(), _supported_levels())
+level_in_use = choose_level(os.environ.get("EMBAG_ISA"), built_levels(), supported_levels())
 kernels: Any = load_level(level_in_use)
-
-
-@overload
-def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
-@overload
-def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
-def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Show how embag was built and how it runs here, to paste into a report.
-
-    Parameters
-    ----------
-    mode : {"stdout", "dicts"}, optional
-        "stdout" prints the report, "dicts" returns it.
-
-    Returns
-    -------
-    dict or None
-        With ``mode="dicts"``: version, compiler, levels built, supported and in use,
-        OpenMP, threads and the rule that decided their number.
-
-    Raises
-    ------
-    ValueError
-        If `mode` is neither.
-
-    Examples
-    --------
-    >>> import embag
-    >>> config = embag.show_config(mode="dicts")
-    >>> config["levels"]["in use"] in config["levels"]["built"]
-    True
-    """
-    if mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
-    compiler, openmp = kernels.build_info()
-    n_threads, rule = _threads.explain()
-    config: dict[str, Any] = {
-        "version": __version__,
-        "compiler": compiler,
-        "levels": {
-            "built": _built_levels(),
-            "supported": _supported_levels(),
-            "in use": level_in_use,
-        },
-        "OpenMP": openmp or None,
-        "threads": {"count": n_threads, "decided by": rule},
-    }
-    if mode == "dicts":
-        return config
-    levels = config["levels"]
-    print(
-        f"embag {__version__}\n"
-        f"  compiler    {compiler}\n"
-        f"  levels      built: {', '.join(levels['built'])}; "
-        f"supported: {', '.join(levels['supported'])}; in use: {levels['in use']}\n"
-        f"  OpenMP      {openmp or 'none: built without it, serial'}\n"
-        f"  threads     {n_threads}, decided by {rule}"
-    )
-    return None

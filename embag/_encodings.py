@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from embag import _arguments
+from embag import _arguments, _threads
 from embag._dispatch import kernels
 
 AnyArray = NDArray[Any]
@@ -44,9 +44,9 @@ class Table(NamedTuple):
         An entry is decoded by itself: the maximum of a bag of one row.
         """
         bags = indices.reshape(-1, 1)
-        done: bool = kernels.embedding_bag(
-            *(self.rows, bags, None, False, None, "max", -1, None, n_threads, values),
-            *(None, None, self.encoding, self.dim, FLOAT32),
+        done: bool = _threads.run(
+            *(kernels.embedding_bag, n_threads, self.rows, bags, None, False, None, "max", -1),
+            *(None, values, None, None, self.encoding, self.dim, FLOAT32),
         )
         return done
 

@@ -250,6 +250,7 @@ cdef void describe_table(
 
 
 def embedding_bag(
+    int n_threads,
     cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent,
                                      #      or the rows of another encoding
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
@@ -260,7 +261,6 @@ def embedding_bag(
     Py_ssize_t padding,              # a row, or -1
     object n_invalid,                # OUT  (1,) int64: how many indices out of range were left
                                      #      out; or None: they are bad
-    int n_threads,
     cnp.ndarray out not None,        # OUT  (n_bags, dim) of weight's dtype
     object max_indices,              # OUT  (n_bags, dim) int64; or None
     object out_rows=None,            # IN   (n_bags,) int64, increasing: the rows of out to fill

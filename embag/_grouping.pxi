@@ -147,6 +147,7 @@ cdef Py_ssize_t first_key_from(
 
 
 def group_by_row(
+    int n_threads,
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
@@ -154,7 +155,6 @@ def group_by_row(
     Py_ssize_t n_positions,          # how many entries of input to group: the first ones
     Py_ssize_t n_rows,
     Py_ssize_t padding,              # a row to leave out, or -1
-    int n_threads,
 ):
     """(rows, starts, positions or bags), or None if an index is bad. See `_grouping.py`.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embag import _threads
 from embag._dispatch import kernels
 
 
@@ -49,7 +50,9 @@ def group_by_row(
     """
     bags = offsets, include_last_offset, by_bag
     try:
-        groups = kernels.group_by_row(input, *bags, n_positions, n_rows, padding, n_threads)
+        groups = _threads.run(
+            kernels.group_by_row, n_threads, input, *bags, n_positions, n_rows, padding
+        )
         return None if groups is None else Groups(*groups)
     except OverflowError:
         # Too large to sort as one integer: 2**40 rows and 2**24 positions. What occurs is
@@ -61,13 +64,14 @@ def group_by_row(
     number_of_padding = -1
     if padding >= 0 and padding in occurring:
         number_of_padding = int(np.searchsorted(occurring, padding))
-    groups = kernels.group_by_row(
+    groups = _threads.run(
+        kernels.group_by_row,
+        n_threads,
         numbers.reshape(used.shape),
         *bags,
         n_positions,
         len(occurring),
         number_of_padding,
-        n_threads,
     )
     if groups is None:
         return None

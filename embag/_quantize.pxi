@@ -294,10 +294,10 @@ cdef Py_ssize_t quantize_rows(
 
 
 def quantize(
+    int n_threads,
     cnp.ndarray weight not None,     # IN   (n_rows, dim) float32, columns adjacent
     int bits,
     cnp.ndarray out not None,        # OUT  (n_rows, row_bytes) uint8, contiguous
-    int n_threads,
 ):
     """Fill `out` with fused rows of 8, 4 or 2 bits. False if a row cannot be."""
     refuse_change(

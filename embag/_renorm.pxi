@@ -41,11 +41,11 @@ cdef void renorm_row(
 
 
 def renorm(
+    int n_threads,
     cnp.ndarray weight not None,     # INOUT (n_rows, dim) float32 or float64, columns adjacent
     cnp.ndarray rows not None,       # IN    (n,) int64, contiguous, each once and valid
     double max_norm,
     double norm_type,
-    int n_threads,
 ):
     """Scale the named rows whose norm exceeds max_norm by max_norm / (norm + 1e-7)."""
     cdef:

@@ -1,24 +1,35 @@
-"""How many threads a call gets: an integer, decided before the kernel runs.
+"""How many threads a call gets, decided before the kernel runs; and running it with them.
 
 The process's count is the least of what was set with `set_num_threads`, the environment
-variable OMP_NUM_THREADS, the processors that this process may run on, and the CPU quota
-of its container, which OpenMP itself does not see. It is worked out once.
+variable OMP_NUM_THREADS, the processors that the thread may run on, the CPU quota of the
+container, which OpenMP does not see, and what OpenMP itself would give, which others set
+(threadpoolctl). Calls at the same time share it. A call may name a count of its own, and
+`with embag.num_threads(n)` names it for all calls inside.
 
 A call gets fewer where its work is not worth more: waking a thread takes microseconds.
 
-After `fork` the child runs serially. libgomp's threads do not survive the fork, and a
-parallel region in the child would wait for them for ever.
+`run` is the one way to a kernel with more than one thread. It counts the call, makes sure
+that OpenMP can start the threads, and has a helper make the call where OpenMP cannot:
+after `fork`, on the thread that forked (_teams.pxi).
 
-Tested in tests/test_threads.py.
+What is shared by threads here is never changed in place but for a set of tokens, each of
+which one thread adds and removes.
+
+Tested in tests/test_threads.py and tests/test_fork.py.
 """
 
+import contextlib
 import math
 import operator
 import os
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
-from embag import _core
+from embag import _arguments, _cgroups, _core
+
+_Result = TypeVar("_Result")
 
 # Table entries to gather that are worth a thread. Origin: docs/design.md, "Threads".
 ENTRIES_PER_THREAD = 32 << 10
@@ -26,50 +37,15 @@ ENTRIES_PER_THREAD = 32 << 10
 _OPENMP = _core.build_info()[1] != 0
 _N_MACHINE = os.cpu_count() or 1  # asked once: it reads a file of the system's
 
+_of_context: ContextVar[int | None] = ContextVar("embag.num_threads", default=None)
+
 _set_by_user: int | None = None
-_forked = False
-_decided: tuple[int, str] | None = None  # cached: (count, the rule that decided it)
+_settings: tuple[int, str] | None = None  # cached: the least count that is set, and by what
+_in_flight: set[object] = set()  # a token for each call that runs with several threads
+_refused: tuple[int, int] | None = None  # the last team that could not be had: asked, got
 
 
-def _cgroup_quota(root: str = "/") -> float | None:
-    """Return the CPU quota of this process's container in processors; None without one."""
-    try:
-        lines = Path(root, "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    quotas = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers == "":
-            mount = Path(root, "sys/fs/cgroup")
-        elif "cpu" in controllers.split(","):
-            mount = Path(root, "sys/fs/cgroup/cpu")
-        else:
-            continue
-        # Every group up to the root may hold a quota. Inside a container the path is
-        # often the host's: then only the mount's root is there to be read.
-        group = Path(path.lstrip("/"))
-        for folder in [mount / group, *(mount / parent for parent in group.parents), mount]:
-            quota = _read_quota(folder)
-            if quota is not None:
-                quotas.append(quota)
-    return min(quotas, default=None)
-
-
-def _read_quota(folder: Path) -> float | None:
-    """Read one group's quota: cgroup v2's cpu.max, else v1's cfs_quota_us."""
-    try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
-        if quota == "max" or int(quota) <= 0 or int(period) <= 0:
-            return None
-        return int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+# --- How many -----------------------------------------------------------------
 
 
 def _omp_num_threads() -> int | None:
@@ -78,18 +54,15 @@ def _omp_num_threads() -> int | None:
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
-def _n_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return _N_MACHINE
-
-
-def explain() -> tuple[int, str]:
-    """Return the process's thread count and the rule that decided it."""
-    global _decided  # noqa: PLW0603
-    if _decided is None:
-        limits = [(_n_processors(), "CPU affinity")]
-        quota = _cgroup_quota()
+def _least_setting() -> tuple[int, str]:
+    """Return the least count that is set somewhere, and where."""
+    global _settings  # noqa: PLW0603
+    settings = _settings
+    if settings is None:
+        limits: list[tuple[int, str]] = []
+        if not _OPENMP:
+            limits.append((1, "a build without OpenMP"))
+        quota = _cgroups.cpu_quota()
         if quota is not None:
             limits.append((math.ceil(quota), "the container's CPU quota"))
         environment = _omp_num_threads()
@@ -97,34 +70,34 @@ def explain() -> tuple[int, str]:
             limits.append((environment, "OMP_NUM_THREADS"))
         if _set_by_user is not None:
             limits.append((_set_by_user, "set_num_threads"))
-        if not _OPENMP:
-            limits.append((1, "a build without OpenMP"))
-        if _forked:
-            limits.append((1, "fork (a forked process runs serially)"))
-        _decided = min(limits, key=operator.itemgetter(0))
-    return _decided
+        settings = min(limits, default=(sys.maxsize, ""), key=operator.itemgetter(0))
+        _settings = settings
+    return settings
 
 
-def check_count(count: Any, name: str) -> int:
-    """Return a thread count as an int.
+def explain() -> tuple[int, str]:
+    """Return the most threads of a call that names no count, and the rule that decided it."""
+    chosen = _of_context.get()
+    if chosen is not None and _OPENMP:
+        return min(chosen, _N_MACHINE), "embag.num_threads"
+    count, rule = _core.n_processors(), "CPU affinity"
+    setting = _least_setting()
+    if setting[0] < count:
+        count, rule = setting
+    openmp = _core.openmp_threads()
+    if openmp < count:
+        count, rule = openmp, "OpenMP (threadpoolctl, omp_set_num_threads)"
+    return count, rule
 
-    Raises
-    ------
-    TypeError
-        If it is no integer.
-    ValueError
-        If it is less than 1.
-    """
-    try:
-        if isinstance(count, bool):
-            raise TypeError
-        n = operator.index(count)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(count).__name__}") from None
-    if n < 1:
-        seen = str(n) if n.bit_length() <= 64 else f"an integer of {n.bit_length()} bits"
-        raise ValueError(f"{name} must be at least 1, got {seen}")
-    return n
+
+def notes() -> list[str]:
+    """Return what else there is to say of this process's threads."""
+    said = []
+    if _core.is_forked():
+        said.append("a forked process: a helper makes the parallel calls of the thread that forked")
+    if _refused is not None:
+        said.append("the system let a team of %d have no more than %d thread(s)" % _refused)
+    return said
 
 
 def set_num_threads(n: int) -> None:
@@ -147,6 +120,7 @@ def set_num_threads(n: int) -> None:
     See Also
     --------
     get_num_threads : the count in force.
+    num_threads : for the calls of a block alone.
 
     Examples
     --------
@@ -155,9 +129,9 @@ def set_num_threads(n: int) -> None:
     >>> 1 <= embag.get_num_threads() <= 64
     True
     """
-    global _set_by_user, _decided  # noqa: PLW0603
-    _set_by_user = check_count(n, "n")
-    _decided = None
+    global _set_by_user, _settings  # noqa: PLW0603
+    _set_by_user = _arguments.as_count(n, "n")
+    _settings = None
 
 
 def get_num_threads() -> int:
@@ -166,39 +140,145 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        The least of `set_num_threads`, OMP_NUM_THREADS, the CPU affinity and the
-        container's CPU quota; 1 in a forked process and in a build without OpenMP.
+        That of `num_threads` inside such a block. Else the least of `set_num_threads`,
+        OMP_NUM_THREADS, the CPU affinity, the container's CPU quota and what OpenMP
+        itself would give the calling thread; 1 in a build without OpenMP.
 
     See Also
     --------
-    set_num_threads : lower it.
+    set_num_threads : lower it for the process.
+    num_threads : choose it for a block.
     show_config : also tells which rule decided it.
+
+    Notes
+    -----
+    Calls at the same time share it: what runs with several threads while `k` others do
+    gets no more than a part in ``k + 1``.
     """
     return explain()[0]
+
+
+def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
+    """Choose the most threads of each call in a ``with`` block.
+
+    It stands in the place of the calls' own ``num_threads=n``; one that a call has goes
+    before it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. As with ``num_threads=n`` it may exceed `get_num_threads`, but not the
+        machine's processors.
+
+    Returns
+    -------
+    context manager
+        To be entered once.
+
+    Raises
+    ------
+    TypeError
+        If `n` is no integer.
+    ValueError
+        If `n` is less than 1.
+
+    See Also
+    --------
+    set_num_threads : for the whole process.
+
+    Notes
+    -----
+    It holds for the calling thread, or the asyncio task, alone: it is a context variable
+    (`contextvars`). Other threads have it only where they run in a copy of the context, as
+    those of ``asyncio.to_thread`` do, and in free-threaded Pythons all that are started
+    in the block.
+
+    Examples
+    --------
+    >>> import embag
+    >>> with embag.num_threads(1):
+    ...     embag.get_num_threads()
+    1
+    """
+    return _chosen(_arguments.as_count(n, "n"))
+
+
+@contextlib.contextmanager
+def _chosen(count: int) -> Iterator[None]:
+    token = _of_context.set(count)
+    try:
+        yield
+    finally:
+        _of_context.reset(token)
 
 
 def threads_for(n_entries: int, num_threads: int | None) -> int:
     """Return how many threads a call that gathers and writes `n_entries` gets.
 
     `num_threads`, already checked, stands in the place of the process's count; it may
-    exceed it up to the machine's processors, but not undo a fork.
+    exceed it up to the machine's processors, and is not shared with other calls.
     """
     if n_entries < 2 * ENTRIES_PER_THREAD:
         return 1
     if num_threads is None:
-        limit = explain()[0]
-    elif _forked or not _OPENMP:
-        limit = 1
+        num_threads = _of_context.get()
+    if num_threads is None:
+        limit = max(1, explain()[0] // (len(_in_flight) + 1))
     else:
-        limit = min(num_threads, _N_MACHINE)
+        limit = min(num_threads, _N_MACHINE) if _OPENMP else 1
     return min(limit, n_entries // ENTRIES_PER_THREAD)
 
 
+# --- Running ------------------------------------------------------------------
+
+
+def _omp_stack_bytes() -> int:
+    """Return the size of a team's stacks that OMP_STACKSIZE names; 0 for the default."""
+    text = os.environ.get("OMP_STACKSIZE", "").strip().upper()
+    unit = "BKMG".find(text[-1:]) if text[-1:].isalpha() else 1
+    digits = text.rstrip("BKMG").strip()
+    return int(digits) << 10 * unit if digits.isdecimal() and unit >= 0 else 0
+
+
+_STACK_BYTES = _omp_stack_bytes()  # now, since OpenMP reads it when embag is imported
+
+
+def run(kernel: Callable[..., _Result], n_threads: int, *arguments: Any) -> _Result:
+    """Return ``kernel(n_threads, *arguments)``, with fewer threads if it must be."""
+    if n_threads == 1:
+        return kernel(1, *arguments)
+    in_flight = _in_flight  # by name: after a fork there is another
+    token = object()
+    try:
+        in_flight.add(token)
+        if not _core.is_carried_over():
+            return _lead(kernel, n_threads, arguments)
+        # While the interpreter ends a helper would not get its turn.
+        if sys.is_finalizing() or not _core.has_helper():
+            return _lead(kernel, 1, arguments, asked=n_threads)
+        result: _Result = _core.call_on_helper(_lead, kernel, n_threads, arguments)
+        return result
+    finally:
+        in_flight.discard(token)
+
+
+def _lead(
+    kernel: Callable[..., _Result], n_threads: int, arguments: tuple[Any, ...], asked: int = 0
+) -> _Result:
+    """Run a kernel with a team that the calling thread leads, as large as can be started."""
+    global _refused  # noqa: PLW0603
+    n_started = _core.startable(n_threads, _STACK_BYTES)
+    if n_started < max(asked, n_threads):
+        _refused = max(asked, n_threads), n_started
+    return kernel(n_started, *arguments)
+
+
 def _after_fork_in_child() -> None:
-    global _forked, _decided  # noqa: PLW0603
-    _forked = True
-    _decided = None
+    global _in_flight, _settings, _refused  # noqa: PLW0603
+    _in_flight = set()  # the calls of threads that are not here
+    _settings = _refused = None
 
 
+_core.watch_forks()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -176,7 +176,7 @@ def embedding_bag_backward(
     _arguments.check_mode(mode, sparse, scale_grad_by_freq)
     padding = -1 if padding_idx is None else _arguments.as_padding_row(padding_idx, n_rows)
     if num_threads is not None:
-        num_threads = _threads.check_count(num_threads, "num_threads")
+        num_threads = _arguments.as_count(num_threads, "num_threads")
     indices = _arguments.as_indices(input, "input")
     bounds = None if offsets is None else _arguments.as_indices(offsets, "offsets")
     n_indices, n_bags = indices.size, kernels.count_bags(indices, bounds, include_last_offset)
@@ -234,8 +234,13 @@ class _Call(NamedTuple):
 
 def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any] | None:
     """Return what a bag gives each of its rows where its result is their mean."""
-    counts = kernels.count_kept(
-        call.indices, call.offsets, call.include_last_offset, call.padding, call.n_threads
+    counts = _threads.run(
+        kernels.count_kept,
+        call.n_threads,
+        call.indices,
+        call.offsets,
+        call.include_last_offset,
+        call.padding,
     )
     if counts is None:
         return None
@@ -263,14 +268,15 @@ def _sum_rows(
     if sparse or scale_grad_by_freq or call.n_threads > SCATTER_GAIN * n_column_threads:
         return _sum_by_row(call, grad, sample, scale_grad_by_freq, sparse)
     result = _arguments.new_array(np.zeros, (call.n_rows, grad.shape[1]), grad.dtype)
-    done = kernels.scatter(
+    done = _threads.run(
+        kernels.scatter,
+        n_column_threads,
         grad,
         call.indices,
         call.offsets,
         call.include_last_offset,
         sample,
         call.padding,
-        n_column_threads,
         result,
     )
     return result if done else None
@@ -298,14 +304,15 @@ def _sum_by_row(
         return None
     factors = None
     if sample is not None:
-        factors = kernels.look_up_weights(
+        factors = _threads.run(
+            kernels.look_up_weights,
+            call.n_threads,
             call.indices,
             call.offsets,
             call.include_last_offset,
             sample,
             groups.members,
             call.n_positions,
-            call.n_threads,
         )
         if factors is None:
             return None
@@ -314,7 +321,9 @@ def _sum_by_row(
         result = kernels.empty_output(len(groups.rows), grad)
     else:
         result = _arguments.new_array(np.zeros, shape, grad.dtype)
-    done = kernels.embedding_bag(
+    done = _threads.run(
+        kernels.embedding_bag,
+        call.n_threads,
         grad,
         groups.members,
         groups.starts,
@@ -323,7 +332,6 @@ def _sum_by_row(
         "mean" if scale_grad_by_freq else "sum",
         -1,
         None,
-        call.n_threads,
         result,
         None,
         None if sparse else groups.rows,
@@ -349,14 +357,17 @@ def _scatter_to_winners(
             num_threads=call.n_threads,
         )
     result = _arguments.new_array(np.zeros, (call.n_rows, grad.shape[1]), grad.dtype)
-    done = kernels.scatter_max(grad, winners, call.padding, _column_threads(call, grad), result)
+    n_threads = _column_threads(call, grad)
+    done = _threads.run(kernels.scatter_max, n_threads, grad, winners, call.padding, result)
     return result if done else None
 
 
 def _dot_rows(call: _Call, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:
     """Return the dot product of each position's row and its bag's gradient."""
     result = _arguments.new_array(np.zeros, call.indices.shape, weight.dtype)
-    done = kernels.dot_rows(
+    done = _threads.run(
+        kernels.dot_rows,
+        call.n_threads,
         _arguments.as_table(weight),
         call.indices,
         call.offsets,
@@ -364,7 +375,6 @@ def _dot_rows(call: _Call, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[
         grad,
         call.n_positions,
         call.padding,
-        call.n_threads,
         result,
     )
     return result if done else None

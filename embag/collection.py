@@ -204,6 +204,7 @@ class EmbeddingBagCollection:
         self._has_empty_rows = any(encoded[feature.table].dim == 0 for feature in self.features)
         self._mean_dim = self.dim // max(1, len(self.features))
         self._names = tuple(slices)
+        self._no_weights = (None,) * len(slices)
         self._counts = _arguments.as_count_of_invalid(invalid, len(self.features))
         self._state = self._compile(tables, encoded)
 
@@ -340,7 +341,7 @@ class EmbeddingBagCollection:
             touched `out`.
         """
         if num_threads is not None:
-            num_threads = _threads.check_count(num_threads, "num_threads")
+            num_threads = _arguments.as_count(num_threads, "num_threads")
         state = self._state  # read once: another thread may replace a table meanwhile
         if (
             type(values) is np.ndarray
@@ -350,8 +351,11 @@ class EmbeddingBagCollection:
             and not self._has_empty_rows
         ):
             n_threads = self._threads_for(values.size, offsets.size, num_threads)
-            result: NDArray[np.float32] | None = state.compiled.pool(
-                values, offsets, per_sample_weights, out, n_threads
+            pool = state.compiled.pool
+            if n_threads > 1:
+                pool = partial(_threads.run, pool)
+            result: NDArray[np.float32] | None = pool(
+                n_threads, values, offsets, per_sample_weights, out
             )
             if result is not None:
                 return result
@@ -361,10 +365,14 @@ class EmbeddingBagCollection:
             and offsets is per_sample_weights is out is None
             and not self._has_empty_rows
         ):
-            threads_for = partial(self._threads_for, num_threads=num_threads)
-            result = state.compiled.pool_named(values, self._names, threads_for)
-            if result is not None:
-                return result
+            gathered = state.compiled.gather_named(values, self._names)
+            if gathered is not None:
+                n_indices, inputs, bounds, result = gathered
+                n_bags = len(result) * len(inputs)
+                n_threads = self._threads_for(n_indices, n_bags, num_threads)
+                arguments = inputs, bounds, False, self._no_weights, result
+                if _threads.run(state.compiled.pool_each, n_threads, *arguments):
+                    return result
         _arguments.check_flags(include_last_offset=include_last_offset)
         if isinstance(values, Mapping):
             parts = self._parts_by_name(values, offsets, per_sample_weights, include_last_offset)
@@ -551,13 +559,14 @@ class EmbeddingBagCollection:
             self._check_positions(state, parts, include_last_offset)
         n_indices = sum(part.input.size for part in parts)
         n_threads = self._threads_for(n_indices, n_bags * len(parts), num_threads)
-        done = state.compiled.pool_each(
+        done = _threads.run(
+            state.compiled.pool_each,
+            n_threads,
             tuple(part.input for part in parts),
             tuple(part.offsets for part in parts),
             include_last_offset,
             tuple(part.sample for part in parts),
             result,
-            n_threads,
         )
         if not done:
             self._check_positions(state, parts, include_last_offset)

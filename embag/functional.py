@@ -9,6 +9,8 @@ a bad index or offset?        `_arguments.py` looks for the first one and raises
 Tested in tests/: by property, a file each.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -135,7 +137,8 @@ def embedding_bag(
     return_max_indices : bool, optional
         With ``mode="max"``, also return the rows that the maxima are from.
     num_threads : int, optional
-        The most threads for this call, in the place of `get_num_threads`.
+        The most threads for this call, in the place of `get_num_threads`; not shared with
+        calls at the same time, as that is.
     out_dtype : data-type, optional
         The result's dtype: float32, float16 or bfloat16, to which sums in float32 are
         rounded (to nearest, ties to even). float64 for a float64 table.
@@ -174,7 +177,7 @@ def embedding_bag(
     --------
     aligned_copy : tables in memory that is faster to gather from.
     quantize : tables of 8, 4 or 2 bits an entry.
-    set_num_threads : the process's limit.
+    set_num_threads, num_threads : the limit of the process, and of a block.
 
     Notes
     -----
@@ -270,7 +273,7 @@ def embedding_bag(
     if max_norm is not None:
         max_norm = _arguments.as_max_norm(max_norm, weight)
     if num_threads is not None:
-        num_threads = _threads.check_count(num_threads, "num_threads")
+        num_threads = _arguments.as_count(num_threads, "num_threads")
     direct = encoded is None and out_dtype is None  # the kernel of plain floats does it all
     if not direct:
         dtype = sums_dtype = encoded.sums_dtype if encoded else table.dtype
@@ -279,6 +282,9 @@ def embedding_bag(
         direct = (encoded is None or encoded.is_plain) and dtype is sums_dtype
 
     n_threads = _threads.threads_for((indices.size + n_bags) * dim, num_threads)
+    reduce = kernels.embedding_bag
+    if n_threads > 1:
+        reduce = partial(_threads.run, reduce)
 
     if out is not None:
         # Both as given and as converted: either may be a view of the other's memory.
@@ -311,7 +317,8 @@ def embedding_bag(
             table = _arguments.as_table(weight)
 
     if direct:
-        done = kernels.embedding_bag(
+        done = reduce(
+            n_threads,
             table,
             indices,
             bounds,
@@ -320,14 +327,14 @@ def embedding_bag(
             mode,
             padding,
             n_invalid,
-            n_threads,
             result,
             max_indices,
         )
     else:
         bags = (indices, bounds, include_last_offset, sample)
-        call = (table, *bags, mode, padding, n_invalid, n_threads)
-        done = _reduce_encoded(encoded or _encodings.as_table(table), call, result, max_indices)
+        call = (n_threads, table, *bags, mode, padding, n_invalid)
+        encoded = encoded or _encodings.as_table(table)
+        done = _reduce_encoded(reduce, encoded, call, result, max_indices)
     if not done:
         _arguments.check_positions(
             indices, bounds, include_last_offset, n_rows, input, offsets, n_invalid is None
@@ -340,6 +347,7 @@ def embedding_bag(
 
 
 def _reduce_encoded(
+    reduce: Callable[..., bool],
     encoded: _encodings.Table,
     call: tuple[Any, ...],
     result: NDArray[Any],
@@ -347,24 +355,22 @@ def _reduce_encoded(
 ) -> bool:
     """Run a call whose table is not of plain floats, or whose result is to be rounded."""
     if encoded.is_plain:
-        return _reduce_and_round(call, result, max_indices)
+        return _reduce_and_round(reduce, call, result, max_indices)
     if max_indices is not None:
-        return _max_of_encoded(encoded, call, result, max_indices)
+        return _max_of_encoded(reduce, encoded, call, result, max_indices)
     target, code = _encodings.as_result(result)
-    done: bool = kernels.embedding_bag(
-        *call, target, None, None, encoded.encoding, encoded.dim, code
-    )
-    return done
+    return reduce(*call, target, None, None, encoded.encoding, encoded.dim, code)
 
 
 def _max_of_encoded(
+    reduce: Callable[..., bool],
     encoded: _encodings.Table,
     call: tuple[Any, ...],
     result: NDArray[Any],
     max_indices: NDArray[np.int64],
 ) -> bool:
     """Run a call for maxima and their rows: seldom of such tables, so the used are decoded."""
-    table, indices, bounds, include_last_offset, sample, mode, padding, n_invalid, n_threads = call
+    n_threads, table, indices, bounds, include_last_offset, sample, mode, padding, n_invalid = call
     used = _arguments.positions_in_bags(indices.reshape(-1), bounds, include_last_offset)
     rows, places = np.unique(used, return_inverse=True)
     # What is out of range stays so: before the rows in use, or behind them.
@@ -379,8 +385,9 @@ def _max_of_encoded(
     values = _arguments.new_array(np.empty, (len(rows), encoded.dim), encoded.sums_dtype)
     if not encoded.decode(rows, values, n_threads):
         return False
-    rest = (bounds, include_last_offset, sample, mode, padding, n_invalid, n_threads)
-    if not _reduce_and_round((values, positions, *rest), result, max_indices):
+    bags = (positions, bounds, include_last_offset, sample)
+    call = (n_threads, values, *bags, mode, padding, n_invalid)
+    if not _reduce_and_round(reduce, call, result, max_indices):
         return False
     if len(rows):
         max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
@@ -388,13 +395,16 @@ def _max_of_encoded(
 
 
 def _reduce_and_round(
-    call: tuple[Any, ...], result: NDArray[Any], max_indices: NDArray[np.int64] | None
+    reduce: Callable[..., bool],
+    call: tuple[Any, ...],
+    result: NDArray[Any],
+    max_indices: NDArray[np.int64] | None,
 ) -> bool:
     """Run a call on a table of plain floats; round to nearest, ties to even."""
-    dtype, sums = call[0].dtype, result
+    dtype, sums = call[1].dtype, result
     if result.dtype != dtype:
         sums = _arguments.new_array(np.empty, result.shape, dtype)
-    done: bool = kernels.embedding_bag(*call, sums, max_indices)
+    done = reduce(*call, sums, max_indices)
     if done and sums is not result:
         with np.errstate(all="ignore"):
             np.ndarray.view(result, np.ndarray)[...] = sums
@@ -419,8 +429,9 @@ def _renorm(
     if kernels.first_bad_index(rows, len(weight)) >= 0:
         _arguments.raise_for_change()
     if kernels.is_table(weight):
-        kernels.renorm(weight, rows, max_norm, norm_type, n_threads)
+        _threads.run(kernels.renorm, n_threads, weight, rows, max_norm, norm_type)
     else:
         copies = np.ascontiguousarray(weight[rows])
-        kernels.renorm(copies, np.arange(len(rows)), max_norm, norm_type, n_threads)
+        ids = np.arange(len(rows))
+        _threads.run(kernels.renorm, n_threads, copies, ids, max_norm, norm_type)
         weight[rows] = copies

@@ -218,7 +218,7 @@ class QuantizedTable:
                [  3.,   3.,   3.]], dtype=float32)
         """
         if num_threads is not None:
-            num_threads = _threads.check_count(num_threads, "num_threads")
+            num_threads = _arguments.as_count(num_threads, "num_threads")
         n_rows = len(self.packed)
         if rows is None:
             values = aligned_empty((n_rows, self.dim))
@@ -396,7 +396,7 @@ def quantize(
     """
     bits = _as_bits(bits)
     if num_threads is not None:
-        num_threads = _threads.check_count(num_threads, "num_threads")
+        num_threads = _arguments.as_count(num_threads, "num_threads")
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be callable, got {_arguments.describe(progress)}")
     floats = _as_floats(weight)
@@ -409,7 +409,7 @@ def quantize(
             with np.errstate(all="ignore"):  # numbers too large for float32 become infinite
                 rows = np.array(rows, np.float32, order="C")
         n_threads = _threads.threads_for(rows.size, num_threads)
-        if not kernels.quantize(rows, bits, packed[start:stop], n_threads):
+        if not _threads.run(kernels.quantize, n_threads, rows, bits, packed[start:stop]):
             i = kernels.first_bad_row(rows, bits)
             if i < 0:
                 _arguments.raise_for_change()

@@ -210,7 +210,7 @@ class SparseRows:
         """
         factor = _arguments.as_number(alpha, "alpha")
         if num_threads is not None:
-            num_threads = _threads.check_count(num_threads, "num_threads")
+            num_threads = _arguments.as_count(num_threads, "num_threads")
         _arguments.check_table(weight)
         if weight.dtype != self.values.dtype:
             raise TypeError(f"weight must be {self.values.dtype}, got {weight.dtype}")
@@ -226,5 +226,5 @@ class SparseRows:
             return
         values = _arguments.as_table(self.values)
         n_threads = _threads.threads_for(2 * values.size, num_threads)
-        if not kernels.add_rows(weight, self.indices, values, factor, n_threads):
+        if not _threads.run(kernels.add_rows, n_threads, weight, self.indices, values, factor):
             _arguments.raise_for_change()

@@ -16,14 +16,13 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embag import _encodings, _threads
-from embag._arguments import AnyArray, check_table, describe
+from embag import _cgroups, _encodings, _threads
+from embag._arguments import AnyArray, as_count, check_table, describe
 from embag._table_files import FLOATS, FORMATS, Format, Packing, Place
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
@@ -200,7 +199,7 @@ def load_table(
         raise ValueError(f"memory must be 'map' or 'copy', got {describe(memory)}")
     _check_name(name)
     if num_threads is not None:
-        num_threads = _threads.check_count(num_threads, "num_threads")
+        num_threads = as_count(num_threads, "num_threads")
     if stat.S_ISFIFO(os.stat(source).st_mode):  # to open one waits for a writer
         raise ValueError(f"{source}: path must lead to a regular file, got a pipe")
     with open(source, "rb") as file:
@@ -333,10 +332,8 @@ def _memory_limit() -> float:
     limits = [float("inf")]
     with contextlib.suppress(AttributeError, OSError, ValueError):  # no such question
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for path in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-            limits.append(int(Path("/sys/fs/cgroup", path).read_text()))
-    return min(limits)
+    limit = _cgroups.memory_limit()
+    return min(limits) if limit is None else min(*limits, limit)
 
 
 def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:

@@ -12,7 +12,7 @@ import pytest
 from embag import QuantizedTable, _dispatch
 
 # The levels that can be tested here.
-LEVELS = [level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()]
+LEVELS = [level for level in _dispatch.built_levels() if level in _dispatch.supported_levels()]
 
 
 @dataclass(frozen=True)

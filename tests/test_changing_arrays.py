@@ -194,16 +194,16 @@ def test_offsets_that_shrink_between_the_check_and_the_kernel(level):
             grad = np.ones((len(offsets) - 1, 8), np.float32)
             for n_threads in (1, 3, 8):
                 bags = input, offsets, True
-                groups = kernels.group_by_row(*bags, True, 200_000, 2, -1, n_threads)
+                groups = kernels.group_by_row(n_threads, *bags, True, 200_000, 2, -1)
                 positions = np.arange(200_000)
-                looked_up = kernels.look_up_weights(*bags, weights, positions, 200_000, n_threads)
-                done = kernels.dot_rows(table, *bags, grad, 200_000, -1, n_threads, out)
+                looked_up = kernels.look_up_weights(n_threads, *bags, weights, positions, 200_000)
+                done = kernels.dot_rows(n_threads, table, *bags, grad, 200_000, -1, out)
                 if 2**40 in bounds:  # all may find a bag there: any but one that is not
                     assert groups is None or groups[2].max() < 4
                     assert looked_up is None or positions.max() < 4
                     continue
                 assert groups is None and looked_up is None and not done, bounds
-                counts = kernels.count_kept(*bags, 1, n_threads)
+                counts = kernels.count_kept(n_threads, *bags, 1)
                 assert counts is None or counts.sum() <= n_threads * 200_000
         """,
         level,
@@ -422,9 +422,10 @@ for n_bags in (1, 7, 64):
             for f in range(len(parts))
         )
         for n_threads in (1, 3, 64):
-            assert sound or ebc._state.compiled.pool(values, offsets, None, None, n_threads) is None
-            assert sound or ebc._state.compiled.pool(values, offsets, None, out, n_threads) is None
-            ebc._state.compiled.pool_each(inputs, bounds, True, (None,) * len(inputs), out, n_threads)
+            compiled = ebc._state.compiled
+            assert sound or compiled.pool(n_threads, values, offsets, None, None) is None
+            assert sound or compiled.pool(n_threads, values, offsets, None, out) is None
+            compiled.pool_each(n_threads, inputs, bounds, True, (None,) * len(inputs), out)
 """,
         level,
     )

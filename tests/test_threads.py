@@ -1,23 +1,29 @@
-"""How many threads: the rules, fake containers, and what a fork leaves."""
+"""How many threads: the rules, what others set, blocks of one's own, calls that share."""
 
+import asyncio
+import contextvars
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
 
 import embag
-from embag import _threads
+from embag import _core, _threads
+
+LARGE = 10**9  # entries that are worth any number of threads
 
 
 @pytest.fixture(autouse=True)
 def _clean(clean_thread_settings, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(_threads, "_OPENMP", True)
-    monkeypatch.setattr(_threads, "_n_processors", lambda: 16)
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: None)
+    monkeypatch.setattr(_threads._core, "n_processors", lambda: 16)
+    monkeypatch.setattr(_threads._core, "openmp_threads", lambda: 20)
+    monkeypatch.setattr(_threads._cgroups, "cpu_quota", lambda: None)
     monkeypatch.setattr(_threads, "_N_MACHINE", 32)
 
 
@@ -26,16 +32,18 @@ def test_affinity_is_the_default():
 
 
 def test_the_least_of_the_rules_decides(monkeypatch):
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: 7.5)
+    monkeypatch.setattr(_threads._cgroups, "cpu_quota", lambda: 7.5)
     assert _threads.explain() == (8, "the container's CPU quota")
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    monkeypatch.setattr(_threads, "_decided", None)
+    monkeypatch.setattr(_threads, "_settings", None)
     assert _threads.explain() == (6, "OMP_NUM_THREADS")
     embag.set_num_threads(4)
     assert _threads.explain() == (4, "set_num_threads")
     assert embag.get_num_threads() == 4
     embag.set_num_threads(100)
     assert _threads.explain() == (6, "OMP_NUM_THREADS")
+    monkeypatch.setattr(_threads._core, "openmp_threads", lambda: 5)
+    assert _threads.explain() == (5, "OpenMP (threadpoolctl, omp_set_num_threads)")
 
 
 @pytest.mark.parametrize(
@@ -53,14 +61,6 @@ def test_without_openmp_there_is_one_thread(monkeypatch):
     assert _threads.threads_for(10**9, 8) == 1
 
 
-def test_after_fork_there_is_one_thread(monkeypatch):
-    assert _threads.threads_for(10**9, None) == 16
-    _threads._after_fork_in_child()
-    assert _threads.threads_for(10**9, None) == 1
-    assert _threads.threads_for(10**9, 8) == 1
-    assert "fork" in _threads.explain()[1]
-
-
 def test_small_calls_stay_on_their_thread():
     assert _threads.threads_for(0, None) == 1
     assert _threads.threads_for(2 * _threads.ENTRIES_PER_THREAD - 1, 8) == 1
@@ -74,97 +74,168 @@ def test_small_calls_stay_on_their_thread():
     [
         (0, ValueError, "n must be at least 1, got 0"),
         (-3, ValueError, "n must be at least 1, got -3"),
-        (1.5, TypeError, "n must be an integer, got float"),
-        (None, TypeError, "n must be an integer, got NoneType"),
-        (True, TypeError, "n must be an integer, got bool"),
+        (1.5, TypeError, "n must be an integer, got 1.5"),
+        (None, TypeError, "n must be an integer, got None"),
+        (True, TypeError, "n must be an integer, got True"),
     ],
 )
-def test_set_num_threads_errors(n, kind, message):
-    with pytest.raises(kind) as caught:
-        embag.set_num_threads(n)
-    assert str(caught.value) == message
+def test_errors(n, kind, message):
+    for function in (embag.set_num_threads, embag.num_threads):
+        with pytest.raises(kind) as caught:
+            function(n)
+        assert str(caught.value) == message
     embag.set_num_threads(np.int64(2))
     assert embag.get_num_threads() == 2
 
 
-def write(root, files):
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+def test_a_block_chooses_for_its_calls():
+    assert _threads.threads_for(LARGE, None) == 16
+    with embag.num_threads(3):
+        assert _threads.threads_for(LARGE, None) == embag.get_num_threads() == 3
+        assert _threads.threads_for(LARGE, 5) == 5
+        with embag.num_threads(24):  # more than the process's count
+            assert _threads.explain() == (24, "embag.num_threads")
+            assert _threads.threads_for(LARGE, None) == 24
+        with pytest.raises(KeyError), embag.num_threads(1):
+            raise KeyError
+        assert embag.get_num_threads() == 3
+    with embag.num_threads(10**30):
+        assert embag.get_num_threads() == _threads.threads_for(LARGE, None) == 32
+    assert embag.get_num_threads() == 16
 
 
-CGROUPS = {
-    "v2": (
-        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"},
-        1.5,
-    ),
-    "v2, no limit": (
-        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"},
-        None,
-    ),
-    "v2, a parent's limit is lower": (
-        {
-            "proc/self/cgroup": "0::/pod/app\n",
-            "sys/fs/cgroup/pod/app/cpu.max": "400000 100000\n",
-            "sys/fs/cgroup/pod/cpu.max": "200000 100000\n",
-        },
-        2.0,
-    ),
-    "v2, the host's path inside a container": (
-        {
-            "proc/self/cgroup": "0::/kubepods/pod1\n",
-            "sys/fs/cgroup/cpu.max": "300000 100000\n",
-        },
-        3.0,
-    ),
-    "v1": (
-        {
-            "proc/self/cgroup": "4:cpu,cpuacct:/docker/x\n3:memory:/docker/x\n",
-            "sys/fs/cgroup/cpu/docker/x/cpu.cfs_quota_us": "50000\n",
-            "sys/fs/cgroup/cpu/docker/x/cpu.cfs_period_us": "100000\n",
-        },
-        0.5,
-    ),
-    "v1, no limit": (
-        {
-            "proc/self/cgroup": "4:cpu,cpuacct:/\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-        },
-        None,
-    ),
-    "garbage": (
-        {"proc/self/cgroup": "what\n0::/\n", "sys/fs/cgroup/cpu.max": "lots of\n"},
-        None,
-    ),
-    "no cgroups": ({}, None),
-}
+def test_a_block_does_nothing_to_other_threads():
+    seen = []
+
+    def look():
+        seen.append(embag.get_num_threads())
+
+    with embag.num_threads(2):
+        # In a context of its own, as threads have it: free-threaded Pythons copy the starter's.
+        thread = threading.Thread(target=contextvars.Context().run, args=[look])
+        thread.start()
+        thread.join()
+        contextvars.copy_context().run(look)
+    assert seen == [16, 2]
 
 
-@pytest.mark.parametrize("name", CGROUPS)
-def test_cgroup_quota(name, tmp_path, monkeypatch):
-    monkeypatch.undo()
-    files, expected = CGROUPS[name]
-    write(tmp_path, files)
-    assert _threads._cgroup_quota(str(tmp_path)) == expected
+def test_blocks_in_tasks_that_take_turns():
+    async def task(n):
+        with embag.num_threads(n):
+            seen = []
+            for _ in range(5):
+                await asyncio.sleep(0)
+                seen += [embag.get_num_threads(), await asyncio.to_thread(embag.get_num_threads)]
+        return seen
+
+    async def all_tasks():
+        return await asyncio.gather(*(task(n) for n in (1, 2, 3)))
+
+    assert asyncio.run(all_tasks()) == [[1] * 10, [2] * 10, [3] * 10]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_of_a_parent_that_used_threads_does_not_hang():
-    code = textwrap.dedent("""
-        import os, sys
-        import numpy as np
+def test_calls_at_the_same_time_share():
+    def kernel(n_threads, depth):
+        seen.append(n_threads)
+        if depth:
+            _threads.run(kernel, _threads.threads_for(LARGE, None), depth - 1)
+        orders.append(_threads.threads_for(LARGE, 12))
+
+    seen, orders = [], []
+    _threads.run(kernel, _threads.threads_for(LARGE, None), 5)
+    assert seen == [16, 8, 5, 4, 3, 2]
+    assert orders == [12] * 6  # what a call asks for is not shared
+    assert _threads.threads_for(LARGE, None) == 16
+    with pytest.raises(ZeroDivisionError):
+        _threads.run(lambda n_threads: n_threads // 0, 2)
+    assert _threads.threads_for(LARGE, None) == 16
+
+
+def test_many_calls_still_get_a_thread_each(monkeypatch):
+    monkeypatch.setattr(_threads, "_in_flight", {object() for _ in range(40)})
+    assert _threads.threads_for(LARGE, None) == 1
+    assert _threads.threads_for(LARGE, 4) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("", 0), ("64", 65536), ("64k", 65536), (" 2 M ", 2 << 20), ("1G", 1 << 30), ("100B", 100),
+     ("M", 0), ("1T", 0), ("-1", 0)],
+)  # fmt: skip
+def test_omp_stacksize(value, expected, monkeypatch):
+    monkeypatch.setenv("OMP_STACKSIZE", value)
+    assert _threads._omp_stack_bytes() == expected
+
+
+def run_python(code, command=(), **variables):
+    """Return what a process of its own prints."""
+    return subprocess.run(
+        [*command, sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **variables},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    ).stdout.split("\n")
+
+
+EXPLAIN = "from embag import _threads; print(*_threads.explain())"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
+def test_the_affinity_of_the_calling_thread():
+    one = min(os.sched_getaffinity(0))
+    lines = run_python(
+        f"""
+        import os, threading
         import embag
-        from embag import _threads
+        from embag import _core
+        print(_core.n_processors() == len(os.sched_getaffinity(0)))
+        def pinned():
+            os.sched_setaffinity(0, {{{one}}})
+            embag.show_config()
+        thread = threading.Thread(target=pinned)
+        thread.start()
+        thread.join()
+        print(_core.n_processors() == len(os.sched_getaffinity(0)))
+        """
+    )
+    assert lines[0] == lines[-2] == "True"
+    assert "  threads     1, decided by CPU affinity" in lines
 
-        table = np.ones((1000, 64), np.float32)
-        input = np.zeros(200_000, np.int64)
-        call = lambda: embag.embedding_bag(input, table, [0, 1000, 90_000], num_threads=2)
-        expected = call()
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if (call() == expected).all() and embag.get_num_threads() == 1 else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        assert (call() == expected).all()
-    """)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
+def test_a_process_that_was_started_on_one_processor():
+    one = min(os.sched_getaffinity(0))
+    preexec = (
+        f"import os, sys; os.sched_setaffinity(0, {{{one}}}); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    assert run_python(EXPLAIN, [sys.executable, "-c", preexec])[0] == "1 CPU affinity"
+
+
+@pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
+def test_a_thread_that_openmp_has_bound_has_all_processors():
+    # Then the affinity of the main thread is one processor, but its team gets them all.
+    code = "from embag import _core; print(_core.n_processors())"
+    assert run_python(code, OMP_PROC_BIND="true") == run_python(code, OMP_PROC_BIND="false")
+
+
+@pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
+def test_threadpoolctl_sees_and_limits():
+    pytest.importorskip("threadpoolctl")
+    lines = run_python(
+        """
+        import embag
+        from threadpoolctl import threadpool_info, threadpool_limits
+        from embag import _threads
+        _threads._core.n_processors = lambda: 8
+        print(sum(pool["user_api"] == "openmp" for pool in threadpool_info()))
+        with threadpool_limits(8, user_api="openmp"):
+            print(_threads.threads_for(10**9, None))
+            with threadpool_limits(1, user_api="openmp"):
+                print(_threads.threads_for(10**9, None), _threads.explain()[1])
+        """
+    )
+    assert lines[0] == "1"
+    if _threads._least_setting()[0] >= 8:  # no container's quota
+        assert lines[1:3] == ["8", "1 OpenMP (threadpoolctl, omp_set_num_threads)"]
