@@ -95,8 +95,9 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> config["levels"]["in use"] in config["levels"]["built"]
     True
     """
-    if mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
+    if type(mode) is not str or mode not in ("stdout", "dicts"):
+        seen = repr(mode) if type(mode) is str else type(mode).__name__
+        raise ValueError(f"mode must be 'stdout' or 'dicts', got {seen}")
     compiler, openmp = kernels.build_info()
     n_threads, rule = _threads.explain()
     config: dict[str, Any] = {
