@@ -4,6 +4,8 @@ Environment variables that this file reads:
 
 EMBAG_NO_OPENMP=1
     Build without OpenMP: correct, serial.
+EMBAG_SANITIZE=address,undefined
+    Build with these sanitizers of gcc or clang, for tests: see `make sanitize`.
 """
 
 import os
@@ -64,6 +66,8 @@ GCC_FLAGS = [
 ]
 CLANG_FLAGS = ["-O3", "-mllvm -inline-threshold=100000"]
 MSVC_FLAGS = ["/O2", "/fp:precise"]
+# With EMBAG_SANITIZE, after all others. What is found ends the process, and says where.
+SANITIZER_FLAGS = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
 
 DIRECTIVES = {
     "language_level": 3,
@@ -99,6 +103,10 @@ class BuildLevels(build_ext):
             for flag in map(str.split, wanted):
                 if self.builds(TRIVIAL, flag, []):
                     compile_args += flag
+        sanitizers = os.environ.get("EMBAG_SANITIZE", "")
+        if sanitizers:
+            compile_args += [f"-fsanitize={sanitizers}", *SANITIZER_FLAGS]
+            link_args += [f"-fsanitize={sanitizers}"]
         for extension in list(self.extensions):
             level = extension.name.rpartition(".")[2]
             level_args = LEVELS[level][msvc]

@@ -31,13 +31,19 @@ _INT64 = np.dtype(np.int64)
 
 def describe(value: Any) -> str:
     """Tell what was seen: a short value in full, anything else by its type."""
-    if isinstance(value, int) and value.bit_length() > 64:
+    kind = type(value)  # not what `__class__` says
+    if issubclass(kind, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
-    if value is None or isinstance(value, (bool, numbers.Number, np.bool_)):
-        return repr(value.item() if isinstance(value, np.generic) else value)
-    if isinstance(value, str) and len(value) <= 40:
+    if value is None or issubclass(kind, (bool, numbers.Number, np.bool_)):
+        return repr(value.item() if issubclass(kind, np.generic) else value)
+    if issubclass(kind, str) and len(value) <= 40:
         return repr(value)
-    return type(value).__name__
+    return kind.__name__
+
+
+def is_array(value: Any) -> bool:
+    """Return whether this is an ndarray, whatever its `__class__` says."""
+    return issubclass(type(value), np.ndarray)
 
 
 @contextlib.contextmanager
@@ -66,7 +72,7 @@ def check_table(
 
     Where other tables are taken too, `kinds` and `dtypes` say so and `is_known` tells.
     """
-    if not issubclass(type(weight), np.ndarray):
+    if not is_array(weight):
         raise TypeError(f"{name} must be {kinds}, got {describe(weight)}")
     if not is_known(weight.dtype):
         raise TypeError(
@@ -90,7 +96,7 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
     """Return ndarrays as they are (a masked one's data), anything else through `np.asarray`."""
     if type(value) is np.ndarray:
         return value
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         return np.ndarray.view(value, np.ndarray)
     try:
         return np.asarray(value)
@@ -300,8 +306,8 @@ def as_number(value: Any, name: str) -> float:
 def as_max_norm(max_norm: Any, weight: Any) -> float:
     """Return `max_norm` as a float; `weight` is to be scaled in place."""
     bound = as_number(max_norm, "max_norm")
-    if not isinstance(weight, np.ndarray) or weight.dtype.char not in "fd":
-        kind = weight.dtype if isinstance(weight, np.ndarray) else describe(weight)
+    if not is_array(weight) or weight.dtype.char not in "fd":
+        kind = weight.dtype if is_array(weight) else describe(weight)
         raise ValueError(
             f"max_norm must be None where weight is not float32 or float64, got a {kind} table"
         )
@@ -351,7 +357,7 @@ def check_out(
     inputs: Sequence[Any],
 ) -> None:
     """Raise unless the result can be written to `out`, apart from inputs of these names."""
-    if not isinstance(out, np.ndarray):
+    if not is_array(out):
         raise TypeError(f"out must be a numpy.ndarray, got {describe(out)}")
     if out.dtype != dtype:
         raise TypeError(f"out must have the result's dtype {dtype}, got {out.dtype}")
@@ -362,7 +368,7 @@ def check_out(
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
     for name, array in zip(names, inputs, strict=True):
-        if isinstance(array, np.ndarray) and shares_memory(out, array):
+        if is_array(array) and shares_memory(out, array):
             raise ValueError(f"out must share no memory with {name}, got an overlap")
 
 

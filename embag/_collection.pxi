@@ -117,7 +117,8 @@ cdef class Collection:
         cdef cnp.ndarray rows
         cdef Job* job
         self.n_features = len(features)
-        self.tables = tuple([feature[0] for feature in features])
+        # Unpacked and not indexed, which is not checked: a tuple of another length raises.
+        self.tables = tuple([rows for rows, _, _, _, _ in features])
         self.memory = memory
         self.n_invalid = n_invalid
         refuse_change(n_invalid is None
@@ -129,7 +130,7 @@ cdef class Collection:
         for f in range(self.n_features):
             rows, encoding, dim, mode, padding = features[f]
             job = &self.jobs[f]
-            refuse_change(is_encoded_table(rows, encoding, dim))
+            refuse_change(rows is not None and is_encoded_table(rows, encoding, dim))
             describe_table(job, rows, encoding, dim)
             job.operation = MAX if mode == "max" else SUM
             job.mean = mode == "mean"

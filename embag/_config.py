@@ -5,7 +5,7 @@ Tested in tests/test_dispatch.py and tests/test_threads.py.
 
 from typing import Any, Literal, overload
 
-from embag import _dispatch, _threads
+from embag import _arguments, _dispatch, _threads
 from embag._version import __version__
 
 
@@ -39,8 +39,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> config["levels"]["in use"] in config["levels"]["built"]
     True
     """
-    if mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
+    if type(mode) is not str or mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode must be 'stdout' or 'dicts', got {_arguments.describe(mode)}")
     compiler, openmp = _dispatch.kernels.build_info()
     n_threads, rule = _threads.explain()
     config: dict[str, Any] = {

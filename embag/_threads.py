@@ -96,7 +96,7 @@ def notes() -> list[str]:
     if _core.is_forked():
         said.append("a forked process: a helper makes the parallel calls of the thread that forked")
     if _refused is not None:
-        said.append("the system let a team of %d have no more than %d thread(s)" % _refused)
+        said.append("the system let a team of {} have no more than {} thread(s)".format(*_refused))
     return said
 
 

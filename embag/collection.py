@@ -13,7 +13,7 @@ Tested in tests/test_collection.py.
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -398,7 +398,7 @@ class EmbeddingBagCollection:
         dict of str to ndarray
             Views of `out`, of shape (..., the feature's width).
         """
-        if not isinstance(out, np.ndarray):
+        if not _arguments.is_array(out):
             raise TypeError(f"out must be a numpy.ndarray, got {_arguments.describe(out)}")
         if out.shape[-1:] != (self.dim,):
             raise ValueError(f"out must have {self.dim} columns, got shape {out.shape}")
@@ -427,12 +427,12 @@ class EmbeddingBagCollection:
                 f"got {_arguments.describe(weights)}"
             )
         for argument, mapping in (("values", values), ("per_sample_weights", weights)):
-            unknown = [name for name in mapping if name not in self.slices]
-            if unknown:
-                raise ValueError(
-                    f"{argument} must have names of features as keys, "
-                    f"got {_arguments.describe(unknown[0])}"
-                )
+            for name in mapping:
+                if name not in self.slices:
+                    raise ValueError(
+                        f"{argument} must have names of features as keys, "
+                        f"got {_arguments.describe(name)}"
+                    )
         parts: list[_Part] = []
         for feature in self.features:
             name = feature.name
@@ -623,10 +623,16 @@ def _memory_of(table: AnyTable) -> NDArray[Any]:
 
 def _as_features(features: Any) -> tuple[Feature, ...]:
     describe = _arguments.describe
-    if isinstance(features, Feature) or not isinstance(features, Iterable):
-        raise TypeError(f"features must be a sequence of Feature, got {describe(features)}")
+    try:
+        if isinstance(features, Feature):
+            raise TypeError
+        each = iter(features)
+    except (TypeError, NotImplementedError):  # the latter of a memoryview with two axes
+        raise TypeError(
+            f"features must be a sequence of Feature, got {describe(features)}"
+        ) from None
     taken = []
-    for i, feature in enumerate(features):
+    for i, feature in enumerate(each):
         if not isinstance(feature, Feature):
             raise TypeError(f"features[{i}] must be a Feature, got {describe(feature)}")
         for field in ("name", "table"):

@@ -410,7 +410,7 @@ def _draw(shape: tuple[int, int], dtype: DTypeLike, rng: Any) -> NDArray[Any]:
     """Return a table of standard normal values."""
     entry: np.dtype[Any] | None = None
     if dtype is not None:  # NumPy's float64, but torch's float32: it had better be said
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(Exception):  # whatever a user's object makes NumPy raise
             entry = np.dtype(dtype)
     if entry is None or entry.char not in "fd" or not entry.isnative:
         seen = _arguments.describe(dtype) if entry is None else entry

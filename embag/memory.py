@@ -8,6 +8,7 @@ Tested in tests/test_memory.py; what it is worth: docs/design.md, "Alignment".
 """
 
 import contextlib
+import itertools
 import math
 import mmap
 import operator
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from embag._arguments import describe
 
 _LINE = 64
 _HUGE_PAGE = 2 << 20
@@ -58,7 +61,10 @@ def aligned_empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> 
     >>> table.shape, table.ctypes.data % 64
     ((1000, 64), 0)
     """
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except Exception as error:  # whatever a user's object makes NumPy raise
+        raise TypeError(f"dtype must be one that NumPy knows, got {describe(dtype)}") from error
     if dtype.hasobject or dtype.subdtype or dtype.itemsize == 0:
         raise TypeError(f"dtype must be of fixed size without Python objects, got {dtype!r}")
     lengths = _as_shape(shape)
@@ -123,11 +129,12 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
-    lengths = shape if np.iterable(shape) else (shape,)
     try:
-        result = tuple(operator.index(length) for length in lengths)
-    except TypeError:
-        raise TypeError(f"shape must be integers, got {shape!r}") from None
+        lengths = shape if np.iterable(shape) else (shape,)
+        # Of something endless, no more than is too much for an ndarray.
+        result = tuple(operator.index(length) for length in itertools.islice(lengths, 1000))
+    except (TypeError, NotImplementedError):  # the latter of a memoryview with two axes
+        raise TypeError(f"shape must be integers, got {describe(shape)}") from None
     if any(length < 0 for length in result):
         raise ValueError(f"shape must not be negative, got {result}")
     return result

@@ -129,7 +129,7 @@ class QuantizedTable:
                [10., 11., 12., 13.]], dtype=float32)
         """
         bits, dim = _as_format(bits, dim, layout)
-        if not issubclass(type(packed), np.ndarray):
+        if not _arguments.is_array(packed):
             raise TypeError(f"packed must be a numpy.ndarray, got {_arguments.describe(packed)}")
         # A view: nobody else can change the shape of what is checked here.
         rows = np.ndarray.view(packed, np.ndarray)
@@ -479,7 +479,7 @@ def _as_format(bits: Any, dim: Any, layout: Any) -> tuple[int, int]:
 def _as_floats(weight: Any) -> NDArray[Any]:
     """Return a table of floats as an ndarray that nobody else can change the shape of."""
     floats = weight
-    if issubclass(type(weight), np.ndarray):
+    if _arguments.is_array(weight):
         floats = np.ndarray.view(weight, np.ndarray)
     _arguments.check_table(floats, dtypes=_encodings.FLOATS, is_known=_encodings.is_known)
     table: NDArray[Any] = floats
@@ -488,7 +488,7 @@ def _as_floats(weight: Any) -> NDArray[Any]:
 
 def _as_out(out: Any, shape: tuple[int, int], floats: NDArray[Any]) -> NDArray[np.uint8]:
     """Return `out` as an ndarray that nobody else can change the shape of."""
-    if issubclass(type(out), np.ndarray):
+    if _arguments.is_array(out):
         out = np.ndarray.view(out, np.ndarray)
     _arguments.check_out(out, shape, np.dtype(np.uint8), ("weight",), (floats,))
     packed: NDArray[np.uint8] = out

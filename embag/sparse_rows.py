@@ -67,7 +67,7 @@ class SparseRows:
     shape: tuple[int, int]
 
     def __init__(self, indices: ArrayLike, values: NDArray[Any], shape: tuple[int, int]) -> None:
-        if issubclass(type(values), np.ndarray):  # of a subclass, what it is and not says
+        if _arguments.is_array(values):  # of a subclass, what it is and not says
             values = np.ndarray.view(values, np.ndarray)
         _arguments.check_table(values, "values")
         # A copy: nobody else may change what is checked here.

@@ -237,7 +237,7 @@ def _check_name(name: Any) -> None:
 
 
 def _rows_of(table: Any) -> tuple[AnyArray, Packing | None]:
-    if isinstance(table, QuantizedTable):
+    if issubclass(type(table), QuantizedTable):  # and not what says that it is one
         return table.packed, Packing(table.bits, table.dim, table.layout)
     check_table(
         table,
@@ -282,9 +282,9 @@ def _replacement(path: str) -> Iterator[BinaryIO]:
     target = os.path.realpath(path)  # of a link, what it leads to
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".embag-{os.urandom(8).hex()}.tmp")
-    file = open(temporary, "x+b")  # noqa: SIM115
     try:
-        with file:
+        # Opened in here: a KeyboardInterrupt may come as soon as the file is there.
+        with open(temporary, "x+b") as file:
             if hasattr(os, "fchmod"):
                 with contextlib.suppress(FileNotFoundError):
                     os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
@@ -293,7 +293,8 @@ def _replacement(path: str) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):  # it may not be there yet, or have been renamed
+            os.unlink(temporary)
         raise
     if hasattr(os, "O_DIRECTORY"):
         # The new file is there. A system that cannot flush a folder now does so later.

@@ -3,6 +3,7 @@
 Each test runs in a process of its own, so that a crash is a failure.
 """
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -57,14 +58,15 @@ def run(code, level="baseline"):
         ],
         # Since glibc 2.34 its checks are in a library of their own.
         env={
+            "LD_PRELOAD": "libc_malloc_debug.so.0" if sys.platform == "linux" else "",
+            **os.environ,  # perhaps a sanitizer's library
             "EMBAG_ISA": level,
             "PYTHONMALLOC": "malloc",
             "MALLOC_CHECK_": "3",
-            "LD_PRELOAD": "libc_malloc_debug.so.0" if sys.platform == "linux" else "",
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1200 if "asan" in os.environ.get("LD_PRELOAD", "") else 120,
     )
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
     return result.stdout
@@ -102,6 +104,64 @@ def test_values_written_by_another_thread(level):
                                 embag.embedding_bag(
                                     input, table, offsets, num_threads=n_threads, **options
                                 )
+                                outcomes.add("result")
+                            except ERRORS as error:
+                                outcomes.add(type(error).__name__)
+        assert outcomes - {"result"}, outcomes
+        """,
+        level,
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_values_written_by_another_thread_with_encoded_tables(level):
+    run(
+        """
+        import ml_dtypes
+        rng = np.random.default_rng(0)
+        outcomes = set()
+        for n_rows, dim in ((300, 33), (20_000, 70)):
+            tables = [
+                np.ones((n_rows, dim), np.float16),
+                np.ones((n_rows, dim), ml_dtypes.bfloat16),
+                np.ones((n_rows, dim)),
+            ]
+            for layout in ("fused", "tbe"):
+                for bits in (8, 4, 2):
+                    n_bytes = embag.quantized.row_bytes(bits, dim, layout)
+                    packed = np.zeros((n_rows, n_bytes), np.uint8)
+                    tables.append(embag.QuantizedTable.from_packed(packed, bits, dim, layout))
+            lengths = np.concatenate([rng.integers(0, 40, 60), [700]])
+            offsets = np.cumsum(lengths) - lengths
+            input = rng.integers(0, n_rows, lengths.sum())
+            weights = np.ones(len(input), np.float32)
+            out = np.empty((len(offsets), dim), np.float16)
+            ebc = embag.EmbeddingBagCollection(
+                {str(i): table for i, table in enumerate(tables)},
+                [embag.Feature(str(i), str(i)) for i in range(len(tables))],
+            )
+            named = dict.fromkeys(ebc.slices, (input, offsets))
+            def calls(table, n_threads):
+                bag, options = embag.embedding_bag, dict(num_threads=n_threads)
+                yield lambda: bag(input, table, offsets, mode="max", **options)
+                yield lambda: bag(
+                    input, table, offsets, mode="sum", per_sample_weights=weights, **options
+                )
+                yield lambda: bag(
+                    input, table, offsets, mode="max", return_max_indices=True, **options
+                )
+                if table is not tables[2]:
+                    yield lambda: bag(input, table, offsets, out=out, out_dtype="f2", **options)
+                if isinstance(table, embag.QuantizedTable):
+                    yield lambda: table.dequantize(input, **options)
+            deadline = time.monotonic() + 1
+            with scribbling(input, offsets):
+                while time.monotonic() < deadline:
+                    for n_threads in (1, 3, 8):
+                        each = [call for table in tables for call in calls(table, n_threads)]
+                        for call in [*each, lambda: ebc(named, num_threads=n_threads)]:
+                            try:
+                                call()
                                 outcomes.add("result")
                             except ERRORS as error:
                                 outcomes.add(type(error).__name__)

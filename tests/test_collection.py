@@ -11,7 +11,7 @@ import pytest
 from cases import assert_same_bits
 
 import embag
-from embag import EmbeddingBagCollection, Feature, QuantizedTable
+from embag import EmbeddingBagCollection, Feature, QuantizedTable, collection
 from embag.quantized import row_bytes
 
 # --- What is looked up ---------------------------------------------------------
@@ -1065,3 +1065,12 @@ def test_no_columns_cost_no_time(level):
     ebc = EmbeddingBagCollection({"t": floats(3, 0)}, features(("t",), ("t", "mean")))
     bags = np.broadcast_to(np.int32(0), (2**50, 0))
     assert ebc({"t/0": bags, "t/1": bags}).shape == (2**50, 0)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [((),), ((1,),), (1,), ((None,) * 5,), (("a", 0, 3, "sum", -1),), ((np.ones(3), 0, 3, "", 0),)],
+)
+def test_the_compiled_part_checks_what_it_is_made_of(features, level):
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        collection.kernels.Collection(features, ())

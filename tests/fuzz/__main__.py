@@ -1,0 +1,139 @@
+"""Run many cases in child processes, count how they end, and tell which fail.
+
+    python -m tests.fuzz --cases 1000000 --seed 1 --jobs 2 --failures build/fuzz
+    python -m tests.fuzz --replay 1/4711
+
+Case k of a seed is the same on every machine. A child that is killed by a signal, or by
+its own alarm, has failed at the case that it was at. Children take turns with the
+instruction-set levels, and every other one uses threads however little there is to do.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from embag import _dispatch
+
+PACKAGE = __spec__.parent
+# Children write many small files, and flush each to the disk.
+MEMORY_FILES = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="children at a time")
+    parser.add_argument("--chunk", type=int, default=20_000, help="cases of a child")
+    parser.add_argument("--failures", type=Path, help="a folder for reports of cases that fail")
+    parser.add_argument("--replay", metavar="SEED/CASE", help="run one case, in this process")
+    options = parser.parse_args()
+    if options.replay:
+        return replay(options.replay)
+    started = time.monotonic()
+    counts, n_failures = collections.Counter(), 0
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        chunks = [
+            pool.submit(run_chunk, options, first, min(first + options.chunk, options.cases))
+            for first in range(0, options.cases, options.chunk)
+        ]
+        for chunk in concurrent.futures.as_completed(chunks):
+            seen, failures = chunk.result()
+            counts.update(seen)
+            n_failures += len(failures)
+            for k, text in failures:
+                tell(options, k, text)
+            print(f"{sum(counts.values())} cases", file=sys.stderr, flush=True)
+    print_counts(counts, time.monotonic() - started)
+    return 1 if n_failures else 0
+
+
+def run_chunk(options, first, stop):
+    """Run cases in a child, and in another after each that ends early."""
+    levels = [
+        level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()
+    ]
+    n = first // options.chunk
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    environment["EMBAG_ISA"] = levels[n % len(levels)]
+    counts, failures = collections.Counter(), []
+    while first < stop:
+        with tempfile.TemporaryDirectory(dir=MEMORY_FILES) as folder:
+            report = Path(folder, "report")
+            child = subprocess.run(
+                [
+                    *(sys.executable, "-m", f"{PACKAGE}.child", options.seed),
+                    *(str(first), str(stop), str(report), str(n % 2)),
+                ],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            if report.exists():
+                first, seen, failed = json.loads(report.read_text())
+                counts.update(seen)
+                failures += failed
+            if child.returncode == 0:
+                continue
+            at = Path(f"{report}.at")
+            if not at.exists():
+                raise SystemExit(f"a child did not start:\n{child.stderr}")
+            # What it did since it last wrote its report is not counted.
+            k = int(at.read_text())
+            failures.append((k, f"exit status {child.returncode}\n{child.stderr[-6000:]}"))
+            counts["died/"] += 1
+            first = k + 1
+    return counts, failures
+
+
+def replay(name):
+    from .child import draw, settle  # noqa: PLC0415  # the parent of many needs neither
+
+    seed, _, k = name.rpartition("/")
+    settle(eager=False)
+    call = draw(seed, int(k))
+    print(call)
+    from .case import run  # noqa: PLC0415
+
+    print(run(call))
+    return 0
+
+
+def tell(options, k, text):
+    """Print a failure; write it to a file of its own."""
+    print(f"--- case {options.seed}/{k}\n{text}", file=sys.stderr, flush=True)
+    if options.failures:
+        options.failures.mkdir(parents=True, exist_ok=True)
+        (options.failures / f"{options.seed}-{k}.txt").write_text(
+            f"python -m tests.fuzz --replay {options.seed}/{k}\n{text}\n"
+        )
+
+
+def print_counts(counts, seconds):
+    """Print a line for each function: how its cases ended."""
+    lines = collections.defaultdict(dict)
+    for key, n in counts.items():
+        name, _, end = key.partition("/")
+        lines[name][end] = n
+    for name in sorted(lines):
+        ends = sorted(lines[name].items(), key=lambda item: -item[1])
+        text = ", ".join(f"{end} {n}" for end, n in ends)
+        print(f"{name:32}{sum(lines[name].values()):9}  {text}")
+    total = sum(counts.values())
+    print(f"{total} cases in {seconds:.0f} s: {total / seconds:.0f} a second")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

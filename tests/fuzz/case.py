@@ -1,0 +1,213 @@
+"""One case: a call, spoiled or sound, and all that must hold of it whatever it does.
+
+- It returns, or raises one of the exceptions that are documented; a sound call returns.
+- Its arguments are as they were, but for what a call that returns may write to.
+- What it returns is right: `check` compares it with the definition.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import embag
+
+from . import values
+from .values import Own
+
+
+@dataclass
+class Case:
+    """A call of `function` with these arguments by name."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    check: Callable[[Any, dict[str, Any]], None]  # (result, arguments)
+    raises: tuple[type[Exception], ...]
+    writes: tuple[str, ...] = ()  # arguments that a call which returns may write to
+    torn: tuple[str, ...] = ()  # and those that one which raises may, too
+    # What `check` needs of arguments that the call writes to, taken before it.
+    before: Callable[[dict[str, Any]], Any] | None = None
+    sound: bool = True
+    hidden: tuple[Any, ...] = field(default=())  # arrays that are not arguments
+
+    def __repr__(self):
+        given = ", ".join(f"{name}={describe(value)}" for name, value in self.arguments.items())
+        return f"{'sound' if self.sound else 'spoiled'} {self.name}({given})"
+
+
+def run(case):
+    """Make the call and look at it; returns how it ended."""
+    kept = {name: memory_of(value) for name, value in case.arguments.items()}
+    hidden = [memory_of(value) for value in case.hidden]
+    needed = None
+    if case.before is not None:
+        try:
+            needed = case.before(case.arguments)
+        except Exception:  # of a spoiled call there may be nothing to know
+            assert not case.sound
+    try:
+        result = case.function(**case.arguments)
+    except (*case.raises, MemoryError, Own) as error:
+        assert not case.sound, f"a sound call raised {error!r}"
+        assert isinstance(error, Own | MemoryError) or str(error), repr(error)
+        for words in ("Buffer", "has incorrect type", "NoneType' object"):
+            assert words not in str(error), repr(error)
+        outcome, may_differ = _kind(error, case.raises), case.torn
+    except TypeError as error:
+        # A call that lacks an argument or has one too many is Python's own to refuse.
+        assert "argument" in str(error), repr(error)
+        assert not case.sound
+        outcome, may_differ = "TypeError", ()
+    else:
+        arguments = case.arguments if needed is None else {**case.arguments, "before": needed}
+        if not any(type(value) in values.LIES for value in case.arguments.values()):
+            case.check(result, arguments)
+        scaled = ("weight",) if case.arguments.get("max_norm") is not None else ()
+        outcome, may_differ = "returned", (*case.writes, *scaled, *case.torn)
+    written = [case.arguments[name] for name in may_differ if name in case.arguments]
+    for name, value in case.arguments.items():
+        if name in may_differ or any(_share(value, other) for other in written):
+            continue
+        assert same(kept[name], memory_of(value)), f"{name} was changed by a call: {outcome}"
+    assert all(map(same, hidden, map(memory_of, case.hidden))), "memory of others was changed"
+    return outcome
+
+
+def _kind(error, raises):
+    return next(kind.__name__ for kind in (Own, MemoryError, *raises) if isinstance(error, kind))
+
+
+def _share(value, other):
+    both = [array for array in (value, other) if issubclass(type(array), np.ndarray)]
+    return len(both) == 2 and np.may_share_memory(*both)
+
+
+def memory_of(value, depth=3):
+    """Return a copy of all that an argument holds, to be compared by `same`."""
+    kind = type(value)
+    if issubclass(kind, np.ndarray):
+        array = np.ndarray.view(value, np.ndarray)
+        if array.ndim:  # an axis without a stride is one entry, however long it is
+            array = array[tuple(slice(1) if s == 0 else slice(None) for s in array.strides)]
+        fields = array.shape, array.dtype, array.flags.writeable
+        return fields, array.tolist() if array.dtype.hasobject else array.tobytes()
+    if kind is embag.QuantizedTable:
+        return memory_of(getattr(value, "packed", None))
+    if kind is embag.SparseRows:
+        return memory_of(getattr(value, "indices", None)), memory_of(getattr(value, "values", None))
+    if kind in (list, tuple) and depth:
+        return [memory_of(item, depth - 1) for item in value]
+    if kind is dict and depth:
+        return [(id(key), memory_of(item, depth - 1)) for key, item in value.items()]
+    return id(value)
+
+
+def same(a, b):
+    try:
+        return a == b
+    except Exception:  # of objects in an array
+        return True
+
+
+def describe(value, depth=2):
+    """Return what a report says of an argument."""
+    kind = type(value)
+    if issubclass(kind, np.ndarray):
+        array = np.ndarray.view(value, np.ndarray)
+        text = f"{kind.__name__}(shape={array.shape}, dtype={array.dtype}, strides={array.strides}"
+        if array.size <= 40 and max(array.shape, default=0) <= 40 and not array.dtype.hasobject:
+            text += f", {array.tolist()}"
+        return text + ("" if array.flags.writeable else ", read-only") + ")"
+    if kind is dict and depth:
+        return f"{{{', '.join(f'{k!r}: {describe(v, depth - 1)}' for k, v in value.items())}}}"
+    if kind in (list, tuple) and depth and len(value) < 40:
+        return f"{kind.__name__}({', '.join(describe(v, depth - 1) for v in value)})"
+    try:
+        return repr(value)[:80]
+    except Exception:
+        return kind.__name__
+
+
+# --- Spoiling -----------------------------------------------------------------
+
+
+def perhaps_spoiled(rng, case, others=()):
+    """Return a sound case as it is, or with some arguments spoiled.
+
+    `others` names arguments that it has not, and might have.
+    """
+    n_spoiled = rng.choice([0, 0, 0, 1, 1, 1, 2, 3])
+    names = [*case.arguments, *others]
+    for _ in range(n_spoiled if names else 0):
+        rarely = others and (not case.arguments or rng.randint(0, 3) == 0)
+        name = rng.choice(others if rarely else list(case.arguments))
+        value = case.arguments.get(name)
+        how = rng.choice(["thing", "array", "integer", *["edge"] * 5, "alias", "lie"])
+        if how == "edge" and issubclass(type(value), np.ndarray | Mapping | tuple | list):
+            value = _with_edge(rng, value)
+        elif how == "lie" and type(value) is np.ndarray:
+            value = values.lay_out(value, rng.choice(["lie", *values.LAYOUTS]))
+        elif how == "alias":
+            value = case.arguments.get(rng.choice(names))
+            if (
+                type(value) is np.ndarray
+                and value.ndim > 0
+                and value.size < 10**6
+                and rng.random() < 0.5
+            ):
+                value = rng.choice([value[::-1], value.T, value[:1], value.reshape(-1)])
+        elif how == "integer":
+            value = values.integer(rng)
+        elif how == "array":
+            value = values.arrays(rng)
+        else:
+            value = values.thing(rng)
+        case.arguments[name] = value
+        case.sound = False
+    if rng.randint(0, 63) == 0 and names:
+        case.arguments.pop(rng.choice(names), None)
+        case.sound = False
+    return case
+
+
+def _with_edge(rng, value, depth=4):
+    """Return a copy with one entry at the edge of what there is, of whatever is inside."""
+    kind = type(value)
+    if kind is dict:
+        if not value:
+            key = values.thing(rng)
+            return {key if _is_hashable(key) else 1: 1}
+        name = rng.choice(list(value))
+        return {**value, name: _with_edge(rng, value[name])}
+    if kind in (tuple, list) and value and depth:
+        k = rng.randint(0, len(value) - 1)
+        if type(value[k]) in (np.ndarray, tuple, list):
+            inside = _with_edge(rng, value[k], depth - 1)
+        else:
+            inside = rng.choice([values.integer, values.thing, values.arrays])(rng)
+        if issubclass(type(inside), np.ndarray) and max(inside.shape, default=0) > 10**6:
+            inside = None  # NumPy itself would walk through it
+        return kind([*value[:k], inside, *value[k + 1 :]])
+    if issubclass(kind, np.ndarray) and 0 < value.size < 10**6 and value.dtype.kind in "iuf":
+        array = np.array(value)
+        edge = values.integer(rng)
+        if array.dtype.kind in "iu":
+            info = np.iinfo(array.dtype)
+            edge = min(max(int(edge), int(info.min)), int(info.max))
+        else:
+            edge = rng.choice([np.nan, np.inf, -np.inf, -0.0, 1e-42, 3e38, 1e300])
+        with np.errstate(all="ignore"):
+            array[np.unravel_index(rng.randint(0, array.size - 1), array.shape)] = edge
+        return array
+    return values.thing(rng)
+
+
+def _is_hashable(value):
+    try:
+        hash(value)
+    except Exception:
+        return False
+    return True

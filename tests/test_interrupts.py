@@ -1,0 +1,183 @@
+"""Ctrl-C at any time: a call may end first, and nothing is left broken, nor lying about.
+
+Each test runs in a process of its own, which is sent the signal by a thread.
+"""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PREAMBLE = """
+import os, pathlib, random, signal, tempfile, threading, time
+import numpy as np
+import embag
+from embag import _threads
+
+class Interrupts:
+    '''Sends SIGINT at random times; it counts only where `with interruptible` is.'''
+
+    def __init__(self, mean):
+        self.mean, self.armed, self.stop, self.n = mean, False, False, 0
+        signal.signal(signal.SIGINT, self.handle)
+        self.thread = threading.Thread(target=self.send)
+
+    def handle(self, *_):
+        if self.armed:
+            self.armed = False
+            self.n += 1
+            raise KeyboardInterrupt
+
+    def send(self):
+        rng = random.Random(0)
+        while not self.stop:
+            time.sleep(rng.expovariate(1 / self.mean))
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def call(self, function):
+        '''Return what a function returns; None if it was interrupted.'''
+        try:
+            self.armed = True
+            result = function()
+            self.armed = False
+            return result
+        except KeyboardInterrupt:
+            return None
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop = True
+        self.thread.join()
+
+"""
+
+
+def run(code):
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", PREAMBLE + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process")
+
+
+def test_a_long_call():
+    # A second or more; memory that is only read takes none.
+    run(
+        """
+        table = np.arange(24, dtype=np.float32).reshape(3, 8)
+        ids = embag.aligned_empty((1, 2**26), np.int32)
+        sent = []
+
+        def interrupt():
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        for n_threads in (1, 2):
+            timer = threading.Timer(0.1, interrupt)
+            started = time.monotonic()
+            try:
+                timer.start()
+                embag.embedding_bag(ids, table, mode="max", return_max_indices=True,
+                                    num_threads=n_threads)
+                time.sleep(10)
+                raise SystemExit("no KeyboardInterrupt")
+            except KeyboardInterrupt:
+                assert len(sent) == n_threads
+            timer.join()
+            for _ in range(3):
+                result = embag.embedding_bag(ids[:, :300_000], table, mode="sum")
+                assert result.tolist() == [[300_000 * v for v in range(8)]]
+        """
+    )
+
+
+def test_thousands_of_short_calls():
+    run(
+        """
+        _threads.ENTRIES_PER_THREAD = 1
+        rng = np.random.default_rng(0)
+        table = rng.standard_normal((300, 33)).astype(np.float32)
+        ids, offsets = rng.integers(0, 300, 500), np.arange(0, 500, 10)
+        weights = np.ones(500, np.float32)
+        small = embag.quantize(table)
+        ebc = embag.EmbeddingBagCollection(
+            {"t": table, "q": small}, [embag.Feature("a", "t"), embag.Feature("b", "q", "max")]
+        )
+        grad = np.ones((50, 33), np.float32)
+        out = np.zeros((50, 33), np.float32)
+        layer = embag.EmbeddingBag.from_pretrained(table, mode="sum", sparse=True)
+        calls = []
+        for n_threads in (1, 2):
+            t = dict(num_threads=n_threads)
+            calls += [
+                lambda t=t: embag.embedding_bag(ids, table, offsets, **t),
+                lambda t=t: embag.embedding_bag(ids, table, offsets, mode="sum", out=out, **t),
+                lambda t=t: embag.embedding_bag(ids, small, offsets, out_dtype="f2", **t),
+                lambda t=t: embag.embedding_bag_backward(
+                    grad, ids, table, offsets, mode="sum", per_sample_weights=weights, **t)[0],
+                lambda t=t: layer.backward(grad, ids, offsets, **t).weight.to_dense(),
+                lambda t=t: ebc({"a": (ids, offsets), "b": ids.reshape(50, 10)}, **t),
+                lambda t=t: ebc(np.tile(ids, 2), np.arange(0, 1001, 10), **t),
+                lambda t=t: embag.quantize(table, 4, **t).packed,
+                lambda t=t: small.dequantize(**t),
+                lambda t=t: embag.aligned_copy(table),
+            ]
+        expected = [np.array(call()) for call in calls]
+        threads = threading.active_count()
+        deadline = time.monotonic() + 3
+        n = n_whole = 0
+        with Interrupts(0.0004) as interrupts:
+            while time.monotonic() < deadline:
+                for call, right in zip(calls, expected):
+                    result = interrupts.call(call)
+                    n += 1
+                    if result is not None:
+                        n_whole += 1
+                        assert np.array_equal(result, right)
+        assert threading.active_count() == threads
+        for call, right in zip(calls, expected):
+            assert np.array_equal(call(), right)
+        # An interrupted call may have ended first; most are not interrupted.
+        assert interrupts.n >= 50 and n_whole > 500, (interrupts.n, n_whole, n)
+        """
+    )
+
+
+def test_files():
+    run(
+        """
+        rng = np.random.default_rng(0)
+        tables = [rng.standard_normal((400, 16)).astype(np.float32) for _ in range(2)]
+        deadline = time.monotonic() + 3
+        n_saved = 0
+        with tempfile.TemporaryDirectory() as folder, Interrupts(0.0006) as interrupts:
+            for suffix in (".npy", ".safetensors"):
+                embag.save_table(f"{folder}/t{suffix}", tables[0])
+                embag.save_table(f"{folder}/q{suffix}", tables[0], bits=8)
+            names = sorted(os.listdir(folder))
+            packed = [embag.quantize(table).packed for table in tables]
+            while time.monotonic() < deadline:
+                for name in names:
+                    path, bits = f"{folder}/{name}", 8 if name[0] == "q" else None
+                    table = tables[n_saved % 2]
+                    interrupts.call(lambda: embag.save_table(path, table, bits=bits))
+                    n_saved += 1
+                    assert sorted(os.listdir(folder)) == names, os.listdir(folder)
+                    interrupts.call(lambda: embag.load_table(path, "copy"))
+                    # The old one or the new one, whole.
+                    held = embag.load_table(path)
+                    held = held if bits is None else held.packed
+                    those = tables if bits is None else packed
+                    assert any(np.array_equal(held, table) for table in those)
+        assert interrupts.n >= 50 and n_saved > 100, (interrupts.n, n_saved)
+        """
+    )
