@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+WHEEL = (sys.executable, "-m", "wheel")
 LICENSES = {
     "libgomp": "GPL-3.0-or-later WITH GCC-exception-3.1",
     "libomp": "Apache-2.0 WITH LLVM-exception",
@@ -23,15 +24,16 @@ LICENSES = {
 
 
 def libraries(folder: Path) -> list[str]:
-    """Names of the shared libraries in an unpacked wheel that are no Python modules."""
+    """Return the names of the shared libraries in an unpacked wheel that are no Python modules."""
     found = [*folder.glob("*.libs/*"), *folder.glob("**/.dylibs/*")]
     # delvewheel keeps a list of load order beside them.
     return sorted(path.name for path in found if not path.name.startswith(".load-order"))
 
 
 def declare(wheel: Path) -> None:
+    """Rewrite one wheel."""
     with tempfile.TemporaryDirectory() as temporary:
-        run("unpack", "--dest", temporary, wheel)
+        subprocess.run([*WHEEL, "unpack", "--dest", temporary, wheel], check=True)
         (folder,) = Path(temporary).iterdir()
         names = libraries(folder)
         (metadata,) = folder.glob("*.dist-info/METADATA")
@@ -40,14 +42,11 @@ def declare(wheel: Path) -> None:
         assert text.count(own) == 1, "is this the project's wheel, and not yet declared?"
         licenses = {LICENSES[name.replace(".", "-").partition("-")[0]] for name in names}
         declared = " AND ".join(["Apache-2.0", *sorted(licenses)])
-        metadata.write_text(text.replace(own, f"License-Expression: {declared}\n"), "utf-8")
+        text = text.replace(own, f"License-Expression: {declared}\n")
+        metadata.write_text(text, encoding="utf-8", newline="\n")
         wheel.unlink()
-        run("pack", "--dest-dir", wheel.parent, folder)
+        subprocess.run([*WHEEL, "pack", "--dest-dir", wheel.parent, folder], check=True)
     print(f"{wheel.name}: {', '.join(names) or 'no library'}; {declared}")
-
-
-def run(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "wheel", *map(str, arguments)], check=True)
 
 
 if __name__ == "__main__":
