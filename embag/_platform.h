@@ -19,6 +19,9 @@
 #endif
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
+/* /fp:precise fused multiplications with additions before Visual Studio 2022. Every level
+ * computes the same bits. */
+#pragma fp_contract(off)
 #endif
 #ifdef _OPENMP
 #include <omp.h>
