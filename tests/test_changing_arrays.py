@@ -414,9 +414,9 @@ for n_bags in (1, 7, 64):
             for f in range(len(parts))
         )
         for n_threads in (1, 3, 64):
-            assert sound or ebc._compiled.pool(values, offsets, None, None, n_threads) is None
-            assert sound or ebc._compiled.pool(values, offsets, None, out, n_threads) is None
-            ebc._compiled.pool_each(inputs, bounds, True, (None,) * len(inputs), out, n_threads)
+            assert sound or ebc._compiled.pool(n_threads, values, offsets, None, None) is None
+            assert sound or ebc._compiled.pool(n_threads, values, offsets, None, out) is None
+            ebc._compiled.pool_each(n_threads, inputs, bounds, True, (None,) * len(inputs), out)
 """,
         level,
     )
