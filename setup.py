@@ -76,7 +76,7 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
     "embedsignature": True,
-    "freethreading_compatible": True,  # no state outside a call
+    "freethreading_compatible": True,  # docs/serving.md, "Free-threaded Python"
 }
 
 TRIVIAL = "int main(void) { return 0; }\n"

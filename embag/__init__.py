@@ -14,7 +14,7 @@ A call passes through these files, and never back:
     functional.py    the function and its documentation
     backward.py      the same for the gradients
     _arguments.py    checks the arguments; every error message
-    _threads.py      how many threads this much work is worth
+    _threads.py      how many threads this much work is worth; runs kernels with several
     _dispatch.py     which instruction-set level this processor runs
     _core.pyx        the kernels, compiled once for each level; its parts are *.pxi
 
@@ -30,9 +30,10 @@ to the kernels). `EmbeddingBagCollection` looks up many features in many tables 
 
 Beside it: `aligned_copy` and `aligned_empty` (memory.py) place tables so that lookups
 are fastest, `save_table` and `load_table` (tables.py; _table_files.py has the formats)
-keep them in files, mapped or copied, `set_num_threads` and `get_num_threads` bound the
-threads, `show_config` tells how embag was built and how it runs here. `_reference.py` is
-the definition in plain loops, which the tests hold the kernels to. `python -m embag` is
+keep them in files, mapped or copied, `set_num_threads`, `get_num_threads` and
+`with num_threads(n)` bound the threads, `show_config` (_config.py) tells how embag was built
+and how it runs here. _cgroups.py reads what a container leaves. `_reference.py` is the
+definition in plain loops, which the tests hold the kernels to. `python -m embag` is
 the command line.
 
 The semantics are those of `torch.nn.functional.embedding_bag`; where they differ, and

@@ -25,11 +25,11 @@
 #endif
 #ifdef _OPENMP
 #include <omp.h>
-#endif
 #if defined(__unix__) || defined(__APPLE__)
-#define EMBAG_POSIX
+#define EMBAG_POSIX_TEAMS /* and so forks, and threads that may not start */
 #include <pthread.h>
 #include <stdlib.h>
+#endif
 #endif
 
 /* Into L2, not L1: a row is wanted some 20 rows later, when many L1 lines have
@@ -281,10 +281,10 @@ static inline int embag_openmp_threads(void) {
 #endif
 }
 
-#ifdef EMBAG_POSIX
-#define EMBAG_THREAD_LOCAL static __thread
-#else
+#if defined(_MSC_VER)
 #define EMBAG_THREAD_LOCAL static __declspec(thread)
+#else
+#define EMBAG_THREAD_LOCAL static __thread
 #endif
 
 /* Of the calling thread. */
@@ -306,7 +306,7 @@ static inline int embag_n_processors(void) {
 #endif
 }
 
-#ifdef EMBAG_POSIX
+#ifdef EMBAG_POSIX_TEAMS
 /* In a child: of all threads only the one that forked is there. */
 static inline void embag_after_fork(void) {
     embag_carried_over = 1;
@@ -347,7 +347,7 @@ static inline int embag_try_threads(int n, size_t stack_bytes) {
 /* Have `embag_carried_over` and `embag_n_forks` be true of every process to come, whoever
  * forks it. Zero for success. */
 static inline int embag_watch_forks(void) {
-#ifdef EMBAG_POSIX
+#ifdef EMBAG_POSIX_TEAMS
     return pthread_atfork(NULL, NULL, embag_after_fork);
 #else
     return 0;
@@ -357,7 +357,7 @@ static inline int embag_watch_forks(void) {
 /* The largest team, up to n, that the calling thread can lead. OpenMP's runtimes end the
  * process if a thread cannot be started, so it is tried before; a size once for each thread. */
 static inline int embag_startable(int n, size_t stack_bytes) {
-#ifdef EMBAG_POSIX
+#ifdef EMBAG_POSIX_TEAMS
     if (n > embag_team_tried) {
         embag_team_started = 1 + embag_try_threads(n, stack_bytes);
         embag_team_tried = n;

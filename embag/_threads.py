@@ -12,8 +12,8 @@ A call gets fewer where its work is not worth more: waking a thread takes micros
 that OpenMP can start the threads, and has a helper make the call where OpenMP cannot:
 after `fork`, on the thread that forked (_teams.pxi).
 
-What is shared by threads here is never changed in place but for a set of tokens, each of
-which one thread adds and removes.
+What threads share here are names that are bound anew, in one step, and a set of tokens, each
+of which one thread adds and discards: no locks, with the GIL or without.
 
 Tested in tests/test_threads.py and tests/test_fork.py.
 """
@@ -40,7 +40,7 @@ _N_MACHINE = os.cpu_count() or 1  # asked once: it reads a file of the system's
 _of_context: ContextVar[int | None] = ContextVar("embag.num_threads", default=None)
 
 _set_by_user: int | None = None
-_settings: tuple[int, str] | None = None  # cached: the least count that is set, and by what
+_least_around: tuple[int, str] | None = None  # cached: what `_surroundings` found
 _in_flight: set[object] = set()  # a token for each call that runs with several threads
 _refused: tuple[int, int] | None = None  # the last team that could not be had: asked, got
 
@@ -54,11 +54,11 @@ def _omp_num_threads() -> int | None:
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
-def _least_setting() -> tuple[int, str]:
-    """Return the least count that is set somewhere, and where."""
-    global _settings  # noqa: PLW0603
-    settings = _settings
-    if settings is None:
+def _surroundings() -> tuple[int, str]:
+    """Return the least count that is not in the process's own hands, and where it is from."""
+    global _least_around  # noqa: PLW0603
+    least = _least_around
+    if least is None:
         limits: list[tuple[int, str]] = []
         if not _OPENMP:
             limits.append((1, "a build without OpenMP"))
@@ -68,11 +68,9 @@ def _least_setting() -> tuple[int, str]:
         environment = _omp_num_threads()
         if environment is not None:
             limits.append((environment, "OMP_NUM_THREADS"))
-        if _set_by_user is not None:
-            limits.append((_set_by_user, "set_num_threads"))
-        settings = min(limits, default=(sys.maxsize, ""), key=operator.itemgetter(0))
-        _settings = settings
-    return settings
+        least = min(limits, default=(sys.maxsize, ""), key=operator.itemgetter(0))
+        _least_around = least
+    return least
 
 
 def explain() -> tuple[int, str]:
@@ -81,9 +79,12 @@ def explain() -> tuple[int, str]:
     if chosen is not None and _OPENMP:
         return min(chosen, _N_MACHINE), "embag.num_threads"
     count, rule = _core.n_processors(), "CPU affinity"
-    setting = _least_setting()
-    if setting[0] < count:
-        count, rule = setting
+    around = _surroundings()
+    if around[0] < count:
+        count, rule = around
+    chosen = _set_by_user
+    if chosen is not None and chosen < count:
+        count, rule = chosen, "set_num_threads"
     openmp = _core.openmp_threads()
     if openmp < count:
         count, rule = openmp, "OpenMP (threadpoolctl, omp_set_num_threads)"
@@ -96,7 +97,8 @@ def notes() -> list[str]:
     if _core.is_forked():
         said.append("a forked process: a helper makes the parallel calls of the thread that forked")
     if _refused is not None:
-        said.append("the system let a team of {} have no more than {} thread(s)".format(*_refused))
+        asked, got = _refused
+        said.append(f"the system let a team of {asked} have no more than {got} thread(s)")
     return said
 
 
@@ -129,9 +131,8 @@ def set_num_threads(n: int) -> None:
     >>> 1 <= embag.get_num_threads() <= 64
     True
     """
-    global _set_by_user, _settings  # noqa: PLW0603
+    global _set_by_user  # noqa: PLW0603
     _set_by_user = _arguments.as_count(n, "n")
-    _settings = None
 
 
 def get_num_threads() -> int:
@@ -274,9 +275,9 @@ def _lead(
 
 
 def _after_fork_in_child() -> None:
-    global _in_flight, _settings, _refused  # noqa: PLW0603
+    global _in_flight, _least_around, _refused  # noqa: PLW0603
     _in_flight = set()  # the calls of threads that are not here
-    _settings = _refused = None
+    _least_around = _refused = None
 
 
 _core.watch_forks()

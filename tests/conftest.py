@@ -61,4 +61,4 @@ def eager_threads(monkeypatch):
 def clean_thread_settings(monkeypatch):
     """Undo what a test sets for the whole process."""
     monkeypatch.setattr(_threads, "_set_by_user", None)
-    monkeypatch.setattr(_threads, "_settings", None)
+    monkeypatch.setattr(_threads, "_least_around", None)

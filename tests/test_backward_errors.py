@@ -195,8 +195,8 @@ ERRORS = [
     ),
     # num_threads
     (call(num_threads=0), ValueError, "num_threads must be at least 1, got 0"),
-    (call(num_threads=2.0), TypeError, "num_threads must be an integer, got float"),
-    (call(num_threads=True), TypeError, "num_threads must be an integer, got bool"),
+    (call(num_threads=2.0), TypeError, "num_threads must be an integer, got 2.0"),
+    (call(num_threads=True), TypeError, "num_threads must be an integer, got True"),
 ]
 
 # The ways through the code: each has to find bad values by itself.

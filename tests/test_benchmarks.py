@@ -123,3 +123,27 @@ def test_process_figures_are_whole(tmp_path):
     groups = [results[name].values() for name in ("threads", "memory", "gradients", "tables")]
     figures = [results["import"], *(entry for group in groups for entry in group)]
     assert all(math.isfinite(entry["result"]) for entry in figures)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_figures_of_callers_are_whole(tmp_path):
+    path = tmp_path / "callers.json"
+    run_module("benchmarks.callers", "--quick", "--json", path)
+    loads = json.loads(path.read_text())["loads"]
+    assert list(loads) == ["1 callers, mixed", "8 callers, mixed", "40 callers, mixed"]
+    for ways in loads.values():
+        assert list(ways) == ["shared", "apart", "serial"]
+        for (figures,) in ways.values():
+            assert figures["calls/s"] > 0
+            assert 0 < figures["p50 ms"] <= figures["p99 ms"]
+
+
+def test_figures_of_waiting_are_whole(tmp_path):
+    path = tmp_path / "waiting.json"
+    run_module("benchmarks.waiting", "--quick", "--json", path)
+    settings = json.loads(path.read_text())["settings"]
+    assert {"default", "OMP_WAIT_POLICY=passive"} <= set(settings)
+    for (figures,) in settings.values():
+        assert len(figures) == 4
+        assert all(math.isfinite(figure) for figure in figures.values())
+        assert figures["a call, ms"] > 0

@@ -716,8 +716,8 @@ CALLS = [
     (ends(include_last_offset=0), TypeError, "include_last_offset must be a bool, got 0"),
     (ends(include_last_offset=None), TypeError, "include_last_offset must be a bool, got None"),
     (ends(num_threads=0), ValueError, "num_threads must be at least 1, got 0"),
-    (ends(num_threads=1.5), TypeError, "num_threads must be an integer, got float"),
-    (ends(num_threads=True), TypeError, "num_threads must be an integer, got bool"),
+    (ends(num_threads=1.5), TypeError, "num_threads must be an integer, got 1.5"),
+    (ends(num_threads=True), TypeError, "num_threads must be an integer, got True"),
     (
         ends(per_sample_weights=np.ones(8, np.float32)),
         ValueError,

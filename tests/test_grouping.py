@@ -160,10 +160,10 @@ def test_padding_that_does_not_occur_among_very_many_rows(level):
 def test_the_kernel_refuses_more_than_64_bits_and_other_layouts(level):
     group = _dispatch.load_level(level).group_by_row
     with pytest.raises(OverflowError, match="more than 64 bits"):
-        group(np.zeros(1024, np.int64), None, False, False, 1024, 2**54, 0, 1)
+        group(1, np.zeros(1024, np.int64), None, False, False, 1024, 2**54, 0)
     for input in (np.zeros(9, np.int64), np.zeros(10, np.int16)):
         with pytest.raises(RuntimeError, match="must not change"):
-            group(input, None, False, False, 10, 5, -1, 1)
+            group(1, input, None, False, False, 10, 5, -1)
 
 
 @pytest.mark.parametrize("n_threads", THREADS)

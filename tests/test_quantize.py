@@ -385,7 +385,7 @@ ERRORS = [
     (call(W, True), TypeError, "bits must be an integer, got True"),
     (call(W, "8"), TypeError, "bits must be an integer, got '8'"),
     (call(num_threads=0), ValueError, "num_threads must be at least 1, got 0"),
-    (call(num_threads=1.0), TypeError, "num_threads must be an integer, got float"),
+    (call(num_threads=1.0), TypeError, "num_threads must be an integer, got 1.0"),
     (call(progress=True), TypeError, "progress must be callable, got True"),
     (call(out=[[0]]), TypeError, "out must be a numpy.ndarray, got list"),
     (call(out=np.zeros((3, 12))), TypeError, "out must have the result's dtype uint8, got float64"),

@@ -220,7 +220,7 @@ ERRORS = [
     (
         lambda: fused().dequantize(num_threads="2"),
         TypeError,
-        "num_threads must be an integer, got str",
+        "num_threads must be an integer, got '2'",
     ),
     # error
     (

@@ -379,7 +379,7 @@ STEP_ERRORS = [
     (step(WEIGHT, np.ones(1)), TypeError, "alpha must be a number, got ndarray"),
     (step(WEIGHT, 10**400), ValueError, "alpha must fit a float64, got a larger number"),
     (step(num_threads=0), ValueError, "num_threads must be at least 1, got 0"),
-    (step(num_threads=1.0), TypeError, "num_threads must be an integer, got float"),
+    (step(num_threads=1.0), TypeError, "num_threads must be an integer, got 1.0"),
 ]
 
 

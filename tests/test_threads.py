@@ -35,7 +35,7 @@ def test_the_least_of_the_rules_decides(monkeypatch):
     monkeypatch.setattr(_threads._cgroups, "cpu_quota", lambda: 7.5)
     assert _threads.explain() == (8, "the container's CPU quota")
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    monkeypatch.setattr(_threads, "_settings", None)
+    monkeypatch.setattr(_threads, "_least_around", None)
     assert _threads.explain() == (6, "OMP_NUM_THREADS")
     embag.set_num_threads(4)
     assert _threads.explain() == (4, "set_num_threads")
@@ -237,5 +237,5 @@ def test_threadpoolctl_sees_and_limits():
         """
     )
     assert lines[0] == "1"
-    if _threads._least_setting()[0] >= 8:  # no container's quota
+    if _threads._surroundings()[0] >= 8:  # no container's quota
         assert lines[1:3] == ["8", "1 OpenMP (threadpoolctl, omp_set_num_threads)"]
