@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
 
-.PHONY: demo test test-torch wheel test-packaging bench lint clean
+.PHONY: demo test test-slow test-torch wheel test-packaging bench fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
 
 test: $(VENV)/.test $(VENV)/.demo lint
-	$(BIN)/pytest -m "not packaging"
+	$(BIN)/pytest -m "not packaging and not slow"
+
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -m slow tests
 
 test-torch: $(VENV)/.test $(VENV)/.test-torch
 	$(BIN)/pytest -m torch tests
@@ -40,6 +43,24 @@ test-packaging: wheel
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)
+
+# What fails is written to build/fuzz; make fuzz ARGS="--cases 1000000 --seed 7".
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz --failures build/fuzz $(if $(ARGS),$(ARGS),--cases 100000)
+
+# A build of its own, in build/sanitize: the one in embag/ stays as it is.
+sanitize: $(VENV)/.test build/sanitize/.built
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  PYTHONPATH=$(CURDIR)/build/sanitize \
+	  $(BIN)/pytest -m "not packaging and not torch and not slow" $(if $(ARGS),$(ARGS),tests)
+
+build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py)
+	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+	@echo "building embag with sanitizers: some minutes"
+	EMBAG_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
+	  --build-lib build/sanitize --build-temp build/sanitize-objects
+	@touch $@
 
 lint: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/ruff check .

@@ -383,7 +383,8 @@ static inline int embag_startable(int n, size_t stack_bytes) {
 
 /* The highest x86-64 psABI level that this CPU *and* its operating system run:
  * 4, 3, or 1 for the baseline; 0 on other processors. A compiler that does not know the
- * levels by name is asked for the features that tell them apart on real processors. */
+ * levels by name is asked for the features that tell them apart on real processors (not for
+ * f16c, which older clangs have no name for, and every processor with avx2 has). */
 static inline int embag_cpu_level(void) {
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
     __builtin_cpu_init();
@@ -393,7 +394,6 @@ static inline int embag_cpu_level(void) {
     return __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
 #else
     if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-          __builtin_cpu_supports("f16c") &&
           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
         return 1;
     if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

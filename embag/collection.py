@@ -336,9 +336,9 @@ class EmbeddingBagCollection:
 
         Raises
         ------
-        TypeError, ValueError, IndexError
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
             As `embedding_bag`; the message names the feature. A call that raises has not
-            touched `out`.
+            touched `out`, unless it is the RuntimeError.
         """
         if num_threads is not None:
             num_threads = _arguments.as_count(num_threads, "num_threads")

@@ -44,7 +44,7 @@ def aligned_empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> 
     Raises
     ------
     TypeError
-        If `dtype` holds Python objects or has no size, or `shape` is no integers.
+        If `dtype` is none, holds Python objects or has no size, or `shape` is no integers.
     ValueError
         If `shape` is negative somewhere.
     MemoryError
@@ -104,7 +104,9 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
     Raises
     ------
     TypeError
-        If the dtype holds Python objects.
+        If the dtype holds Python objects or has no size.
+    ValueError
+        If NumPy can make no array of it.
     MemoryError
         If there is not enough memory.
 

@@ -11,7 +11,7 @@ import pytest
 from cases import assert_same_bits
 
 import embag
-from embag import EmbeddingBagCollection, Feature, QuantizedTable, collection
+from embag import EmbeddingBagCollection, Feature, QuantizedTable
 from embag.quantized import row_bytes
 
 # --- What is looked up ---------------------------------------------------------
@@ -1073,4 +1073,4 @@ def test_no_columns_cost_no_time(level):
 )
 def test_the_compiled_part_checks_what_it_is_made_of(features, level):
     with pytest.raises((TypeError, ValueError, RuntimeError)):
-        collection.kernels.Collection(features, ())
+        embag.collection.kernels.Collection(features, ())

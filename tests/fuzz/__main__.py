@@ -77,6 +77,7 @@ def run_chunk(options, first, stop):
                     *(str(first), str(stop), str(report), str(n % 2)),
                 ],
                 env=environment,
+                stdout=subprocess.DEVNULL,  # an argument may be `print`
                 stderr=subprocess.PIPE,
                 text=True,
                 check=False,

@@ -145,7 +145,7 @@ def perhaps_spoiled(rng, case, others=()):
         rarely = others and (not case.arguments or rng.randint(0, 3) == 0)
         name = rng.choice(others if rarely else list(case.arguments))
         value = case.arguments.get(name)
-        how = rng.choice(["thing", "array", "integer", *["edge"] * 5, "alias", "lie"])
+        how = rng.choice(["thing", "array", "integer", *["edge"] * 5, "alias", "overlap", "lie"])
         if how == "edge" and issubclass(type(value), np.ndarray | Mapping | tuple | list):
             value = _with_edge(rng, value)
         elif how == "lie" and type(value) is np.ndarray:
@@ -159,6 +159,8 @@ def perhaps_spoiled(rng, case, others=()):
                 and rng.random() < 0.5
             ):
                 value = rng.choice([value[::-1], value.T, value[:1], value.reshape(-1)])
+        elif how == "overlap":
+            value = _in_memory_of(rng.choice(list(case.arguments.values())), value)
         elif how == "integer":
             value = values.integer(rng)
         elif how == "array":
@@ -171,6 +173,17 @@ def perhaps_spoiled(rng, case, others=()):
         case.arguments.pop(rng.choice(names), None)
         case.sound = False
     return case
+
+
+def _in_memory_of(other, value):
+    """Return an array like `value` whose memory is that of another one, where it has room."""
+    if not type(other) is type(value) is np.ndarray or not other.flags.c_contiguous:
+        return other
+    memory = other.reshape(-1).view(np.uint8) if other.dtype.kind in "iuf" else other
+    if memory.nbytes < value.nbytes or memory.dtype != np.uint8 or value.dtype.hasobject:
+        return other
+    start = (memory.nbytes - value.nbytes) // 2 // 64 * 64
+    return memory[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
 
 
 def _with_edge(rng, value, depth=4):
@@ -191,7 +204,10 @@ def _with_edge(rng, value, depth=4):
         if issubclass(type(inside), np.ndarray) and max(inside.shape, default=0) > 10**6:
             inside = None  # NumPy itself would walk through it
         return kind([*value[:k], inside, *value[k + 1 :]])
-    if issubclass(kind, np.ndarray) and 0 < value.size < 10**6 and value.dtype.kind in "iuf":
+    if issubclass(kind, np.ndarray):
+        value = np.ndarray.view(value, np.ndarray)
+        if not 0 < value.size < 10**6 or value.dtype.kind not in "iuf":
+            return values.thing(rng)
         array = np.array(value)
         edge = values.integer(rng)
         if array.dtype.kind in "iu":

@@ -19,7 +19,7 @@ from embag import _threads
 from .calls import case
 from .case import run
 
-MEMORY = 4 << 30  # bytes of a child, so that what is too large fails at once
+MEMORY = 2 << 30  # bytes of a child, so that what is too large fails at once
 FILE = 64 << 20  # bytes of a file that it writes
 SECONDS = 20  # of a case
 MOST_FAILURES = 20

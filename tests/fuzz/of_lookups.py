@@ -194,6 +194,8 @@ def renormed(call):
         return None
     weight = floats_of(call["weight"]).copy()
     input, offsets = plain(call["input"]), call.get("offsets")
+    if max(input.shape, default=0) > MOST:
+        return None
     last = bool(call.get("include_last_offset", False))
     offsets = None if offsets is None else plain(offsets)
     if max(input.size, len(input), weight.size) > MOST or not (np.abs(weight) < 1e30).all():
