@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
 
-.PHONY: demo test test-torch test-packaging bench lint clean
+.PHONY: demo test test-torch test-packaging bench soak lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -24,6 +24,9 @@ test-packaging: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)
+
+soak: $(VENV)/.test $(VENV)/.serving
+	$(BIN)/python -m benchmarks.soak --json benchmarks/results/soak.json --page docs/soak.md $(ARGS)
 
 lint: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/ruff check .
