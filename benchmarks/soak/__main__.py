@@ -24,8 +24,8 @@ from benchmarks.soak.harness import HANG_SECONDS
 ROOT = Path(__file__).parents[2]
 SETUP_SECONDS = 120  # for making tables, starting the service, the last checks
 # What memory may grow by after the warm-up. malloc keeps what its threads use at their peaks,
-# in an arena for each, and rare peaks fall together late. Ten minutes are some two million
-# calls, so that eight bytes a call that were never freed would be too much.
+# in an arena for each, and rare peaks fall together late. Ten minutes are some five
+# million calls, so that four bytes a call that were never freed would be too much.
 GROWTH_MB = 16
 
 
