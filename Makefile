@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
 
-.PHONY: demo test test-slow test-torch wheel test-packaging bench fuzz sanitize lint clean
+.PHONY: demo test test-slow test-torch wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -43,6 +43,9 @@ test-packaging: wheel
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)
+
+soak: $(VENV)/.test $(VENV)/.serving
+	$(BIN)/python -m benchmarks.soak --json benchmarks/results/soak.json --page docs/soak.md $(ARGS)
 
 # What fails is written to build/fuzz; make fuzz ARGS="--cases 1000000 --seed 7".
 fuzz: $(VENV)/.test

@@ -9,7 +9,10 @@ from typing import Any
 
 import embag
 
-PACKAGES = ("numpy", "torch", "fbgemm-gpu-cpu", "ml_dtypes", "numba", "scipy")
+PACKAGES = (
+    *("numpy", "torch", "fbgemm-gpu-cpu", "ml_dtypes", "numba", "scipy"),
+    *("fastapi", "uvicorn"),
+)
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

@@ -23,14 +23,6 @@ class Table:
     usual: str  # what workloads do not say in their titles
     peers: tuple[str, ...] = ("torch",)
 
-    @property
-    def start(self) -> str:
-        return f"<!-- {self.marker}: start -->"
-
-    @property
-    def end(self) -> str:
-        return f"<!-- {self.marker}: end -->"
-
 
 TABLES = {
     "forward": Table(
@@ -88,15 +80,20 @@ def main() -> None:
         workloads = [w for w in results["workloads"] if w["name"] in GROUPS[group]]
         if not workloads:
             continue
-        if new.count(table.start) != 1 or new.count(table.end) != 1:
-            sys.exit(f"{arguments.readme} must hold each of these once: {table.start} {table.end}")
-        head, _, rest = new.partition(table.start)
-        tail = rest.partition(table.end)[2]
-        new = f"{head}{table.start}\n{render(table, workloads, results)}\n{table.end}{tail}"
+        new = insert(new, table.marker, render(table, workloads, results))
     if not arguments.check:
         arguments.readme.write_text(new)
     elif new != old:
         sys.exit(f"{arguments.readme} is not what {arguments.results} says")
+
+
+def insert(page: str, marker: str, text: str) -> str:
+    """Return the page with a text between its markers, in the place of what was there."""
+    start, end = f"<!-- {marker}: start -->", f"<!-- {marker}: end -->"
+    if page.count(start) != 1 or page.count(end) != 1:
+        sys.exit(f"the page must hold each of these once: {start} {end}")
+    head, _, rest = page.partition(start)
+    return f"{head}{start}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def render(table: Table, workloads: list[dict[str, Any]], results: dict[str, Any]) -> str:

@@ -25,11 +25,19 @@ def test_examples(name, n_examples):
     assert failures == 0
 
 
-@pytest.mark.parametrize("name", ["readme", "gradients", "inference"])
-def test_readme_tables_are_generated(name):
+@pytest.mark.parametrize(
+    ("module", "name", "page"),
+    [
+        ("benchmarks.table", "readme", "README.md"),
+        ("benchmarks.table", "gradients", "README.md"),
+        ("benchmarks.table", "inference", "README.md"),
+        ("benchmarks.soak.page", "soak", "docs/soak.md"),
+    ],
+)
+def test_figures_are_generated(module, name, page):
     results = f"benchmarks/results/{name}.json"
     subprocess.run(
-        [sys.executable, "-m", "benchmarks.table", results, "README.md", "--check"],
+        [sys.executable, "-m", module, results, page, "--check"],
         cwd=ROOT,
         check=True,
         timeout=60,

@@ -1,10 +1,12 @@
 """examples/serving, on loopback: its answers are NumPy's, bad input is blamed by embag's words."""
 
 import asyncio
+import contextlib
 import http.client
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +51,30 @@ def user(example):
     return user
 
 
-def post(port, body):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request("POST", "/score", body, {"Content-Type": "application/json"})
+@contextlib.contextmanager
+def connected(port):
+    """Connect to one worker; give a function that asks it."""
+
+    def ask(method, path, body=None):
+        connection.request(method, path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, json.load(answer)
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        yield ask
     finally:
         connection.close()
+
+
+def post(port, body):
+    with connected(port) as ask:
+        return ask("POST", "/score", body)
+
+
+def count_invalid(port):
+    with connected(port) as ask:
+        return ask("GET", "/health")[1]["n_invalid"]
 
 
 def score(folder, user):
@@ -93,6 +111,8 @@ def test_torch_has_the_same_scores(example, folder):
     pytest.importorskip("torch")
     with example("measure").running("app_torch", folder) as (port, _):
         check_scores(example, folder, port)
+        (user,) = example("make_tables").make_requests(1, N_ROWS)
+        check_invalid_ids(port, user)
 
 
 @pytest.mark.parametrize(
@@ -100,16 +120,6 @@ def test_torch_has_the_same_scores(example, folder):
     [
         ("feature_99", [1], "values must have names of features as keys, got 'feature_99'"),
         ("feature_03", None, "values must have ids for every feature, got none for 'feature_03'"),
-        (
-            "feature_03",
-            [1, N_ROWS],
-            "feature 'feature_03': ids[0, 1] = 50 is out of range for a table of 50 rows (bag 0)",
-        ),
-        (
-            "feature_25",
-            [-1],
-            "feature 'feature_25': ids[0, 0] = -1 is out of range for a table of 50 rows (bag 0)",
-        ),
         ("feature_00", [2**70], "feature 'feature_00': ids must be integers, got dtype object"),
     ],
 )
@@ -119,6 +129,69 @@ def test_bad_features_are_blamed(port, user, name, ids, message):
         del bad[name]
     assert post(port, json.dumps(bad)) == (422, {"detail": message})
     assert post(port, json.dumps(user))[0] == 200
+
+
+def check_invalid_ids(port, user):
+    """Ids that are no rows are left out, and counted by feature."""
+    before = count_invalid(port)
+    expected = post(port, json.dumps(user))
+    spoilt = {**user, "feature_03": [N_ROWS, *user["feature_03"]]}
+    spoilt["feature_25"] = [-1, *user["feature_25"], 2**40, N_ROWS]
+    assert post(port, json.dumps(spoilt)) == expected
+    after = count_invalid(port)
+    n_more = {name: after[name] - before[name] for name in user if after[name] != before[name]}
+    assert n_more == {"feature_03": 1, "feature_25": 3}
+
+
+def test_invalid_ids_are_counted(port, user):
+    check_invalid_ids(port, user)
+
+
+def workers_scores(port, n_workers, user):
+    """Return what each worker answers, and ask until each one has."""
+    scores = {}
+    while len(scores) < n_workers:
+        with connected(port) as ask:
+            process = ask("GET", "/health")[1]["process"]
+            scores[process] = ask("POST", "/score", json.dumps(user))[1]["score"]
+    return scores
+
+
+def wait_for_score(port, pids, user, expected):
+    """Wait until every worker answers this."""
+    wanted = pytest.approx(dict.fromkeys(pids, expected), rel=1e-4, abs=1e-4)
+    end = time.monotonic() + 60
+    while (seen := workers_scores(port, len(pids), user)) != wanted:
+        assert time.monotonic() < end, (seen, expected)
+        time.sleep(0.05)
+
+
+def check_replacement(example, app, tmp_path, user, n_workers):
+    """A table whose file is replaced is served by every worker; one that does not fit is not."""
+    served, expected = tmp_path / "served", tmp_path / "expected"
+    for folder in (served, expected):
+        example("make_tables").make(folder, N_ROWS)
+    rng = np.random.default_rng(2)
+    with example("measure").running(app, served, n_workers) as (port, pids):
+        wait_for_score(port, pids, user, score(expected, user))
+        narrow = embag.quantize(rng.standard_normal((N_ROWS, 63), np.float32))
+        embag.save_table(served / "feature_20.safetensors", narrow)
+        # A worker that serves the second of these has looked at the narrow one before.
+        for n_rows in (N_ROWS + 1, N_ROWS + 2):
+            table = embag.quantize(rng.standard_normal((n_rows, 64), np.float32))
+            for folder in (expected, served):
+                embag.save_table(folder / "feature_03.safetensors", table)
+            wait_for_score(port, pids, user, score(expected, user))
+
+
+def test_a_replaced_file_is_served_by_every_worker(example, tmp_path, user):
+    check_replacement(example, "app", tmp_path, user, 2)
+
+
+@pytest.mark.torch
+def test_torch_replaces_and_skips_too(example, tmp_path, user):
+    pytest.importorskip("torch")
+    check_replacement(example, "app_torch", tmp_path, user, 1)
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '{"feature_00": 1}', "9" * 5000])

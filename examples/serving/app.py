@@ -4,10 +4,14 @@ The tables are mapped, so all workers share one copy of them. The folder is name
 environment:
 
     MODEL=model OMP_NUM_THREADS=1 uvicorn app:create --factory --workers 2 --no-access-log
+
+Each worker watches the folder: a table's file that is replaced is served a second later.
 """
 
+import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import time
 from pathlib import Path
@@ -18,30 +22,42 @@ from pydantic import StrictInt
 
 import embag
 
+SECONDS_BETWEEN_LOOKS = 1
+
 
 class Model:
     """A recommender: pooled embeddings, then a small dense network in NumPy."""
 
     def __init__(self, folder):
-        paths = sorted(folder.glob("*.safetensors"))
-        tables = {path.stem: embag.load_table(path, memory="map") for path in paths}
-        for table in tables.values():  # read once, so that no request waits for the disk
-            (table.packed if isinstance(table, embag.QuantizedTable) else table).max()
+        tables = {path.stem: self.load(path) for path in table_files(folder)}
         self.ebc = embag.EmbeddingBagCollection(
-            tables, [embag.Feature(name, name) for name in tables]
+            tables, [embag.Feature(name, name) for name in tables], invalid="skip"
         )
         with np.load(folder / "dense.npz") as arrays:
             self.weights = list(arrays.values())
 
+    def load(self, path):
+        table = embag.load_table(path, memory="map")
+        # Read it once, so that no request waits for the disk.
+        (table.packed if isinstance(table, embag.QuantizedTable) else table).max()
+        return table
+
+    def replace(self, path):
+        self.ebc.replace(path.stem, self.load(path))
+
+    @property
+    def n_invalid(self):
+        return self.ebc.n_invalid
+
     def pool(self, features):
-        """Look up all features: what is wrong with them is a ValueError, IndexError or TypeError.
+        """Look up all features: what is wrong with them is a ValueError or TypeError.
 
         The ids end to end take a fifth of the time of those by name. By name the messages
         speak of the user's own lists.
         """
         if features.keys() == self.ebc.slices.keys():
             bags = [features[name] for name in self.ebc.slices]
-            with contextlib.suppress(IndexError, OverflowError):
+            with contextlib.suppress(OverflowError):
                 ids = np.fromiter(itertools.chain.from_iterable(bags), np.int64)
                 return self.ebc(ids, np.cumsum([0, *map(len, bags)]))
         return self.ebc({name: [ids] for name, ids in features.items()})
@@ -53,9 +69,40 @@ class Model:
         return (pooled @ last).item()
 
 
-def service(model):
+def table_files(folder):
+    """Return each table's file, and what is another once the file has been replaced."""
+    stamps = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(FileNotFoundError):  # it went away just now
+            status = path.stat()
+            stamps[path] = (status.st_ino, status.st_mtime_ns)
+    return stamps
+
+
+async def watch(folder, served, model):
+    """Swap the tables whose files are not those that are served, for ever."""
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        for path, stamp in table_files(folder).items() - served.items():
+            served[path] = stamp
+            try:  # in another thread, for it may wait for the disk
+                await asyncio.to_thread(model.replace, path)
+            except (OSError, TypeError, ValueError) as error:
+                logging.error("%s is served as it was before: %s", path.name, error)
+
+
+def service(make_model, folder):
     """Put a model behind HTTP."""
-    app = FastAPI()
+    served = table_files(folder)  # before it is loaded: what comes in between is seen
+    model = make_model(folder)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        watching = asyncio.create_task(watch(folder, served, model))
+        yield
+        watching.cancel()
+
+    app = FastAPI(lifespan=lifespan)
 
     # "async" because a lookup takes microseconds: to hand it to a thread takes longer.
     @app.post("/score")
@@ -63,7 +110,7 @@ def service(model):
         start = time.perf_counter()
         try:
             pooled = model.pool(features)
-        except (IndexError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise HTTPException(422, str(error)) from error
         middle = time.perf_counter()
         result = model.dense(pooled)
@@ -74,8 +121,13 @@ def service(model):
         )
         return {"score": result}
 
+    # Of the worker that answers: whoever watches adds up those of all processes.
+    @app.get("/health")
+    async def health() -> dict[str, int | dict[str, int]]:
+        return {"process": os.getpid(), "n_invalid": model.n_invalid}
+
     return app
 
 
 def create():
-    return service(Model(Path(os.environ["MODEL"])))
+    return service(Model, Path(os.environ["MODEL"]))

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from app import service
+from app import service, table_files
 from safetensors.torch import load_file
 
 
 class TorchModel:
     def __init__(self, folder):
-        # load_file maps a file: workers share its pages, as those of embag's tables.
-        self.tables = {
-            path.stem: load_file(path)["weight"] for path in sorted(folder.glob("*.safetensors"))
-        }
-        for table in self.tables.values():
-            table.max()
+        self.tables = {path.stem: self.load(path) for path in table_files(folder)}
+        self.n_invalid = dict.fromkeys(self.tables, 0)
         self.start = torch.tensor([0])
         layers = []
         with np.load(folder / "dense.npz") as arrays:
@@ -29,19 +25,37 @@ class TorchModel:
                 layers += [linear, torch.nn.ReLU()]
         self.network = torch.nn.Sequential(*layers[:-1])
 
+    def load(self, path):
+        # load_file maps a file: workers share its pages, as those of embag's tables.
+        table = load_file(path)["weight"]
+        table.max()
+        return table
+
+    def replace(self, path):
+        table = self.load(path)
+        if table.shape[1] != self.tables[path.stem].shape[1]:
+            raise ValueError("it has another number of columns")
+        self.tables[path.stem] = table
+
     @torch.inference_mode()
     def pool(self, features):
         if features.keys() != self.tables.keys():
             raise ValueError("there must be all features and no other")
         try:
-            return torch.cat(
-                [self.bag(table, features[name]) for name, table in self.tables.items()], dim=1
-            )
+            return torch.cat([self.bag(name, features[name]) for name in self.tables], dim=1)
         except RuntimeError as error:
             raise ValueError(str(error)) from error
 
-    def bag(self, table, ids):
-        ids = torch.tensor(ids, dtype=torch.int64)
+    def bag(self, name, ids):
+        table, ids = self.tables[name], torch.tensor(ids, dtype=torch.int64)
+        try:
+            return self.sum(table, ids)
+        except RuntimeError:  # looked for only then: torch tells of ids that are no rows
+            rows = ids[(ids >= 0) & (ids < len(table))]
+            self.n_invalid[name] += len(ids) - len(rows)
+            return self.sum(table, rows)
+
+    def sum(self, table, ids):
         if table.dtype == torch.uint8:  # embag's rows of 8 bits are torch's
             return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(table, ids, self.start)
         return torch.nn.functional.embedding_bag(ids, table, self.start, mode="sum")
@@ -52,4 +66,4 @@ class TorchModel:
 
 
 def create():
-    return service(TorchModel(Path(os.environ["MODEL"])))
+    return service(TorchModel, Path(os.environ["MODEL"]))

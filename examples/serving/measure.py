@@ -44,6 +44,8 @@ def running(app, folder, workers=1, core=None, seconds_to_start=60):
     )
     deadline = threading.Timer(seconds_to_start, process.kill)
     deadline.start()
+    # Once it runs: a pipe that nobody reads would fill, and stop the service.
+    reader = threading.Thread(target=process.stderr.read)
     try:
         log = ""
         while log.count("startup complete") < workers or "running on" not in log:
@@ -52,11 +54,14 @@ def running(app, folder, workers=1, core=None, seconds_to_start=60):
                 raise RuntimeError(f"the service has not started:\n{log}")
             log += line
         deadline.cancel()
+        reader.start()
         pids = [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", log)]
         yield int(re.search(r"running on http://[\d.]+:(\d+)", log)[1]), pids
     finally:
         deadline.cancel()
         process.terminate()
+        if reader.is_alive():
+            reader.join()
         process.communicate()
 
 

@@ -1,0 +1,163 @@
+"""Jobs that are done again and again, each in a thread of its own, and what is seen of them.
+
+What is kept has a fixed size, for the memory of the process is one of the figures: how
+many calls took how long, in steps of 5 %, for each interval of 30 s.
+"""
+
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+INTERVAL_SECONDS = 30
+HANG_SECONDS = 60  # after the end, for a call to return
+WARM_UP = 0.2  # of the run, in which memory may grow
+BUCKETS = 1e-6 * 1.05 ** np.arange(400)  # seconds; the last is 5 minutes
+MOST_MESSAGES = 3  # of a thread
+
+
+class WrongResultError(Exception):
+    """A result that is not what it must be."""
+
+
+class Timer:
+    """`with timer:` around that part of a job whose time counts."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+
+class Job(NamedTuple):
+    """One kind of work. It raises if anything is wrong; whatever it raises is reported."""
+
+    kind: str
+    work: Callable[[Timer], None]
+    pause: float = 0.0  # seconds before each time
+
+
+class Worker(threading.Thread):
+    """Does one job until the time is up."""
+
+    def __init__(self, job: Job, start: float, end: float, n_intervals: int) -> None:
+        super().__init__(name=job.kind, daemon=True)
+        self.job, self.start_time, self.end_time = job, start, end
+        self.counts = np.zeros((n_intervals, len(BUCKETS)), np.int64)
+        self.n_errors = self.n_wrong = 0
+        self.messages: list[str] = []
+
+    def run(self) -> None:
+        n_intervals = len(self.counts)
+        while True:
+            time.sleep(self.job.pause)
+            timer = Timer()
+            if (now := time.perf_counter()) >= self.end_time:
+                return
+            try:
+                self.job.work(timer)
+            except WrongResultError as error:
+                self.n_wrong += 1
+                self.report(f"a wrong result: {error}")
+            except Exception:
+                self.n_errors += 1
+                self.report(traceback.format_exc(limit=-2))
+            if timer.seconds is not None:  # else there was nothing to do
+                share = (now - self.start_time) / (self.end_time - self.start_time)
+                bucket = min(np.searchsorted(BUCKETS, timer.seconds), len(BUCKETS) - 1)
+                self.counts[int(share * n_intervals), bucket] += 1
+
+    def report(self, message: str) -> None:
+        if len(self.messages) < MOST_MESSAGES:
+            self.messages.append(f"{self.name}: {message}")
+
+
+def run(jobs: list[Job], seconds: float, watched: dict[str, int]) -> dict[str, Any]:
+    """Do all jobs at once for so long; `watched` are ids of processes, by name."""
+    start = time.perf_counter()
+    n_intervals = max(1, round(seconds / INTERVAL_SECONDS))
+    workers = [Worker(job, start, start + seconds, n_intervals) for job in jobs]
+    for worker in workers:
+        worker.start()
+    memory = watch({name: psutil.Process(pid) for name, pid in watched.items()}, start, seconds)
+    messages = []
+    for worker in workers:
+        worker.join(max(0, start + seconds + HANG_SECONDS - time.perf_counter()))
+        if worker.is_alive():
+            frame = sys._current_frames()[worker.ident]
+            where = "".join(traceback.format_stack(frame, limit=3))
+            messages.append(f"{worker.name}: hangs, here:\n{where}")
+    messages += [message for worker in workers for message in worker.messages]
+    return {
+        "seconds": seconds,
+        "kinds": summarize(workers, seconds / n_intervals),
+        "processes": memory,
+        "problems": messages,
+    }
+
+
+def watch(
+    processes: dict[str, psutil.Process], start: float, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Follow memory and threads of processes until the time is up."""
+    n_samples = min(600, max(50, round(seconds)))  # one a second, of ten minutes
+    samples = {name: np.zeros((n_samples, 3)) for name in processes}
+    pss: dict[str, list[float]] = {name: [] for name in processes}
+    warm = int(WARM_UP * n_samples)
+    for i in range(n_samples):
+        time.sleep(max(0, start + seconds * (i + 1) / n_samples - time.perf_counter()))
+        for name, process in processes.items():
+            resident = process.memory_info().rss / 1e6
+            samples[name][i] = time.perf_counter() - start, resident, process.num_threads()
+            if i in (0, warm, n_samples - 1):
+                pss[name].append(process.memory_full_info().pss / 1e6)
+    results = {}
+    for name, values in samples.items():
+        seen, resident, threads = values[warm:].T
+        slope = np.polyfit(seen, resident, 1)[0]
+        results[name] = {
+            "RSS, MB": [values[i, 1] for i in (0, warm, -1)],
+            "PSS, MB": pss[name],
+            "growth, MB": slope * (seen[-1] - seen[0]),
+            "growth, MB per hour": slope * 3600,
+            "threads": [int(values[warm, 2]), int(threads.max())],
+            "RSS over time, MB": [float(part.mean()) for part in np.array_split(values[:, 1], 30)],
+        }
+    return results
+
+
+def summarize(workers: list[Worker], interval: float) -> dict[str, dict[str, Any]]:
+    """Return the figures of each kind of work, all its threads together."""
+    kinds = defaultdict(list)
+    for worker in workers:
+        kinds[worker.job.kind].append(worker)
+    results = {}
+    for kind, group in kinds.items():
+        counts = sum(worker.counts for worker in group)
+        weights = counts.sum(axis=0)
+        quantiles = [None] * 3
+        if weights.any():
+            quantiles = np.quantile(
+                BUCKETS * 1e6, [0.5, 0.99, 0.999], method="inverted_cdf", weights=weights
+            ).tolist()
+        results[kind] = {
+            "threads": len(group),
+            "calls": int(counts.sum()),
+            "per second": (counts.sum(axis=1) / interval).tolist(),
+            "p50, us": quantiles[0],
+            "p99, us": quantiles[1],
+            "p99.9, us": quantiles[2],
+            "errors": sum(worker.n_errors for worker in group),
+            "wrong results": sum(worker.n_wrong for worker in group),
+        }
+    return results
