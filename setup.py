@@ -145,8 +145,9 @@ class BuildLevels(build_ext):
                 objects = self.compiler.compile(
                     [str(file)], output_dir=folder, extra_postargs=compile_args
                 )
-                self.compiler.link_executable(
-                    objects, str(Path(folder, "probe")), extra_postargs=link_args
+                # As modules are linked: LDFLAGS (where libomp is) reach no executable.
+                self.compiler.link_shared_object(
+                    objects, str(Path(folder, "probe.so")), extra_postargs=link_args
                 )
             except Exception:  # each compiler class raises its own
                 return False

@@ -30,7 +30,8 @@ def parts(packed, bits, dim, layout):
     n_bytes, n_factors = (dim * bits + 7) // 8, 8 if wide else 4
     start, factor_start = (0, n_bytes) if layout == "fused" else (4, 0)
     factors = np.ascontiguousarray(packed[:, factor_start : factor_start + n_factors])
-    factors = factors.view(np.float32 if wide else np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # aarch64 converts a signalling NaN with a warning
+        factors = factors.view(np.float32 if wide else np.float16).astype(np.float32)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = packed[:, start : start + n_bytes, None] >> shifts & (2**bits - 1)
     codes = codes.reshape(len(packed), n_bytes * 8 // bits)[:, :dim]
