@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
 
-.PHONY: demo test test-torch test-packaging bench lint clean
+.PHONY: demo test test-torch wheel test-packaging bench lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -19,8 +19,24 @@ test-torch: $(VENV)/.test $(VENV)/.test-torch
 	$(BIN)/pytest -m torch tests
 	$(BIN)/pytest embag/torch.py
 
-test-packaging: $(VENV)/.test
-	$(BIN)/pytest -m packaging tests/test_packaging.py
+# On Linux. The sdist, and the wheel built from it alone; the OpenMP runtime copied into the
+# wheel; then the tests of both, on a new environment without a compiler.
+# The times in the wheel are the commit's, so that the same commit makes the same bytes.
+wheel: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+wheel: $(VENV)/.release $(VENV)/.test
+	rm -rf build/wheel dist
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/check-sdist
+	$(BIN)/python -m build --outdir build/wheel
+	$(BIN)/auditwheel show build/wheel/*.whl
+	$(BIN)/auditwheel repair --strip -w dist build/wheel/*.whl
+	$(BIN)/python tools/declare_libraries.py dist
+	cp build/wheel/*.tar.gz dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pytest -rP -m packaging tests/test_packaging.py -k "not openmp"
+
+test-packaging: wheel
+	$(BIN)/pytest -m packaging tests/test_packaging.py -k openmp
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)

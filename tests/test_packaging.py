@@ -1,14 +1,18 @@
 """Distributions: what they hold, and that what they install works.
 
-Minutes, and a package index: `make test-packaging` runs them.
+`make wheel` builds them into dist/ and runs all but the last test here; `make
+test-packaging` runs that too. Minutes, and a package index.
 """
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
@@ -16,12 +20,13 @@ import pytest
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).parent.parent
+LICENSE_FILES = sorted(["LICENSE", *(f"licenses/{path.name}" for path in ROOT.glob("licenses/*"))])
 
 
-def run(*command, **environment):
+def run(*command, cwd, **environment):
     result = subprocess.run(
         [str(part) for part in command],
-        cwd=tempfile.gettempdir(),  # not where embag/ would be imported from
+        cwd=cwd,
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -30,75 +35,147 @@ def run(*command, **environment):
     return result.stdout
 
 
-def new_environment(folder):
-    run(sys.executable, "-m", "venv", folder)
-    return folder / "bin" / "python"
+def new_environment(folder, *arguments, **environment):
+    """A virtual environment after `pip install` with the arguments, and its python."""
+    python = folder / "env" / "bin" / "python"
+    run(sys.executable, "-m", "venv", folder / "env", cwd=folder)
+    run(python, "-m", "pip", "install", "-q", *arguments, cwd=folder, **environment)
+    return python
+
+
+def run_tests(python, folder, **environment):
+    """Run a copy of tests/, with no embag/ beside it."""
+    shutil.copytree(ROOT / "tests", folder / "tests")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    where = run(python, "-c", "import embag; print(embag.__file__)", cwd=folder, **environment)
+    assert where.startswith(str(folder / "env"))
+    print(run(python, "-m", "pytest", "-q", "tests", cwd=folder, **environment))
+
+
+def in_dist(pattern):
+    paths = list((ROOT / "dist").glob(pattern))
+    assert len(paths) == 1, f"one {pattern} in dist/, from `make wheel`: {paths}"
+    return paths[0]
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sdist")
-    python = new_environment(folder / "env")
-    run(python, "-m", "pip", "install", "-q", "build")
-    run(python, "-m", "build", "--sdist", "--outdir", folder, ROOT)
-    (path,) = folder.glob("*.tar.gz")
-    return path
+def sdist():
+    """The names and the bytes of the files in the sdist."""
+    with tarfile.open(in_dist("*.tar.gz")) as archive:
+        return {
+            member.name.partition("/")[2]: archive.extractfile(member).read()
+            for member in archive
+            if member.isfile()
+        }
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, sdist)
-    (path,) = folder.glob("*.whl")
-    return path
+def wheel():
+    """The names and the bytes of the files in the wheel."""
+    with zipfile.ZipFile(in_dist("*.whl")) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def metadata_folder(wheel):
+    (name,) = (name for name in wheel if name.endswith(".dist-info/METADATA"))
+    return name.removesuffix("METADATA")
 
 
 def test_sdist_has_the_sources_and_no_generated_file(sdist):
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
     for needed in (
         "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile",
         "embag/_core.pyx", "embag/_core_v3.pyx", "embag/_core_v4.pyx", "embag/_platform.h",
         "embag/_bags.pxi", "embag/_forward.pxi", "embag/_backward.pxi", "embag/_grouping.pxi",
-        "examples/train_numpy.py",
+        "examples/train_numpy.py", "tools/declare_libraries.py",
         "embag/_core.pyi", "embag/py.typed", "tests/cases.py", "docs/design.md",
     ):  # fmt: skip
-        assert needed in names
-    assert not [n for n in names if n.endswith((".so", ".pyc", ".c")) and "benchmarks" not in n]
+        assert needed in sdist
+    assert not [n for n in sdist if n.endswith((".so", ".pyc", ".c")) and "benchmarks" not in n]
 
 
 def test_wheel_has_all_levels_and_no_sources(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    modules = {Path(name).name.partition(".")[0] for name in names if name.endswith(".so")}
+    modules = {Path(name).name.partition(".")[0] for name in wheel if name.endswith(".so")}
     assert modules == {"_core", "_core_v3", "_core_v4"}
-    assert {"embag/py.typed", "embag/_core.pyi"} <= set(names)
-    assert not [name for name in names if name.endswith((".c", ".h", ".pyx", ".pxi"))]
-    assert all(name.startswith(("embag/", "embag_cpu-")) for name in names)
+    assert {"embag/py.typed", "embag/_core.pyi"} <= set(wheel)
+    assert not [name for name in wheel if name.endswith((".c", ".h", ".pyx", ".pxi"))]
+    own = ("embag/", "embag_cpu.libs/", metadata_folder(wheel))
+    assert all(name.startswith(own) for name in wheel)
+    for name in wheel:
+        if ".so" in name:
+            print(f"{len(wheel[name]):>9,} bytes  {name}")
+    print(f"{in_dist('*.whl').stat().st_size:>9,} bytes  the wheel")
 
 
-def run_tests(python):
-    # Not the tests of what is in the repository only: they run beside embag/, in place.
-    run(
-        python, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
-        "-p", "no:cacheprovider", "-m", "not packaging", ROOT / "tests",
-        "--ignore", ROOT / "tests" / "test_benchmarks.py",
-        "--ignore", ROOT / "tests" / "test_documents.py",
-    )  # fmt: skip
+def test_wheel_holds_libgomp_and_its_modules_load_that(wheel):
+    (library,) = (name for name in wheel if name.startswith("embag_cpu.libs/"))
+    assert re.fullmatch(r"libgomp-[0-9a-f]+\.so\.1\.\d+\.\d+", Path(library).name)
+    for name in wheel:
+        if name.endswith(".so"):
+            assert Path(library).name.encode() in wheel[name]
+    materials = json.loads(wheel[metadata_folder(wheel) + "sboms/auditwheel.cdx.json"])
+    (package,) = (p["purl"] for p in materials["components"] if "gomp" in p["purl"])
+    print(Path(library).name, "is from", package)
 
 
-def test_installed_wheel_passes_the_tests(wheel, tmp_path):
-    python = new_environment(tmp_path / "env")
-    run(python, "-m", "pip", "install", "-q", wheel, "pytest", "hypothesis")
-    where = run(python, "-c", "import embag; print(embag.__file__)")
-    assert str(tmp_path) in where
-    run_tests(python)
+def test_license_texts_are_in_both_and_the_expression_says_what_is_inside(sdist, wheel):
+    folder = metadata_folder(wheel)
+    metadata = {
+        "Apache-2.0": BytesParser().parsebytes(sdist["PKG-INFO"]),
+        "Apache-2.0 AND GPL-3.0-or-later WITH GCC-exception-3.1": BytesParser().parsebytes(
+            wheel[folder + "METADATA"]
+        ),
+    }
+    for expression, fields in metadata.items():
+        assert fields["License-Expression"] == expression
+        assert sorted(fields.get_all("License-File")) == LICENSE_FILES
+    for name in LICENSE_FILES:
+        text = (ROOT / name).read_bytes()
+        assert sdist[name] == wheel[f"{folder}licenses/{name}"] == text
+    assert b"GNU GENERAL PUBLIC LICENSE" in sdist["licenses/GPL-3.0.txt"]
+    assert b"GCC RUNTIME LIBRARY EXCEPTION" in sdist["licenses/GCC-exception-3.1.txt"]
 
 
-def test_without_openmp_it_builds_and_passes_serially(sdist, tmp_path):
-    python = new_environment(tmp_path / "env")
-    packages = (sdist, "pytest", "hypothesis")
-    run(python, "-m", "pip", "install", "-q", "--no-cache-dir", *packages, EMBAG_NO_OPENMP="1")
-    config = run(python, "-c", "import embag; print(embag.show_config('dicts'))")
+def test_wheel_needs_numpy_alone(wheel):
+    fields = BytesParser().parsebytes(wheel[metadata_folder(wheel) + "METADATA"])
+    needs = [need for need in fields.get_all("Requires-Dist") if "extra ==" not in need]
+    assert needs == ["numpy>=1.25"]
+
+
+def test_a_library_without_a_known_license_is_refused(tmp_path):
+    folder, metadata = tmp_path / "x-1", tmp_path / "x-1" / "x-1.dist-info"
+    for path, text in (
+        (metadata / "METADATA", "Name: x\nLicense-Expression: Apache-2.0\n"),
+        (metadata / "WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n"),
+        (folder / "x.libs" / "libother-12.so.1", ""),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    run(sys.executable, "-m", "wheel", "pack", folder, cwd=tmp_path)
+    script = ROOT / "tools" / "declare_libraries.py"
+    result = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "KeyError: 'libother'" in result.stderr
+
+
+def test_installed_wheel_passes_the_tests_without_a_compiler(tmp_path):
+    # With ml_dtypes and safetensors: without, two files of tests are skipped.
+    packages = ("pytest", "hypothesis", "ml_dtypes", "safetensors")
+    python = new_environment(tmp_path, in_dist("*.whl"), *packages)
+    nothing = {"PATH": str(python.parent), "CC": "/bin/false", "LD_LIBRARY_PATH": ""}
+    which = "import shutil; print([c for c in ('cc', 'gcc', 'clang', 'ld') if shutil.which(c)])"
+    assert run(python, "-c", which, cwd=tmp_path, **nothing) == "[]\n"
+    print(run(python, "-c", "import embag; embag.show_config()", cwd=tmp_path, **nothing))
+    loaded = "import embag; print({l.split()[-1] for l in open('/proc/self/maps') if 'gomp' in l})"
+    (library,) = eval(run(python, "-c", loaded, cwd=tmp_path, **nothing))
+    assert Path(library).parent.name == "embag_cpu.libs"
+    print(library)
+    run_tests(python, tmp_path, **nothing)
+
+
+def test_without_openmp_it_builds_and_passes_serially(tmp_path):
+    arguments = ("--no-cache-dir", in_dist("*.tar.gz"), "pytest", "hypothesis")
+    python = new_environment(tmp_path, *arguments, EMBAG_NO_OPENMP="1")
+    config = run(python, "-c", "import embag; print(embag.show_config('dicts'))", cwd=tmp_path)
     assert "'OpenMP': None" in config
     assert "'count': 1" in config
-    run_tests(python)
+    run_tests(python, tmp_path)
