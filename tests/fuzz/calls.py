@@ -7,7 +7,8 @@ from .case import perhaps_spoiled
 _CALLS = [
     ("embedding_bag", of_lookups.forward_cases, 10,
      ["offsets", "max_norm", "norm_type", "scale_grad_by_freq", "sparse", "per_sample_weights",
-      "include_last_offset", "padding_idx", "out", "return_max_indices", "out_dtype", "unknown"]),
+      "include_last_offset", "padding_idx", "out", "return_max_indices", "out_dtype", "invalid",
+      "return_n_invalid", "unknown"]),
     ("embedding_bag_backward", of_lookups.backward_cases, 7,
      ["per_sample_weights", "include_last_offset", "padding_idx", "max_indices", "wrt"]),
     ("EmbeddingBagGrads", of_lookups.grads_cases, 1, []),
@@ -26,6 +27,7 @@ _CALLS = [
     ("aligned_empty", of_tables.aligned_empty_cases, 2, []),
     ("get_num_threads", of_tables.get_num_threads_cases, 1, []),
     ("load_table", of_files.load_cases, 5, ["name"]),
+    ("num_threads", of_tables.num_threads_cases, 1, []),
     ("quantize", of_tables.quantize_cases, 4, ["out", "progress"]),
     ("save_table", of_files.save_cases, 3, ["bits", "name", "progress"]),
     ("set_num_threads", of_tables.set_num_threads_cases, 1, []),

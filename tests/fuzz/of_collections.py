@@ -15,11 +15,13 @@ from .of_lookups import (
     THREADS,
     bags,
     expected_forward,
+    n_unknown,
     plain,
     rows_of,
     same_bits,
     sample_weights,
     tables,
+    with_unknown,
 )
 from .values import layouts
 
@@ -54,11 +56,15 @@ def collection_cases(rng):
         return Case(
             "EmbeddingBagCollection",
             embag.EmbeddingBagCollection,
-            {"tables": named, "features": rng.choice([features, tuple(features)])},
+            {
+                "tables": named,
+                "features": rng.choice([features, tuple(features)]),
+                "invalid": rng.choice(["raise", "skip"]),
+            },
             check_made,
             (TypeError, ValueError),
         )
-    ebc = embag.EmbeddingBagCollection(named, features)
+    ebc = embag.EmbeddingBagCollection(named, features, invalid=rng.choice(["raise", "skip"]))
     if how == 1:
         ebc = pickle.loads(pickle.dumps(ebc))
     memory = tuple(named.values())
@@ -69,6 +75,8 @@ def collection_cases(rng):
             "EmbeddingBagCollection.split", ebc.split, {"out": out},
             lambda result, call: check_split(ebc, result, call), (TypeError, ValueError),
         )  # fmt: skip
+    if how == 3 and named:
+        return replace_case(rng, ebc)
     by_name = rng.random() < 0.5
     arguments = named_arguments if by_name else flat_arguments
     call = arguments(rng, ebc, n_bags)
@@ -86,6 +94,24 @@ def collection_cases(rng):
     )
 
 
+def replace_case(rng, ebc):
+    name = rng.choice(list(ebc.tables))
+    old = ebc.tables[name]
+    drawn = (tables(rng) for _ in range(20))
+    fits = [table for table in drawn if table.shape[1] == old.shape[1] and rows_of(table)]
+    # Of no rows, where a feature's padding is one, the collection was not made either.
+    call = {"name": name, "table": fits[0] if fits else old}
+
+    def check(result, given):
+        assert result is None
+        assert ebc.tables[given["name"]] is given["table"]
+        assert list(ebc.slices) == [feature.name for feature in ebc.features]
+        nothing = ebc(np.zeros(0, np.int64), np.zeros(1, np.int64))
+        assert nothing.shape == (0, ebc.dim)
+
+    return Case("EmbeddingBagCollection.replace", ebc.replace, call, check, (TypeError, ValueError))
+
+
 def flat_arguments(rng, ebc, n_bags):
     """Return the ids of all features end to end."""
     ids, lengths = [], []
@@ -93,6 +119,8 @@ def flat_arguments(rng, ebc, n_bags):
         some = bags(rng, rows_of(ebc.tables[feature.table]), n_bags, two_d=False, ilo=False)
         offsets, flat = plain(some.offsets), plain(some.input)
         flat = flat if flat.size else flat.astype(np.int64)
+        if ebc.invalid == "skip":
+            flat = with_unknown(rng, flat)
         lengths += np.diff(np.append(offsets, len(flat)).astype(np.int64)).tolist()
         ids.append(flat.astype(np.int64))
     dtypes = ["i8", "i8", "i4", "u8", ">i4"]
@@ -113,8 +141,10 @@ def named_arguments(rng, ebc, n_bags):
     for feature in ebc.features:
         some = bags(rng, rows_of(ebc.tables[feature.table]), n_bags, ilo=ilo)
         given = some.input
+        if ebc.invalid == "skip" and rng.random() < 0.5:
+            given = with_unknown(rng, given)
         if some.offsets is not None:
-            given = some.input, some.offsets
+            given = given, some.offsets
         elif isinstance(given, tuple):  # of rows; a tuple of two would be a pair
             given = list(given)
         ids[feature.name] = given
@@ -168,7 +198,10 @@ def check_pooled(ebc, result, call):
         if isinstance(table, np.ndarray):
             with np.errstate(all="ignore"):
                 table = plain(table).astype(np.float32)
-        expected = expected_forward({**lookup, "weight": table})
+        lookup |= {"weight": table, "invalid": ebc.invalid}
+        count = n_unknown(lookup)
+        assert count in (None, ebc.n_invalid[feature.name]), (feature, count, ebc.n_invalid)
+        expected = expected_forward(lookup)
         if expected is not None:
             same_bits(result[:, ebc.slices[feature.name]], expected[0])
 

@@ -9,7 +9,7 @@ import embag
 from embag import _reference
 
 from .case import Case
-from .values import BFLOAT16, layouts, numbers, random_bytes
+from .values import BFLOAT16, integer, layouts, numbers, random_bytes
 
 RAISES = (TypeError, ValueError, IndexError, RuntimeError)
 MOST = 5000  # positions, bags, columns: the definition is in loops
@@ -92,6 +92,27 @@ def bags(rng, n_rows, n_bags=None, *, two_d=None, ilo=None, narrow=True):
     elif rng.random() < 0.3:  # in no bag: not looked at
         ids = np.concatenate([ids, np.array([-1 % 2**7, n_rows % 2**7], ids.dtype)])
     return Bags(layouts(rng, ids, ways), layouts(rng, offsets, ways), ilo, ids.shape, n_bags)
+
+
+def with_unknown(rng, input):
+    """Return ids of which some are no rows."""
+    ids = np.array(plain(input))
+    if ids.dtype.kind not in "iu":  # an empty list's
+        return input
+    info = np.iinfo(ids.dtype)
+    for k in range(ids.size):
+        if rng.random() < 0.2:
+            ids.flat[k] = min(max(int(integer(rng)), int(info.min)), int(info.max))
+    return ids
+
+
+def n_unknown(call):
+    """Return how many ids in the bags of a call are no rows."""
+    ids, offsets = plain(call["input"]).reshape(-1), call.get("offsets")
+    if offsets is not None and call.get("include_last_offset", False):
+        ids = ids[: int(plain(offsets)[-1])]
+    n_rows = rows_of(call["weight"])
+    return sum(not 0 <= int(r) < n_rows for r in ids) if len(ids) <= MOST else None
 
 
 def rows_of(table):
@@ -179,6 +200,7 @@ def expected_forward(call, weight=None):
         "mode": call.get("mode", "mean"),
         "padding_idx": None if padding is None else operator.index(padding),
         "include_last_offset": bool(call.get("include_last_offset", False)),
+        "invalid": call.get("invalid", "raise"),
     }
     if sample is not None:
         options["per_sample_weights"] = plain(sample)
@@ -202,15 +224,22 @@ def renormed(call):
         return None
     positions = _reference.bags_of(input, offsets, last)
     rows = {int(input.reshape(-1)[k]) for bag in positions for k in bag}
+    if call.get("invalid") == "skip":
+        rows = {r for r in rows if 0 <= r < len(weight)}
     _reference.renorm(weight, rows, float(call["max_norm"]), p)
     return weight, expected_forward(call, weight)
 
 
 def check_forward(result, call):
-    if call.get("return_max_indices", False):
-        result, rows = result
-    else:
-        rows = None
+    parts = list(result) if isinstance(result, tuple) else [result]
+    if call.get("return_n_invalid", False):
+        count, expected = parts.pop(), 0
+        if call.get("invalid") == "skip":
+            expected = n_unknown(call)
+        assert type(count) is int
+        assert expected in (None, count), (count, expected)
+    rows = parts.pop() if call.get("return_max_indices", False) else None
+    (result,) = parts
     out, dtype = call.get("out"), call.get("out_dtype")
     assert out is None or result is out
     assert result.flags.c_contiguous
@@ -287,6 +316,11 @@ def check_backward(result, call):
 
 def forward_cases(rng):
     call = forward_arguments(rng)
+    if rng.random() < 0.3:
+        call["invalid"] = rng.choice(["raise", "skip", "skip"])
+        call["return_n_invalid"] = rng.choice([True, True, False, np.True_])
+        if call["invalid"] == "skip":
+            call["input"] = with_unknown(rng, call["input"])
     return Case(
         "embedding_bag",
         embag.embedding_bag,

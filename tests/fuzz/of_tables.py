@@ -285,18 +285,27 @@ def set_num_threads_cases(rng):
     def call(n=None):
         from embag import _threads  # noqa: PLC0415
 
-        kept = _threads._set_by_user, _threads._decided
+        kept = _threads._set_by_user
         try:
             assert embag.set_num_threads(n) is None
             return embag.get_num_threads()
         finally:
-            _threads._set_by_user, _threads._decided = kept
+            _threads._set_by_user = kept
 
     def check(result, given):
         assert 1 <= result <= operator.index(given["n"])
 
     n = rng.choice([1, 2, 64, 2**31, 2**70, np.int8(3)])
     return Case("set_num_threads", call, {"n": n}, check, (TypeError, ValueError))
+
+
+def num_threads_cases(rng):
+    def check(result, given):
+        with result:
+            assert 1 <= embag.get_num_threads() <= operator.index(given["n"])
+
+    n = rng.choice([1, 2, 64, 2**31, 2**70, np.int8(3)])
+    return Case("num_threads", embag.num_threads, {"n": n}, check, (TypeError, ValueError))
 
 
 def get_num_threads_cases(rng):
