@@ -279,6 +279,8 @@ def as_integer(value: Any, name: str) -> int:
 
 def as_count(value: Any, name: str) -> int:
     """Return a number of threads as an int."""
+    if type(value) is int and value > 0:
+        return value
     count = as_integer(value, name)
     if count < 1:
         raise ValueError(f"{name} must be at least 1, got {describe(count)}")

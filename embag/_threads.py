@@ -60,8 +60,6 @@ def _surroundings() -> tuple[int, str]:
     least = _least_around
     if least is None:
         limits: list[tuple[int, str]] = []
-        if not _OPENMP:
-            limits.append((1, "a build without OpenMP"))
         quota = _cgroups.cpu_quota()
         if quota is not None:
             limits.append((math.ceil(quota), "the container's CPU quota"))
@@ -75,8 +73,10 @@ def _surroundings() -> tuple[int, str]:
 
 def explain() -> tuple[int, str]:
     """Return the most threads of a call that names no count, and the rule that decided it."""
+    if not _OPENMP:
+        return 1, "a build without OpenMP"
     chosen = _of_context.get()
-    if chosen is not None and _OPENMP:
+    if chosen is not None:
         return min(chosen, _N_MACHINE), "embag.num_threads"
     count, rule = _core.n_processors(), "CPU affinity"
     around = _surroundings()
@@ -255,23 +255,26 @@ def run(kernel: Callable[..., _Result], n_threads: int, *arguments: Any) -> _Res
         if not _core.is_carried_over():
             return _lead(kernel, n_threads, arguments)
         # While the interpreter ends a helper would not get its turn.
-        if sys.is_finalizing() or not _core.has_helper():
-            return _lead(kernel, 1, arguments, asked=n_threads)
-        result: _Result = _core.call_on_helper(_lead, kernel, n_threads, arguments)
-        return result
+        if not sys.is_finalizing() and _core.has_helper():
+            result: _Result = _core.call_on_helper(_lead, kernel, n_threads, arguments)
+            return result
+        _note(n_threads, 1)
+        return kernel(1, *arguments)
     finally:
         in_flight.discard(token)
 
 
-def _lead(
-    kernel: Callable[..., _Result], n_threads: int, arguments: tuple[Any, ...], asked: int = 0
-) -> _Result:
+def _lead(kernel: Callable[..., _Result], n_threads: int, arguments: tuple[Any, ...]) -> _Result:
     """Run a kernel with a team that the calling thread leads, as large as can be started."""
-    global _refused  # noqa: PLW0603
     n_started = _core.startable(n_threads, _STACK_BYTES)
-    if n_started < max(asked, n_threads):
-        _refused = max(asked, n_threads), n_started
+    if n_started < n_threads:
+        _note(n_threads, n_started)
     return kernel(n_started, *arguments)
+
+
+def _note(asked: int, got: int) -> None:
+    global _refused  # noqa: PLW0603
+    _refused = asked, got
 
 
 def _after_fork_in_child() -> None:

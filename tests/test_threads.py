@@ -183,6 +183,7 @@ EXPLAIN = "from embag import _threads; print(*_threads.explain())"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
+@pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
 def test_the_affinity_of_the_calling_thread():
     one = min(os.sched_getaffinity(0))
     lines = run_python(
@@ -205,6 +206,7 @@ def test_the_affinity_of_the_calling_thread():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
+@pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
 def test_a_process_that_was_started_on_one_processor():
     one = min(os.sched_getaffinity(0))
     preexec = (
