@@ -29,6 +29,11 @@ def run(*command):
     return result.stdout
 
 
+# Outside of Linux nothing keeps a call from taking all memory.
+needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")
+
+
+@needs_limits
 def test_thousands_of_cases():
     # Chunks differ in level and threads.
     output = run("-m", "fuzz", "--cases", "6000", "--chunk", "1000", "--seed", "0")
@@ -39,6 +44,7 @@ def test_thousands_of_cases():
             assert end in ends[name], ends[name]
 
 
+@needs_limits
 def test_cases_that_hypothesis_makes_up():
     # So it can, for from_bytes.py; and what fails is made small.
     code = """

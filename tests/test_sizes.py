@@ -16,14 +16,24 @@ import pytest
 
 import embag
 
-pytestmark = pytest.mark.skipif(sys.maxsize < 2**33, reason="needs 64-bit addresses")
+pytestmark = pytest.mark.skipif(
+    sys.maxsize < 2**33 or sys.platform == "win32", reason="memory counts before it is used"
+)
 
 ABOVE = 2**31 + 5
 
 
+def zeros(shape, dtype):
+    """Return an array that takes memory only where it is written to."""
+    try:
+        return embag.aligned_empty(shape, dtype)
+    except MemoryError:
+        pytest.skip("this system does not lend so much memory")
+
+
 def large_table(shape, dtype=np.float32):
     """Return a table of zeros whose first and last rows, and those around 2**31, are not."""
-    table = embag.aligned_empty(shape, dtype)
+    table = zeros(shape, dtype)
     assert table.size > 2**31 or table.nbytes > 2**32
     n_rows, dim = shape
     rows = [0, 1, 2**31 // dim - 1, 2**31 // dim, 2**32 // dim // table.itemsize, n_rows - 1]
@@ -52,7 +62,7 @@ def test_tables_of_more_than_two_billion_entries(shape, dtype, level):
 @pytest.mark.parametrize(("bits", "dim"), [(8, 64), (4, 64), (2, 250)])
 def test_quantized_tables_of_more_than_four_gigabytes(bits, dim, level):
     n_bytes = embag.quantized.row_bytes(bits, dim)
-    packed = embag.aligned_empty((2**32 // n_bytes + 1000, n_bytes), np.uint8)
+    packed = zeros((2**32 // n_bytes + 1000, n_bytes), np.uint8)
     rows = np.array([0, 2**31 // n_bytes, len(packed) - 500, len(packed) - 1])
     packed[rows] = embag.quantize(
         np.random.default_rng(0).random((4, dim), np.float32), bits
@@ -99,7 +109,7 @@ def test_more_than_two_billion_bags_of_no_columns():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_more_than_two_billion_indices(dtype):
-    ids = embag.aligned_empty((ABOVE,), dtype)
+    ids = zeros((ABOVE,), dtype)
     ids[2**31], ids[-1] = 2, 1
     table = np.array([[0], [1], [10]], np.float32)
     offsets = np.array([0, 7, 2**31, ABOVE - 1])
@@ -115,7 +125,7 @@ def test_more_than_two_billion_indices(dtype):
 
 @pytest.mark.slow
 def test_a_gradient_of_more_than_two_billion_indices():
-    ids = embag.aligned_empty((1, ABOVE), np.int32)
+    ids = zeros((1, ABOVE), np.int32)
     ids[0, 2**31 :] = 2
     table = np.zeros((3, 1), np.float32)
     grads = embag.embedding_bag_backward([[1.0]], ids, table, mode="sum", padding_idx=0)
@@ -185,9 +195,9 @@ LIMITED = """
         for n_threads in (1, 2):
             expected = call(n_threads)
             n_failed = 0
-            for step in range(0, 250):
+            for step in range(0, 125):
                 try:
-                    limit(size() + (step << 20))
+                    limit(size() + (step << 21))
                     try:
                         result = call(n_threads)
                     finally:

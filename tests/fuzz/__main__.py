@@ -62,7 +62,7 @@ def main():
 def run_chunk(options, first, stop):
     """Run cases in a child, and in another after each that ends early."""
     levels = [
-        level for level in _dispatch._built_levels() if level in _dispatch._supported_levels()
+        level for level in _dispatch.built_levels() if level in _dispatch.supported_levels()
     ]
     n = first // options.chunk
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}

@@ -144,7 +144,7 @@ def changed_bytes(rng, suffix, data, change):
             stop = k + rng.choice([0, 1, 1, 2])
             data[k:stop] = rng.choice(words)
             if rng.random() < 0.7:
-                data = with_length(suffix, data, stop - k, len(data) - len(text) - len(data))
+                data = with_length(suffix, data)
     elif change == "header":
         data = hostile_header(rng, suffix)
     elif change == "name":
@@ -153,18 +153,17 @@ def changed_bytes(rng, suffix, data, change):
     return data
 
 
-def with_length(suffix, data, _removed, _grown):
-    """Put the header's length right again, or the data where they belong, as far as it goes."""
+def with_length(suffix, data):
+    """Put the header's length right again, as far as it can be told."""
     if suffix == ".safetensors":
-        stop = data.find(b"}}")
-        if stop >= 0:
-            n_head = stop + 2 - 8
-            while (8 + n_head) < len(data) and data[8 + n_head] == 32:
-                n_head += 1
-            data[:8] = n_head.to_bytes(8, "little")
+        stop = data.find(b"}}") + 2
+        if stop > 8:
+            while stop < len(data) and data[stop] == ord(" "):
+                stop += 1
+            data[:8] = (stop - 8).to_bytes(8, "little")
     else:
         stop = data.find(b"\n")
-        if stop >= 0:
+        if stop >= 10:
             data[8:10] = (stop + 1 - 10).to_bytes(2, "little")
     return data
 

@@ -216,11 +216,10 @@ def renormed(call):
         return None
     weight = floats_of(call["weight"]).copy()
     input, offsets = plain(call["input"]), call.get("offsets")
-    if max(input.shape, default=0) > MOST:
-        return None
     last = bool(call.get("include_last_offset", False))
     offsets = None if offsets is None else plain(offsets)
-    if max(input.size, len(input), weight.size) > MOST or not (np.abs(weight) < 1e30).all():
+    n_bags = len(input) if offsets is None else offsets.size
+    if max(input.size, n_bags, weight.size) > MOST or not (np.abs(weight) < 1e30).all():
         return None
     positions = _reference.bags_of(input, offsets, last)
     rows = {int(input.reshape(-1)[k]) for bag in positions for k in bag}
@@ -372,7 +371,7 @@ def grads_cases(rng):
     """It is a tuple of two, of anything."""
 
     def check(result, call):
-        assert result == tuple(call.values())
+        assert all(map(operator.is_, result, call.values()))
 
     call = {"weight": 1, "per_sample_weights": None}
     return Case("EmbeddingBagGrads", embag.EmbeddingBagGrads, call, check, (TypeError,))
@@ -434,7 +433,7 @@ def layer_cases(rng):
 
 def new_layer(**given):
     """Make a layer; of a seed of billions of numbers NumPy would read every one."""
-    if np.size(given.get("rng")) > 10**6:
+    if max(np.shape(given.get("rng")), default=0) > 10**6:
         given["rng"] = "too long"
     return embag.EmbeddingBag(**given)
 
