@@ -332,7 +332,7 @@ def as_table_shape(shape: Any) -> tuple[int, int]:
     """Return (n_rows, dim) as two ints."""
     try:
         n_rows, dim = (operator.index(n) for n in shape)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):  # the last of a memoryview with two axes
         raise TypeError(f"shape must be two integers, got {describe(shape)}") from None
     if not 0 <= min(n_rows, dim) <= max(n_rows, dim) < 2**63:
         raise ValueError(

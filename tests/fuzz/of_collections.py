@@ -160,7 +160,7 @@ def check_split(ebc, result, call):
     assert list(result) == list(ebc.slices)
     for name, columns in result.items():
         assert columns.shape[-1] == ebc.slices[name].stop - ebc.slices[name].start
-        assert np.may_share_memory(columns, call["out"]) or columns.size == 0
+        assert np.may_share_memory(columns, call["out"]) or columns.nbytes == 0
 
 
 def check_pooled(ebc, result, call):
