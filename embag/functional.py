@@ -239,12 +239,8 @@ def embedding_bag(
         table = encoded.rows
         n_rows, dim = len(table), encoded.dim
     if not (
-        scale_grad_by_freq
-        is sparse
-        is include_last_offset
-        is return_max_indices
-        is return_n_invalid
-        is False
+        scale_grad_by_freq is sparse is include_last_offset is return_max_indices is False
+        and type(return_n_invalid) is bool
     ):
         _arguments.check_flags(
             scale_grad_by_freq=scale_grad_by_freq,
