@@ -176,7 +176,6 @@ cdef inline bint reduce_encoded_block(
         Py_ssize_t half_bytes = bytes_of(entries, half)
         Py_ssize_t shift_bytes = bytes_of(entries, shift)
         bint straddles = job.straddles, short_factors = job.short_factors
-        bint skip_invalid = job.skip_invalid
         const float* sample = <const float*>job.sample
         # The scale has 11 bits and q 8: their product needs no rounding, so it may be
         # multiplied and added where there is no instruction for both.
@@ -228,7 +227,7 @@ cdef inline bint reduce_encoded_block(
                                   shift_bytes, straddles, edge)
                 r = index_at(job, k)
                 if <size_t>r >= n_rows:
-                    if skip_invalid:
+                    if job.skip_invalid:
                         continue
                     return False
                 if r == padding:

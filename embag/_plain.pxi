@@ -44,7 +44,6 @@ cdef inline bint reduce_block(
         Py_ssize_t half_bytes = half * <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t shift_bytes = shift * <Py_ssize_t>sizeof(floating_ft)
         bint straddles = job.straddles, in_order = job.out_rows == NULL
-        bint skip_invalid = job.skip_invalid
         Py_ssize_t ahead = job.ahead, burst = job.burst
         # A burst is due at burst_at; single rows are asked for up to single_stop.
         Py_ssize_t burst_at = 0 if burst > 0 else n_indices
@@ -78,7 +77,7 @@ cdef inline bint reduce_block(
                           shift_bytes, straddles)
                 r = read_index(input, start)
                 if <size_t>r >= n_rows:
-                    if not skip_invalid:
+                    if not job.skip_invalid:
                         return False
                     r = padding
                 row = <const floating_ft*>(table + r * stride)
@@ -123,7 +122,7 @@ cdef inline bint reduce_block(
                           shift_bytes, straddles)
                 r = read_index(input, k)
                 if <size_t>r >= n_rows:
-                    if skip_invalid:
+                    if job.skip_invalid:
                         continue
                     return False
                 if r == padding:

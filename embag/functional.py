@@ -238,17 +238,15 @@ def embedding_bag(
         encoded = _encodings.as_table(weight)
         table = encoded.rows
         n_rows, dim = len(table), encoded.dim
-    if not (
-        scale_grad_by_freq is sparse is include_last_offset is return_max_indices is False
-        and type(return_n_invalid) is bool
-    ):
+    if not (scale_grad_by_freq is sparse is include_last_offset is return_max_indices is False):
         _arguments.check_flags(
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
             include_last_offset=include_last_offset,
             return_max_indices=return_max_indices,
-            return_n_invalid=return_n_invalid,
         )
+    if return_n_invalid is not False:
+        _arguments.check_flags(return_n_invalid=return_n_invalid)
     n_invalid = None
     if invalid is not _RAISE:
         n_invalid = _arguments.as_count_of_invalid(invalid, 1)
