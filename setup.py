@@ -76,7 +76,6 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
     "embedsignature": True,
-    "freethreading_compatible": True,  # docs/serving.md, "Free-threaded Python"
 }
 
 TRIVIAL = "int main(void) { return 0; }\n"
@@ -109,7 +108,7 @@ class BuildLevels(build_ext):
             link_args += [f"-fsanitize={sanitizers}"]
         for extension in list(self.extensions):
             level = extension.name.rpartition(".")[2]
-            level_args = LEVELS[level][msvc]
+            level_args = LEVELS.get(level, ([], []))[msvc]
             if level_args and not self.builds(TRIVIAL, level_args, []):
                 warnings.warn(f"this compiler cannot build {level}: left out", stacklevel=2)
                 self.extensions.remove(extension)
@@ -168,12 +167,12 @@ def extensions():
         Extension(
             f"embag.{name}",
             [f"embag/{name}.pyx"],
-            depends=["embag/_core.pyx", *glob("embag/*.pxi"), "embag/_platform.h", "setup.py"],
+            depends=["embag/_core.pyx", *glob("embag/*.pxi"), *glob("embag/*.h"), "setup.py"],
             include_dirs=[np.get_include(), "embag"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         )
-        for name in LEVELS
-        if x86_64 or name == "_core"
+        for name in ("_teams", *LEVELS)
+        if x86_64 or name in ("_teams", "_core")
     ]
 
 

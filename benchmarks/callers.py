@@ -32,7 +32,7 @@ import numpy as np
 import embag
 from benchmarks import machine
 from benchmarks.worker import ROOT
-from embag import _core, _threads
+from embag import _teams, _threads
 
 DIM, N_ROWS, BAG_SIZE = 64, 200_000, 40
 # Bags of a call: about 0.5 ms and 6 ms on one thread.
@@ -52,13 +52,13 @@ class Uncounted(set[object]):
 
 
 class Pretended:
-    """In the place of `embag._core`: another number of processors."""
+    """In the place of `embag._teams`: another number of processors."""
 
     def __init__(self, n: int):
         self.n_processors = self.openmp_threads = lambda: n
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_core, name)
+        return getattr(_teams, name)
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def _measure(
 def one(n_callers: int, load: str, way: str, seconds: float, n_threads: int) -> dict[str, float]:
     """Measure in this process."""
     if n_threads:
-        _threads._core = Pretended(n_threads)
+        _threads._teams = Pretended(n_threads)
     if way == "apart":
         _threads._in_flight = Uncounted()
     rng = np.random.default_rng(0)

@@ -239,11 +239,10 @@ def check_mode(
         raise ValueError(f"return_max_indices must be False where mode is {mode!r}, got True")
 
 
-def as_count_of_invalid(invalid: Any, n: int) -> AnyArray | None:
-    """Return n counts of the indices out of range that are left out; None to refuse them."""
+def check_invalid(invalid: Any) -> None:
+    """Raise for a policy that is none."""
     if type(invalid) is not str or invalid not in ("raise", "skip"):
         raise ValueError(f"invalid must be 'raise' or 'skip', got {describe(invalid)}")
-    return np.zeros(n, _INT64) if invalid == "skip" else None
 
 
 def as_sample_weights(
@@ -387,6 +386,12 @@ def positions_in_bags(
 ) -> AnyArray:
     """Return the part of `input` that is in a bag."""
     return input[: int(offsets[-1])] if include_last_offset and offsets is not None else input
+
+
+def rows_in_range(rows: AnyArray, n_rows: int) -> slice:
+    """Return which of these sorted integers are rows."""
+    start, stop = np.searchsorted(rows, [0, n_rows])
+    return slice(int(start), int(stop))
 
 
 def check_positions(

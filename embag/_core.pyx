@@ -19,7 +19,6 @@ with rows for bags and bags for rows.
     _grouping.pxi    group positions by row: a radix sort
     _backward.pxi    what the gradients need beside those
     _quantize.pxi    rows of floats to rows of few bits
-    _teams.pxi       what OpenMP does not look after: forks, threads that cannot be started
 
 What a kernel is here: `noexcept nogil`, pointers and sizes in, its output filled, True
 for success. It allocates nothing, raises nothing and never sees a Python object. On
@@ -75,12 +74,6 @@ cdef extern from "_platform.h" nogil:
     enum: EMBAG_FMA
     enum: EMBAG_OPENMP
     const char* EMBAG_COMPILER
-    int embag_openmp_threads()
-    int embag_n_processors()
-    int embag_watch_forks()
-    int embag_carried_over
-    int embag_n_forks
-    int embag_startable(int n, size_t stack_bytes)
 
 ctypedef fused floating_ft:
     float
@@ -105,7 +98,6 @@ include "_renorm.pxi"
 include "_grouping.pxi"
 include "_backward.pxi"
 include "_quantize.pxi"
-include "_teams.pxi"
 
 
 def build_info():

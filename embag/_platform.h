@@ -1,5 +1,4 @@
-/* What Cython cannot say: prefetch, narrow floats, threads and forks, what the compiler targets,
- * what the CPU has.
+/* What Cython cannot say: prefetch, narrow floats, what the compiler targets, what the CPU has.
  *
  * No algorithms live here. Everything is a macro or a static inline function, so
  * that each level of `_core` compiles its own copy under its own flags.
@@ -22,14 +21,6 @@
 /* /fp:precise fused multiplications with additions before Visual Studio 2022. Every level
  * computes the same bits. */
 #pragma fp_contract(off)
-#endif
-#ifdef _OPENMP
-#include <omp.h>
-#if defined(__unix__) || defined(__APPLE__)
-#define EMBAG_POSIX_TEAMS /* and so forks, and threads that may not start */
-#include <pthread.h>
-#include <stdlib.h>
-#endif
 #endif
 
 /* Into L2, not L1: a row is wanted some 20 rows later, when many L1 lines have
@@ -271,103 +262,6 @@ static inline float embag_fma(float a, float b, float c) {
 #else
 #define EMBAG_OPENMP 0
 #endif
-
-/* What OpenMP would give the calling thread's next team. */
-static inline int embag_openmp_threads(void) {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-#if defined(_MSC_VER)
-#define EMBAG_THREAD_LOCAL static __declspec(thread)
-#else
-#define EMBAG_THREAD_LOCAL static __thread
-#endif
-
-/* Of the calling thread. */
-EMBAG_THREAD_LOCAL int embag_n_processors_seen;   /* 0: not asked yet */
-EMBAG_THREAD_LOCAL int embag_team_tried = 1;      /* the largest team that was asked for ... */
-EMBAG_THREAD_LOCAL int embag_team_started = 1;    /* ... and how many of it there can be */
-EMBAG_THREAD_LOCAL int embag_carried_over;        /* it came into this process by a fork */
-static int embag_n_forks;                         /* from the process that began with embag */
-
-/* The processors that the calling thread may run on, asked once: it is a system call. OpenMP
- * knows them even where OMP_PROC_BIND has bound the thread to one of them. */
-static inline int embag_n_processors(void) {
-#ifdef _OPENMP
-    if (embag_n_processors_seen == 0)
-        embag_n_processors_seen = omp_get_num_procs();
-    return embag_n_processors_seen;
-#else
-    return 1;
-#endif
-}
-
-#ifdef EMBAG_POSIX_TEAMS
-/* In a child: of all threads only the one that forked is there. */
-static inline void embag_after_fork(void) {
-    embag_carried_over = 1;
-    embag_n_processors_seen = 0;
-    embag_n_forks++;
-}
-
-static inline void *embag_wait_for_lock(void *lock) {
-    pthread_mutex_lock((pthread_mutex_t *)lock);
-    pthread_mutex_unlock((pthread_mutex_t *)lock);
-    return NULL;
-}
-
-/* How many of n - 1 threads with stacks of this size (0: the default) can be alive at once. */
-static inline int embag_try_threads(int n, size_t stack_bytes) {
-    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    pthread_attr_t attributes;
-    int n_started = 0;
-    pthread_t *threads = (pthread_t *)malloc((size_t)n * sizeof(pthread_t));
-    if (threads == NULL)
-        return 0;
-    pthread_attr_init(&attributes);
-    if (stack_bytes > 0)
-        pthread_attr_setstacksize(&attributes, stack_bytes);
-    pthread_mutex_lock(&lock);
-    while (n_started < n - 1 && pthread_create(&threads[n_started], &attributes,
-                                               embag_wait_for_lock, &lock) == 0)
-        n_started++;
-    pthread_mutex_unlock(&lock);
-    for (int i = 0; i < n_started; i++)
-        pthread_join(threads[i], NULL);
-    pthread_attr_destroy(&attributes);
-    free(threads);
-    return n_started;
-}
-#endif
-
-/* Have `embag_carried_over` and `embag_n_forks` be true of every process to come, whoever
- * forks it. Zero for success. */
-static inline int embag_watch_forks(void) {
-#ifdef EMBAG_POSIX_TEAMS
-    return pthread_atfork(NULL, NULL, embag_after_fork);
-#else
-    return 0;
-#endif
-}
-
-/* The largest team, up to n, that the calling thread can lead. OpenMP's runtimes end the
- * process if a thread cannot be started, so it is tried before; a size once for each thread. */
-static inline int embag_startable(int n, size_t stack_bytes) {
-#ifdef EMBAG_POSIX_TEAMS
-    if (n > embag_team_tried) {
-        embag_team_started = 1 + embag_try_threads(n, stack_bytes);
-        embag_team_tried = n;
-    }
-    return n < embag_team_started ? n : embag_team_started;
-#else
-    (void)stack_bytes;
-    return n;
-#endif
-}
 
 #if defined(__clang__)
 #define EMBAG_COMPILER "clang " __clang_version__

@@ -10,7 +10,7 @@ A call gets fewer where its work is not worth more: waking a thread takes micros
 
 `run` is the one way to a kernel with more than one thread. It counts the call, makes sure
 that OpenMP can start the threads, and has a helper make the call where OpenMP cannot:
-after `fork`, on the thread that forked (_teams.pxi).
+after `fork`, on the thread that forked (_teams.pyx).
 
 What threads share here are names that are bound anew, in one step, and a set of tokens, each
 of which one thread adds and discards: no locks, with the GIL or without.
@@ -18,16 +18,15 @@ of which one thread adds and discards: no locks, with the GIL or without.
 Tested in tests/test_threads.py and tests/test_fork.py.
 """
 
-import contextlib
 import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextvars import ContextVar, Token
 from typing import Any, TypeVar
 
-from embag import _arguments, _cgroups, _core
+from embag import _arguments, _cgroups, _core, _teams
 
 _Result = TypeVar("_Result")
 
@@ -42,7 +41,7 @@ _of_context: ContextVar[int | None] = ContextVar("embag.num_threads", default=No
 _set_by_user: int | None = None
 _least_around: tuple[int, str] | None = None  # cached: what `_surroundings` found
 _in_flight: set[object] = set()  # a token for each call that runs with several threads
-_refused: tuple[int, int] | None = None  # the last team that could not be had: asked, got
+_n_forks_seen = 0
 
 
 # --- How many -----------------------------------------------------------------
@@ -51,7 +50,7 @@ _refused: tuple[int, int] | None = None  # the last team that could not be had: 
 def _omp_num_threads() -> int | None:
     """Return OMP_NUM_THREADS (the first of a list of levels); None if unset or no number."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else None
+    return int(first) if first.isdecimal() and len(first) < 19 and int(first) > 0 else None
 
 
 def _surroundings() -> tuple[int, str]:
@@ -78,14 +77,14 @@ def explain() -> tuple[int, str]:
     chosen = _of_context.get()
     if chosen is not None:
         return min(chosen, _N_MACHINE), "embag.num_threads"
-    count, rule = _core.n_processors(), "CPU affinity"
+    count, rule = _teams.n_processors(), "CPU affinity"
     around = _surroundings()
     if around[0] < count:
         count, rule = around
     chosen = _set_by_user
     if chosen is not None and chosen < count:
         count, rule = chosen, "set_num_threads"
-    openmp = _core.openmp_threads()
+    openmp = _teams.openmp_threads()
     if openmp < count:
         count, rule = openmp, "OpenMP (threadpoolctl, omp_set_num_threads)"
     return count, rule
@@ -94,23 +93,25 @@ def explain() -> tuple[int, str]:
 def notes() -> list[str]:
     """Return what else there is to say of this process's threads."""
     said = []
-    if _core.is_forked():
+    if _teams.n_forks() > 0:
         said.append("a forked process: a helper makes the parallel calls of the thread that forked")
-    if _refused is not None:
-        asked, got = _refused
-        said.append(f"the system let a team of {asked} have no more than {got} thread(s)")
+    shortage = _teams.shortage()
+    if shortage is not None:
+        asked, had = shortage
+        said.append(f"the system let a team of {asked} have no more than {had} thread(s)")
     return said
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n: int | None) -> None:
     """Set the most threads that a call may use, for the whole process.
 
-    The affinity, the container's CPU quota and OMP_NUM_THREADS still bound it.
+    The affinity, the container's CPU quota and OMP_NUM_THREADS still bound it. A count that a
+    call names itself, or a `num_threads` block, stands in its place.
 
     Parameters
     ----------
-    n : int
-        At least 1.
+    n : int or None
+        At least 1. None: as if it had never been set.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def set_num_threads(n: int) -> None:
     True
     """
     global _set_by_user  # noqa: PLW0603
-    _set_by_user = _arguments.as_count(n, "n")
+    _set_by_user = None if n is None else _arguments.as_count(n, "n")
 
 
 def get_num_threads() -> int:
@@ -159,7 +160,7 @@ def get_num_threads() -> int:
     return explain()[0]
 
 
-def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
+class num_threads:
     """Choose the most threads of each call in a ``with`` block.
 
     It stands in the place of the calls' own ``num_threads=n``; one that a call has goes
@@ -170,11 +171,6 @@ def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
     n : int
         At least 1. As with ``num_threads=n`` it may exceed `get_num_threads`, but not the
         machine's processors.
-
-    Returns
-    -------
-    context manager
-        To be entered once.
 
     Raises
     ------
@@ -189,6 +185,9 @@ def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
 
     Notes
     -----
+    The container's quota, the affinity and threadpoolctl do not bound what is named so. A
+    generator that yields in the block leaves it to whoever runs the generator meanwhile.
+
     It holds for the calling thread, or the asyncio task, alone: it is a context variable
     (`contextvars`). Other threads have it only where they run in a copy of the context, as
     those of ``asyncio.to_thread`` do, and in free-threaded Pythons all that are started
@@ -201,16 +200,16 @@ def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
     ...     embag.get_num_threads()
     1
     """
-    return _chosen(_arguments.as_count(n, "n"))
 
+    def __init__(self, n: int) -> None:
+        self._count = _arguments.as_count(n, "n")
+        self._tokens: list[Token[int | None]] = []
 
-@contextlib.contextmanager
-def _chosen(count: int) -> Iterator[None]:
-    token = _of_context.set(count)
-    try:
-        yield
-    finally:
-        _of_context.reset(token)
+    def __enter__(self) -> None:
+        self._tokens.append(_of_context.set(self._count))
+
+    def __exit__(self, *_: object) -> None:
+        _of_context.reset(self._tokens.pop())
 
 
 def threads_for(n_entries: int, num_threads: int | None) -> int:
@@ -224,7 +223,7 @@ def threads_for(n_entries: int, num_threads: int | None) -> int:
     if num_threads is None:
         num_threads = _of_context.get()
     if num_threads is None:
-        limit = max(1, explain()[0] // (len(_in_flight) + 1))
+        limit = max(1, explain()[0] // (len(_calls_in_flight()) + 1))
     else:
         limit = min(num_threads, _N_MACHINE) if _OPENMP else 1
     return min(limit, n_entries // ENTRIES_PER_THREAD)
@@ -233,56 +232,50 @@ def threads_for(n_entries: int, num_threads: int | None) -> int:
 # --- Running ------------------------------------------------------------------
 
 
-def _omp_stack_bytes() -> int:
-    """Return the size of a team's stacks that OMP_STACKSIZE names; 0 for the default."""
-    text = os.environ.get("OMP_STACKSIZE", "").strip().upper()
+def _stack_bytes() -> int:
+    """Return the size of a team's stacks that the environment names; 0 for the default."""
+    names = "OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE"
+    text = next(filter(None, map(os.environ.get, names)), "").strip().upper()
     unit = "BKMG".find(text[-1:]) if text[-1:].isalpha() else 1
     digits = text.rstrip("BKMG").strip()
-    return int(digits) << 10 * unit if digits.isdecimal() and unit >= 0 else 0
+    if not digits.isdecimal() or unit < 0 or len(digits) > 18:
+        return 0
+    size = int(digits) << 10 * unit
+    return size if size <= sys.maxsize else 0  # as OpenMP ignores what is no size
 
 
-_STACK_BYTES = _omp_stack_bytes()  # now, since OpenMP reads it when embag is imported
+_STACK_BYTES = _stack_bytes()  # now, since OpenMP reads it when embag is imported
+
+
+def _calls_in_flight() -> set[object]:
+    """Return the tokens of this process's calls: after a fork, others than the parent's."""
+    global _in_flight, _n_forks_seen
+    n_forks = _teams.n_forks()
+    if n_forks != _n_forks_seen:
+        _n_forks_seen, _in_flight = n_forks, set()
+    return _in_flight
 
 
 def run(kernel: Callable[..., _Result], n_threads: int, *arguments: Any) -> _Result:
     """Return ``kernel(n_threads, *arguments)``, with fewer threads if it must be."""
     if n_threads == 1:
         return kernel(1, *arguments)
-    in_flight = _in_flight  # by name: after a fork there is another
+    in_flight = _calls_in_flight()
     token = object()
     try:
         in_flight.add(token)
-        if not _core.is_carried_over():
-            return _lead(kernel, n_threads, arguments)
         # While the interpreter ends a helper would not get its turn.
-        if not sys.is_finalizing() and _core.has_helper():
-            result: _Result = _core.call_on_helper(_lead, kernel, n_threads, arguments)
-            return result
-        _note(n_threads, 1)
-        return kernel(1, *arguments)
+        may_help = not sys.is_finalizing()
+        return _teams.lead(kernel, n_threads, _STACK_BYTES, may_help, *arguments)
     finally:
         in_flight.discard(token)
 
 
-def _lead(kernel: Callable[..., _Result], n_threads: int, arguments: tuple[Any, ...]) -> _Result:
-    """Run a kernel with a team that the calling thread leads, as large as can be started."""
-    n_started = _core.startable(n_threads, _STACK_BYTES)
-    if n_started < n_threads:
-        _note(n_threads, n_started)
-    return kernel(n_started, *arguments)
-
-
-def _note(asked: int, got: int) -> None:
-    global _refused  # noqa: PLW0603
-    _refused = asked, got
-
-
 def _after_fork_in_child() -> None:
-    global _in_flight, _least_around, _refused  # noqa: PLW0603
-    _in_flight = set()  # the calls of threads that are not here
-    _least_around = _refused = None
+    global _least_around  # noqa: PLW0603
+    _least_around = None
 
 
-_core.watch_forks()
+_teams.watch_forks()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

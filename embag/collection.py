@@ -30,8 +30,8 @@ AnyTable: TypeAlias = NDArray[Any] | QuantizedTable
 
 _FLOAT32 = np.dtype(np.float32)
 
-# One for all collections: replacing is rare, and takes microseconds.
-_replacing = threading.Lock()
+# Of the one step that replaces what a collection reads. A signal's handler may replace, too.
+_replacing = threading.RLock()
 
 _MOST_COLUMNS = sys.maxsize // 64  # their bits can be counted in a Py_ssize_t
 
@@ -111,6 +111,8 @@ class EmbeddingBagCollection:
         The columns of each feature in the result.
     dim : int
         The columns of the result: the sum of the features' widths.
+    invalid : str
+        What is done about ids that are no rows of their table.
 
     Raises
     ------
@@ -205,18 +207,15 @@ class EmbeddingBagCollection:
         self._mean_dim = self.dim // max(1, len(self.features))
         self._names = tuple(slices)
         self._no_weights = (None,) * len(slices)
-        self._counts = _arguments.as_count_of_invalid(invalid, len(self.features))
+        _arguments.check_invalid(invalid)
+        self.invalid: Invalid = invalid
+        self._counts = np.zeros(len(self.features), np.int64) if invalid == "skip" else None
         self._state = self._compile(tables, encoded)
 
     @property
     def tables(self) -> Mapping[str, AnyTable]:
         """The tables as they are now, read-only; see `replace`."""
         return self._state.tables
-
-    @property
-    def invalid(self) -> Invalid:
-        """What is done about ids that are no rows of their table."""
-        return "raise" if self._counts is None else "skip"
 
     @property
     def n_invalid(self) -> dict[str, int]:
@@ -249,7 +248,8 @@ class EmbeddingBagCollection:
         Notes
         -----
         To change several tables at once, make a new collection of them and hand that to
-        the callers.
+        the callers. A feature's `padding_idx` that is negative counts from the end of the
+        new table.
 
         Examples
         --------
@@ -267,14 +267,18 @@ class EmbeddingBagCollection:
         if name not in self._state.tables:
             raise ValueError(f"name must be a key of tables, got {_arguments.describe(name)}")
         new = _encodings.as_table(table, "table")
-        with _replacing:  # another thread may be replacing another table
+        dim = self._state.encoded[name].dim
+        if new.dim != dim:
+            raise ValueError(
+                f"table must have {dim} columns, as the one that it replaces, got {new.dim}"
+            )
+        while True:
             now = self._state
-            dim = now.encoded[name].dim
-            if new.dim != dim:
-                raise ValueError(
-                    f"table must have {dim} columns, as the one that it replaces, got {new.dim}"
-                )
-            self._state = self._compile({**now.tables, name: table}, {**now.encoded, name: new})
+            next_ = self._compile({**now.tables, name: table}, {**now.encoded, name: new})
+            with _replacing:
+                if self._state is now:  # nobody has replaced another table meanwhile
+                    self._state = next_
+                    return
 
     def _compile(
         self, tables: Mapping[str, AnyTable], encoded: dict[str, _encodings.Table]
@@ -645,7 +649,7 @@ def _as_features(features: Any) -> tuple[Feature, ...]:
 
 def _after_fork_in_child() -> None:
     global _replacing  # noqa: PLW0603
-    _replacing = threading.Lock()  # a thread of the parent may have held the other
+    _replacing = threading.RLock()  # a thread of the parent may have held the other
 
 
 if hasattr(os, "register_at_fork"):

@@ -249,7 +249,9 @@ def embedding_bag(
         _arguments.check_flags(return_n_invalid=return_n_invalid)
     n_invalid = None
     if invalid is not _RAISE:
-        n_invalid = _arguments.as_count_of_invalid(invalid, 1)
+        _arguments.check_invalid(invalid)
+        if invalid == "skip":
+            n_invalid = np.zeros(1, np.int64)
     n_bags = kernels.count_bags(indices, bounds, include_last_offset)
     if n_bags < 0:
         _arguments.raise_for_shapes(indices, bounds, include_last_offset)
@@ -368,8 +370,8 @@ def _max_of_encoded(
     used = _arguments.positions_in_bags(indices.reshape(-1), bounds, include_last_offset)
     rows, places = np.unique(used, return_inverse=True)
     # What is out of range stays so: before the rows in use, or behind them.
-    start, stop = np.searchsorted(rows, [0, len(table)])
-    rows, places = rows[start:stop], places - start
+    in_range = _arguments.rows_in_range(rows, len(table))
+    rows, places = rows[in_range], places - in_range.start
     positions = np.zeros(indices.shape, np.int64)
     positions.reshape(-1)[: len(used)] = places.reshape(-1)
     if padding >= 0:
@@ -419,7 +421,7 @@ def _renorm(
     """
     rows = np.unique(used).astype(np.int64, copy=False)
     if not refuse:
-        rows = rows[slice(*np.searchsorted(rows, [0, len(weight)]))]
+        rows = rows[_arguments.rows_in_range(rows, len(weight))]
     if kernels.first_bad_index(rows, len(weight)) >= 0:
         _arguments.raise_for_change()
     if kernels.is_table(weight):

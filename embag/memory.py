@@ -63,6 +63,8 @@ def aligned_empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> 
     """
     try:
         dtype = np.dtype(dtype)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a user's object makes NumPy raise
         raise TypeError(f"dtype must be one that NumPy knows, got {describe(dtype)}") from error
     if dtype.hasobject or dtype.subdtype or dtype.itemsize == 0:

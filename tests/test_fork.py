@@ -44,7 +44,7 @@ def run(tmp_path, code, **variables):
     """Run a script to its end, or fail."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from embag import _threads\nfrom fork_child import *\n" + textwrap.dedent(code)
+        "from embag import _teams, _threads\nfrom fork_child import *\n" + textwrap.dedent(code)
     )
     # Later Pythons warn of any fork with threads.
     command = [sys.executable, "-W", "ignore", str(script)]
@@ -150,7 +150,7 @@ ORDERS = {
             thread.start()
 
         def child():
-            assert not _threads._in_flight
+            assert not _threads._calls_in_flight()
             call_in_parallel()
 
         for _ in range(20):
@@ -327,7 +327,7 @@ def test_what_a_kernel_raises_is_the_callers(tmp_path):
                     assert error.args == ("no",)
                 else:
                     raise AssertionError(kind)
-            assert not _threads._in_flight
+            assert not _threads._calls_in_flight()
             bad = IDS.copy()
             bad[-1, -1] = 2000
             try:
@@ -365,8 +365,9 @@ def test_a_signal_does_not_leave_before_the_call_is_done(tmp_path):
                 else:
                     raise AssertionError("no interrupt")
                 done.clear()
-            assert not _threads._in_flight
-            call_in_parallel()
+            assert not _threads._calls_in_flight()
+            call()
+            assert n_alive() == 1 + N_THREADS, n_alive()  # and the one that waits for the helper
 
         def interrupt(*_):
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -429,10 +430,113 @@ def test_the_stacks_that_are_tried_are_openmps(tmp_path):
         limit = (address_space_kib() << 10) + (600 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         call()
-        assert n_alive() == 2, (n_alive(), _threads._refused)
-        assert _threads._refused == (3, 2)
+        assert n_alive() == 2, n_alive()
+        assert _teams.shortage() == (3, 2)
     """
-    run(tmp_path, code, OMP_STACKSIZE="512M")
+    for name in ("OMP_STACKSIZE", "GOMP_STACKSIZE"):
+        run(tmp_path, code, **{name: "512M"})
+
+
+def test_a_team_that_grows_again_is_tried_again(tmp_path):
+    # The threads of the first team of 8 are gone when the second one is wanted.
+    run(
+        tmp_path,
+        """
+        import resource
+
+        call(8)
+        call(2)
+        while n_alive() > 2:  # they are still ending
+            pass
+        limit = (address_space_kib() << 10) + (600 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        call(8)
+        assert _teams.shortage() in [(8, n) for n in range(2, 8)], _teams.shortage()
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        call(8)
+        assert _teams.shortage() is None
+        assert n_alive() == 8, n_alive()
+        """,
+        OMP_STACKSIZE="512M",  # too large for the C library to keep those of ended threads
+    )
+
+
+def test_threads_that_lead_their_first_teams_at_once_do_not_race(tmp_path):
+    run(
+        tmp_path,
+        """
+        import resource
+        import threading
+
+        together, shortages = threading.Barrier(7), []
+
+        def lead():
+            together.wait()
+            for n_threads in (8, 2, 8):
+                call(n_threads)
+                shortages.append(_teams.shortage())
+
+        threads = [threading.Thread(target=lead) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        limit = (address_space_kib() << 10) + (700 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        together.wait()
+        for thread in threads:
+            thread.join()
+        assert any(shortages)
+        """,
+        OMP_STACKSIZE="64M",
+    )
+
+
+def test_a_handler_of_a_signal_that_forks_in_the_middle_of_calls(tmp_path):
+    # The child returns from the handler, to wherever the call was.
+    run(
+        tmp_path,
+        """
+        import random
+        import signal
+        import time
+
+        random.seed(0)
+        parent, children = os.getpid(), []
+
+        def fork(*_):
+            children.append(os.fork())
+
+        signal.signal(signal.SIGALRM, fork)
+        call()
+        for _ in range(60):
+            children.clear()
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 3e-3))
+            while not children:
+                call()
+            if os.getpid() != parent:
+                call()
+                os._exit(0)
+            end = time.monotonic() + 20
+            while os.waitpid(children[0], os.WNOHANG) == (0, 0):
+                assert time.monotonic() < end, "a child hangs"
+                time.sleep(0.001)
+        """,
+    )
+
+
+def test_a_child_that_python_is_not_told_of_forgets_its_parents_calls(tmp_path):
+    run(
+        tmp_path,
+        """
+        import ctypes
+
+        _threads._in_flight.add("of a thread that is not carried over")
+        child = ctypes.PyDLL(None).fork()
+        if child == 0:
+            os._exit(len(_threads._calls_in_flight()))
+        assert os.waitpid(child, 0)[1] == 0
+        assert len(_threads._calls_in_flight()) == 1
+        """,
+    )
 
 
 @pytest.mark.torch

@@ -85,6 +85,7 @@ def test_sdist_has_the_sources_and_no_generated_file(sdist):
     for needed in (
         "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile",
         "embag/_core.pyx", "embag/_core_v3.pyx", "embag/_core_v4.pyx", "embag/_platform.h",
+        "embag/_teams.pyx", "embag/_teams.h", "embag/_teams.pyi",
         "embag/_bags.pxi", "embag/_forward.pxi", "embag/_backward.pxi", "embag/_grouping.pxi",
         "examples/train_numpy.py", "tools/declare_libraries.py",
         "embag/_core.pyi", "embag/py.typed", "tests/cases.py", "docs/design.md",
@@ -95,7 +96,7 @@ def test_sdist_has_the_sources_and_no_generated_file(sdist):
 
 def test_wheel_has_all_levels_and_no_sources(wheel):
     modules = {Path(name).name.partition(".")[0] for name in wheel if name.endswith(".so")}
-    assert modules == {"_core", "_core_v3", "_core_v4"}
+    assert modules == {"_core", "_core_v3", "_core_v4", "_teams"}
     assert {"embag/py.typed", "embag/_core.pyi"} <= set(wheel)
     assert not [name for name in wheel if name.endswith((".c", ".h", ".pyx", ".pxi"))]
     own = ("embag/", "embag_cpu.libs/", metadata_folder(wheel))

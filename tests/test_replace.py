@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -155,6 +156,29 @@ def test_every_call_sees_one_table_under_load():
     assert ebc.n_invalid == dict.fromkeys("abc", 0)
     gc.collect()
     assert [ref for ref in old if ref() is not None] == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_a_handler_of_a_signal_may_replace_too():
+    ebc = collection()
+    n_replaced = itertools.count(1)
+
+    def replace(*_):
+        ebc.replace("users", table_of(next(n_replaced), dim=8))
+
+    kept = signal.signal(signal.SIGALRM, replace)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+    try:
+        for value in range(3000):
+            table = table_of(value, 2)
+            ebc.replace("items", table)
+            assert ebc.tables["items"] is table
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+    last = next(n_replaced) - 1
+    assert last > 3
+    assert ebc.tables["users"][0, 0] == last
 
 
 def test_threads_that_replace_different_tables_lose_nothing():

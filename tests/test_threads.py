@@ -21,8 +21,8 @@ LARGE = 10**9  # entries that are worth any number of threads
 def _clean(clean_thread_settings, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(_threads, "_OPENMP", True)
-    monkeypatch.setattr(_threads._core, "n_processors", lambda: 16)
-    monkeypatch.setattr(_threads._core, "openmp_threads", lambda: 20)
+    monkeypatch.setattr(_threads._teams, "n_processors", lambda: 16)
+    monkeypatch.setattr(_threads._teams, "openmp_threads", lambda: 20)
     monkeypatch.setattr(_threads._cgroups, "cpu_quota", lambda: None)
     monkeypatch.setattr(_threads, "_N_MACHINE", 32)
 
@@ -42,7 +42,7 @@ def test_the_least_of_the_rules_decides(monkeypatch):
     assert embag.get_num_threads() == 4
     embag.set_num_threads(100)
     assert _threads.explain() == (6, "OMP_NUM_THREADS")
-    monkeypatch.setattr(_threads._core, "openmp_threads", lambda: 5)
+    monkeypatch.setattr(_threads._teams, "openmp_threads", lambda: 5)
     assert _threads.explain() == (5, "OpenMP (threadpoolctl, omp_set_num_threads)")
 
 
@@ -75,7 +75,6 @@ def test_small_calls_stay_on_their_thread():
         (0, ValueError, "n must be at least 1, got 0"),
         (-3, ValueError, "n must be at least 1, got -3"),
         (1.5, TypeError, "n must be an integer, got 1.5"),
-        (None, TypeError, "n must be an integer, got None"),
         (True, TypeError, "n must be an integer, got True"),
     ],
 )
@@ -157,14 +156,29 @@ def test_many_calls_still_get_a_thread_each(monkeypatch):
     assert _threads.threads_for(LARGE, 4) == 4
 
 
+def test_none_undoes_what_was_set():
+    before = embag.get_num_threads()
+    embag.set_num_threads(1)
+    assert embag.get_num_threads() == 1
+    embag.set_num_threads(None)
+    assert embag.get_num_threads() == before
+
+
+def test_a_block_may_be_entered_again():
+    one = embag.num_threads(1)
+    for _ in range(2):
+        with one, one:
+            assert embag.get_num_threads() == 1
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("", 0), ("64", 65536), ("64k", 65536), (" 2 M ", 2 << 20), ("1G", 1 << 30), ("100B", 100),
-     ("M", 0), ("1T", 0), ("-1", 0)],
+     ("M", 0), ("1T", 0), ("-1", 0), ("99999999999G", 0), ("9" * 5000, 0)],
 )  # fmt: skip
 def test_omp_stacksize(value, expected, monkeypatch):
     monkeypatch.setenv("OMP_STACKSIZE", value)
-    assert _threads._omp_stack_bytes() == expected
+    assert _threads._stack_bytes() == expected
 
 
 def run_python(code, command=(), **variables):
@@ -190,15 +204,15 @@ def test_the_affinity_of_the_calling_thread():
         f"""
         import os, threading
         import embag
-        from embag import _core
-        print(_core.n_processors() == len(os.sched_getaffinity(0)))
+        from embag import _teams
+        print(_teams.n_processors() == len(os.sched_getaffinity(0)))
         def pinned():
             os.sched_setaffinity(0, {{{one}}})
             embag.show_config()
         thread = threading.Thread(target=pinned)
         thread.start()
         thread.join()
-        print(_core.n_processors() == len(os.sched_getaffinity(0)))
+        print(_teams.n_processors() == len(os.sched_getaffinity(0)))
         """
     )
     assert lines[0] == lines[-2] == "True"
@@ -218,7 +232,7 @@ def test_a_process_that_was_started_on_one_processor():
 @pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
 def test_a_thread_that_openmp_has_bound_has_all_processors():
     # Then the affinity of the main thread is one processor, but its team gets them all.
-    code = "from embag import _core; print(_core.n_processors())"
+    code = "from embag import _teams; print(_teams.n_processors())"
     assert run_python(code, OMP_PROC_BIND="true") == run_python(code, OMP_PROC_BIND="false")
 
 
@@ -230,7 +244,7 @@ def test_threadpoolctl_sees_and_limits():
         import embag
         from threadpoolctl import threadpool_info, threadpool_limits
         from embag import _threads
-        _threads._core.n_processors = lambda: 8
+        _threads._teams.n_processors = lambda: 8
         print(sum(pool["user_api"] == "openmp" for pool in threadpool_info()))
         with threadpool_limits(8, user_api="openmp"):
             print(_threads.threads_for(10**9, None))

@@ -61,9 +61,7 @@ def main():
 
 def run_chunk(options, first, stop):
     """Run cases in a child, and in another after each that ends early."""
-    levels = [
-        level for level in _dispatch.built_levels() if level in _dispatch.supported_levels()
-    ]
+    levels = [level for level in _dispatch.built_levels() if level in _dispatch.supported_levels()]
     n = first // options.chunk
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     environment["EMBAG_ISA"] = levels[n % len(levels)]

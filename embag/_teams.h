@@ -1,0 +1,129 @@
+/* Threads and forks, for _teams.pyx: what neither Cython nor OpenMP can say. */
+#ifndef EMBAG_TEAMS_H
+#define EMBAG_TEAMS_H
+
+#include <stddef.h>
+#ifdef _OPENMP
+#include <omp.h>
+#if defined(__unix__) || defined(__APPLE__)
+#define EMBAG_POSIX_TEAMS /* and so forks, and threads that may not start */
+#include <pthread.h>
+#include <stdlib.h>
+#endif
+#endif
+
+#if defined(_MSC_VER)
+#define EMBAG_THREAD_LOCAL static __declspec(thread)
+#else
+#define EMBAG_THREAD_LOCAL static __thread
+#endif
+
+/* Of the calling thread. */
+EMBAG_THREAD_LOCAL int embag_n_processors_seen; /* 0: not asked yet */
+EMBAG_THREAD_LOCAL int embag_carried_over;      /* it came into this process by a fork */
+static int embag_n_forks;                       /* from the process that began with embag */
+
+/* What OpenMP would give the calling thread's next team. */
+static inline int embag_openmp_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+/* The processors that the calling thread may run on, asked once: it is a system call. OpenMP
+ * knows them even where OMP_PROC_BIND has bound the thread to one of them. */
+static inline int embag_n_processors(void) {
+#ifdef _OPENMP
+    if (embag_n_processors_seen == 0)
+        embag_n_processors_seen = omp_get_num_procs();
+    return embag_n_processors_seen;
+#else
+    return 1;
+#endif
+}
+
+#ifdef EMBAG_POSIX_TEAMS
+EMBAG_THREAD_LOCAL int embag_team = 1; /* of the calling thread's last region, itself included */
+static pthread_mutex_t embag_growing = PTHREAD_MUTEX_INITIALIZER; /* of one thread at a time */
+
+/* In a child: of all threads only the one that forked is there. */
+static void embag_after_fork(void) {
+    static const pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    embag_growing = fresh;
+    embag_carried_over = 1;
+    embag_n_processors_seen = 0;
+    embag_n_forks++;
+}
+
+static void *embag_wait_for_lock(void *lock) {
+    pthread_mutex_lock((pthread_mutex_t *)lock);
+    pthread_mutex_unlock((pthread_mutex_t *)lock);
+    return NULL;
+}
+
+/* How many of n threads with stacks of this size (0: the default) can be alive at once. */
+static int embag_try_threads(int n, size_t stack_bytes) {
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_attr_t attributes;
+    int n_started = 0;
+    pthread_t *threads = (pthread_t *)malloc((size_t)n * sizeof(pthread_t));
+    if (threads == NULL)
+        return 0;
+    pthread_attr_init(&attributes);
+    if (stack_bytes > 0)
+        pthread_attr_setstacksize(&attributes, stack_bytes);
+    pthread_mutex_lock(&lock);
+    while (n_started < n && pthread_create(&threads[n_started], &attributes,
+                                           embag_wait_for_lock, &lock) == 0)
+        n_started++;
+    pthread_mutex_unlock(&lock);
+    for (int i = 0; i < n_started; i++)
+        pthread_join(threads[i], NULL);
+    pthread_attr_destroy(&attributes);
+    free(threads);
+    return n_started;
+}
+
+/* Start a team of n threads, which OpenMP keeps; returns how many it has. */
+static int embag_start_team(int n) {
+    int n_there = 0;
+#pragma omp parallel num_threads(n) reduction(+ : n_there)
+    n_there += 1;
+    return n_there;
+}
+#endif
+
+/* Have `embag_carried_over` and `embag_n_forks` be true of every process to come, whoever
+ * forks it. Zero for success. */
+static inline int embag_watch_forks(void) {
+#ifdef EMBAG_POSIX_TEAMS
+    return pthread_atfork(NULL, NULL, embag_after_fork);
+#else
+    return 0;
+#endif
+}
+
+/* The largest team, up to n, that the calling thread can lead now. OpenMP's runtimes end the
+ * process if a thread cannot be started, so before a team grows its new threads are tried, and
+ * then it is started, before another thread of the process takes what there is. (A smaller
+ * team ends the threads that it does not need.) */
+static inline int embag_ready_team(int n, size_t stack_bytes) {
+#ifdef EMBAG_POSIX_TEAMS
+    if (n > embag_team) {
+        pthread_mutex_lock(&embag_growing);
+        n = embag_team + embag_try_threads(n - embag_team, stack_bytes);
+        if (n > 1)
+            n = embag_start_team(n);
+        pthread_mutex_unlock(&embag_growing);
+    }
+    if (n > 1)
+        embag_team = n;
+#else
+    (void)stack_bytes;
+#endif
+    return n;
+}
+
+#endif

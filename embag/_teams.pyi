@@ -1,0 +1,19 @@
+"""Teams of threads and forks: told in _teams.pyx."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+
+def lead(
+    function: Callable[..., _Result],
+    n_threads: int,
+    stack_bytes: int,
+    may_help: bool,
+    *arguments: Any,
+) -> _Result: ...
+def shortage() -> tuple[int, int] | None: ...
+def n_forks() -> int: ...
+def watch_forks() -> None: ...
+def n_processors() -> int: ...
+def openmp_threads() -> int: ...

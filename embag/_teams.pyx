@@ -1,0 +1,173 @@
+"""Teams of threads: what OpenMP does not look after. See `_threads.py`.
+
+gcc's OpenMP keeps a team's threads for the thread that leads it. A fork carries over only
+the thread that forked, and its team points at threads that are not there: its next
+parallel region would wait for them for ever. Any other thread of the child has no team yet
+and may lead one. So a thread that was carried over has its calls made by a helper.
+
+The helper is a thread of the system's, not of Python's `threading`: what replaces that
+(gevent) may run "threads" by turns on the very thread that waits here. And the wait is
+deaf to signals: no exception of a signal's handler leaves a call before the helper has
+stopped to write to the caller's arrays.
+
+A module of its own: each level of the kernels has its copy of what they include, and there
+may be but one of this.
+
+Tested in tests/test_fork.py and tests/test_threads.py.
+"""
+
+from cpython.pythread cimport (
+    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+    PyThread_type_lock, WAIT_LOCK,
+)
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_start_new_thread(void (*function)(void*), void* argument)
+    unsigned long PYTHREAD_INVALID_THREAD_ID
+
+cdef extern from "_teams.h" nogil:
+    int embag_openmp_threads()
+    int embag_n_processors()
+    int embag_watch_forks()
+    int embag_ready_team(int n, size_t stack_bytes)
+    int embag_carried_over
+    int embag_n_forks
+
+
+cdef class Helper:
+    """A thread that makes calls for the one thread that was carried over the last fork."""
+
+    cdef:
+        PyThread_type_lock wanted    # free while there is a call to make
+        PyThread_type_lock done      # free when it has been made
+        object function
+        int n_threads
+        size_t stack_bytes
+        tuple arguments
+        object result
+        object error
+        int fork                     # the process that it is a thread of
+
+    def __cinit__(self):
+        self.fork = embag_n_forks
+        self.wanted = PyThread_allocate_lock()
+        self.done = PyThread_allocate_lock()
+        if self.wanted == NULL or self.done == NULL:
+            raise MemoryError("no memory for locks")
+        PyThread_acquire_lock(self.wanted, WAIT_LOCK)
+        PyThread_acquire_lock(self.done, WAIT_LOCK)
+        Py_INCREF(self)              # the thread's; it never ends
+        if PyThread_start_new_thread(make_calls, <void*>self) == PYTHREAD_INVALID_THREAD_ID:
+            Py_DECREF(self)
+            raise RuntimeError("can't start new thread")
+
+    def __dealloc__(self):           # if it could not be started
+        if self.wanted != NULL:
+            PyThread_free_lock(self.wanted)
+        if self.done != NULL:
+            PyThread_free_lock(self.done)
+
+    cdef object lead(self, object function, int n_threads, size_t stack_bytes, tuple arguments):
+        self.function = function
+        self.n_threads = n_threads
+        self.stack_bytes = stack_bytes
+        self.arguments = arguments
+        PyThread_release_lock(self.wanted)
+        with nogil:
+            PyThread_acquire_lock(self.done, WAIT_LOCK)
+        result, error = self.result, self.error
+        self.function = self.arguments = self.result = self.error = None
+        if error is not None:
+            raise error
+        return result
+
+
+cdef void make_calls(void* helper) noexcept with gil:
+    cdef Helper self = <Helper>helper
+    while True:
+        with nogil:
+            PyThread_acquire_lock(self.wanted, WAIT_LOCK)
+        try:
+            self.result = lead_here(self.function, self.n_threads, self.stack_bytes,
+                                    self.arguments)
+        except BaseException as error:  # the caller's to see
+            self.error = error
+        PyThread_release_lock(self.done)
+
+
+cdef Helper helper = None
+
+# The last call that could not have as many threads as it was to have; 0: none since one could.
+cdef int n_asked = 0
+cdef int n_had = 0
+
+
+cdef bint has_helper():
+    """Whether this process has a helper now; starts it if need be."""
+    global helper
+    try:
+        while helper is None or helper.fork != embag_n_forks:
+            helper = Helper()
+    except (RuntimeError, MemoryError):
+        return False
+    return True
+
+
+cdef object lead_here(object function, int n_threads, size_t stack_bytes, tuple arguments):
+    """Make a call with a team that the calling thread leads."""
+    cdef int n = 1
+    if n_threads > 1:
+        with nogil:
+            n = embag_ready_team(n_threads, stack_bytes)
+    remember(n_threads, n)
+    return function(n, *arguments)
+
+
+cdef void remember(int asked, int had) noexcept:
+    global n_asked, n_had
+    if had < asked:
+        n_asked, n_had = asked, had
+    elif asked >= n_asked:
+        n_asked = n_had = 0
+
+
+def lead(function, int n_threads, size_t stack_bytes, bint may_help, *arguments):
+    """Return function(n, *arguments), where n is `n_threads`, or as many as there can be.
+
+    From the question whether this thread was carried over a fork to the function's region no
+    bytecode is run: a signal's handler may fork, and the child go on here.
+    """
+    if not embag_carried_over:
+        return lead_here(function, n_threads, stack_bytes, arguments)
+    if may_help and has_helper():
+        return helper.lead(function, n_threads, stack_bytes, arguments)
+    remember(n_threads, 1)
+    return function(1, *arguments)
+
+
+def shortage():
+    """(asked, had) of the last call with fewer threads than it was to have; None if a call
+    has had as many since."""
+    return (n_asked, n_had) if n_asked > 0 else None
+
+
+def n_forks():
+    """How many forks this process is away from the one that began with embag."""
+    return embag_n_forks
+
+
+def watch_forks():
+    """Begin to notice forks. Once."""
+    if embag_watch_forks() != 0:
+        raise MemoryError("no memory to notice forks")
+
+
+def n_processors():
+    """The processors that the calling thread may run on, as it was first seen."""
+    return embag_n_processors()
+
+
+def openmp_threads():
+    """The threads that OpenMP itself would give the calling thread."""
+    return embag_openmp_threads()
