@@ -129,7 +129,7 @@ def test_figures_of_callers_are_whole(tmp_path):
     path = tmp_path / "callers.json"
     run_module("benchmarks.callers", "--quick", "--json", path)
     loads = json.loads(path.read_text())["loads"]
-    assert list(loads) == ["1 callers, mixed", "8 callers, mixed", "40 callers, mixed"]
+    assert list(loads) == ["8 callers, mixed"]
     for ways in loads.values():
         assert list(ways) == ["shared", "apart", "serial"]
         for (figures,) in ways.values():
@@ -141,7 +141,7 @@ def test_figures_of_waiting_are_whole(tmp_path):
     path = tmp_path / "waiting.json"
     run_module("benchmarks.waiting", "--quick", "--json", path)
     settings = json.loads(path.read_text())["settings"]
-    assert {"default", "OMP_WAIT_POLICY=passive"} <= set(settings)
+    assert list(settings) == ["default", "OMP_WAIT_POLICY=passive"]
     for (figures,) in settings.values():
         assert len(figures) == 4
         assert all(math.isfinite(figure) for figure in figures.values())
