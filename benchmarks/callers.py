@@ -76,7 +76,7 @@ def main() -> None:
     results["loads"] = {}
     print("| callers | call | way | calls/s | p50, ms | p99, ms | CPU ms a call | threads |")
     print("|--:|---|---|--:|--:|--:|--:|--:|")
-    for n_callers in CALLERS:
+    for n_callers in [8] if arguments.quick else CALLERS:
         loads = ["mixed"] if arguments.quick else [*LOADS, *(PACED + load for load in LOADS)]
         for load in loads:
             rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}

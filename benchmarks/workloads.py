@@ -495,10 +495,12 @@ _INFERENCE = [
         targets={"embag": {"torch": 1}},
     ),
 ]
+# One of each kind, encoding and option.
 QUICK = ("one-bag", "weighted-d64-2m", "ragged-d64-2m", "max-d64-1m", "padding-d64-1m")
 QUICK += ("dense-mean-d64-10k", "dense-max-d64-10k", "sparse-weighted-d64-1m")
 QUICK += ("weights-d64-1m", "step-d64-1m")
-QUICK += tuple(workload.name for workload in _INFERENCE)
+QUICK += ("int8-d64-2m", "int4-d64-10k", "int2-d128-2m", "float16-d64-2m", "bfloat16-d64-2m")
+QUICK += ("26-tables-request", "26-tables-batch-int8", "quantize-int8-1m")
 WORKLOADS = {workload.name: workload for workload in [*_FORWARD, *_GRADIENTS, *_INFERENCE]}
 GROUPS = {
     "forward": [workload.name for workload in _FORWARD],

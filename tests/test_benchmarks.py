@@ -3,11 +3,11 @@
 import importlib.util
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -39,8 +39,8 @@ def expected_contenders(workload, missing):
     return expected
 
 
-def run_module(*arguments):
-    subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, check=True)
+def run_module(*arguments, **options):
+    return run_python("-m", *arguments, cwd=ROOT, timeout=300, **options)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,7 @@ def test_tables_are_written_and_checked(results_file, tmp_path):
     ]
     empty = "before\n" + "between\n".join(markers) + "after\n"
     readme.write_text(empty)
-    with pytest.raises(subprocess.CalledProcessError):
-        run_module("benchmarks.table", results_file, readme, "--check")
+    assert run_module("benchmarks.table", results_file, readme, "--check", check=False).returncode
     assert readme.read_text() == empty
     run_module("benchmarks.table", results_file, readme)
     run_module("benchmarks.table", results_file, readme, "--check")
@@ -130,7 +129,7 @@ def test_figures_of_callers_are_whole(tmp_path):
     path = tmp_path / "callers.json"
     run_module("benchmarks.callers", "--quick", "--json", path)
     loads = json.loads(path.read_text())["loads"]
-    assert list(loads) == ["1 callers, mixed", "8 callers, mixed", "40 callers, mixed"]
+    assert list(loads) == ["8 callers, mixed"]
     for ways in loads.values():
         assert list(ways) == ["shared", "apart", "serial"]
         for (figures,) in ways.values():
@@ -142,7 +141,7 @@ def test_figures_of_waiting_are_whole(tmp_path):
     path = tmp_path / "waiting.json"
     run_module("benchmarks.waiting", "--quick", "--json", path)
     settings = json.loads(path.read_text())["settings"]
-    assert {"default", "OMP_WAIT_POLICY=passive"} <= set(settings)
+    assert list(settings) == ["default", "OMP_WAIT_POLICY=passive"]
     for (figures,) in settings.values():
         assert len(figures) == 4
         assert all(math.isfinite(figure) for figure in figures.values())

@@ -4,12 +4,12 @@ Each test runs in a process of its own, so that a crash is a failure.
 """
 
 import os
-import subprocess
 import sys
 import textwrap
 
 import pytest
 from cases import LEVELS
+from processes import run_python
 
 PREAMBLE = '''
 import contextlib, sys, threading, time
@@ -46,30 +46,16 @@ def scribbling(*arrays):
 
 
 def run(code, level="baseline"):
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-X",
-            "faulthandler",
-            "-c",
-            PREAMBLE + textwrap.dedent(code),
-        ],
-        # Since glibc 2.34 its checks are in a library of their own.
-        env={
-            "LD_PRELOAD": "libc_malloc_debug.so.0" if sys.platform == "linux" else "",
-            **os.environ,  # perhaps a sanitizer's library
-            "EMBAG_ISA": level,
-            "PYTHONMALLOC": "malloc",
-            "MALLOC_CHECK_": "3",
-        },
-        capture_output=True,
-        text=True,
-        timeout=1200 if "asan" in os.environ.get("LD_PRELOAD", "") else 120,
+    # Since glibc 2.34 its checks are in a library of their own.
+    checks = "libc_malloc_debug.so.0" if sys.platform == "linux" else ""
+    run_python(
+        *("-W", "ignore", "-X", "faulthandler", "-c", PREAMBLE + textwrap.dedent(code)),
+        timeout=120,
+        LD_PRELOAD=os.environ.get("LD_PRELOAD", checks),  # perhaps a sanitizer's library
+        EMBAG_ISA=level,
+        PYTHONMALLOC="malloc",
+        MALLOC_CHECK_="3",
     )
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
-    return result.stdout
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -115,6 +101,7 @@ def test_values_written_by_another_thread(level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_values_written_by_another_thread_with_encoded_tables(level):
+    pytest.importorskip("ml_dtypes")
     run(
         """
         import ml_dtypes

@@ -5,7 +5,6 @@ import pickle
 import re
 from itertools import product
 
-import ml_dtypes
 import numpy as np
 import pytest
 from cases import assert_same_bits
@@ -13,6 +12,8 @@ from cases import assert_same_bits
 import embag
 from embag import EmbeddingBagCollection, Feature, QuantizedTable
 from embag.quantized import row_bytes
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 # --- What is looked up ---------------------------------------------------------
 

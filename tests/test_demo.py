@@ -4,27 +4,15 @@ The parts that only need NumPy are tested everywhere; the whole demo, with the r
 where the extra is installed.
 """
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from processes import run_python
 
 from embag import __version__, cli, demo
 
 INSTALL = "pip install 'embag-cpu[demo]'"
 EXTRA = ["wordllama", "safetensors", "tokenizers", "rich"]
 LONG = "An exception is raised at the point where an error is detected, and it may be handled."
-
-
-def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        check=False,
-        encoding="utf-8",
-        timeout=60,
-    )
 
 
 def one_line(text: str) -> str:
@@ -106,6 +94,7 @@ def test_missing_extra_prints_no_traceback():
         "import sys; sys.modules['wordllama'] = None\n"
         "from embag.cli import main\n"
         "sys.exit(main(['demo']))",
+        check=False,
     )
     assert finished.returncode == 1
     assert finished.stdout == ""

@@ -1,10 +1,7 @@
 """Which level is used, what EMBAG_ISA does, and what show_config tells."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from processes import run_python
 
 import embag
 from embag import _dispatch
@@ -43,20 +40,10 @@ def test_a_level_that_cannot_be_used(wanted, built, supported, message):
     assert str(caught.value) == message
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def test_the_environment_variable(level):
     code = "import embag; print(embag.show_config('dicts')['levels']['in use'])"
-    assert run_python(code, EMBAG_ISA=level).stdout.strip() == level
-    failed = run_python(code, EMBAG_ISA="v9")
+    assert run_python("-c", code, EMBAG_ISA=level).stdout.strip() == level
+    failed = run_python("-c", code, check=False, EMBAG_ISA="v9")
     assert "RuntimeError: EMBAG_ISA must be one of" in failed.stderr
 
 
@@ -83,7 +70,7 @@ def test_show_config(capsys):
 
 def test_importing_embag_imports_numpy_alone():
     code = "import sys, embag; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = set(run_python(code).stdout.split())
+    loaded = set(run_python("-c", code).stdout.split())
     optional = {"torch", "scipy", "pandas", "rich", "safetensors", "tokenizers", "wordllama"}
     assert "numpy" in loaded
     assert not loaded & optional

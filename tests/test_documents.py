@@ -2,11 +2,10 @@
 
 import doctest
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_python
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -36,12 +35,7 @@ def test_examples(name, n_examples):
 )
 def test_figures_are_generated(module, name, page):
     results = f"benchmarks/results/{name}.json"
-    subprocess.run(
-        [sys.executable, "-m", module, results, page, "--check"],
-        cwd=ROOT,
-        check=True,
-        timeout=60,
-    )
+    run_python("-m", module, results, page, "--check", cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", PAGES)

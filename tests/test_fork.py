@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from processes import run_python
 
 import embag
 from embag import _core
@@ -30,14 +31,9 @@ pytestmark = [
 ]
 
 
-def environment(**variables):
+def settings(**variables):
     # Threads are counted: NumPy's BLAS is to have none of its own.
-    return {
-        **os.environ,
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": f"{HERE}:{ROOT}",
-        **variables,
-    }
+    return {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{ROOT}", **variables}
 
 
 def run(tmp_path, code, **variables):
@@ -47,23 +43,10 @@ def run(tmp_path, code, **variables):
         "from embag import _teams, _threads\nfrom fork_child import *\n" + textwrap.dedent(code)
     )
     # Later Pythons warn of any fork with threads.
-    command = [sys.executable, "-W", "ignore", str(script)]
-    process = subprocess.Popen(
-        command,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tmp_path,
-        start_new_session=True,
+    result = run_python(
+        *("-W", "ignore", script), cwd=tmp_path, timeout=TIME_LIMIT, **settings(**variables)
     )
-    try:
-        output = process.communicate(timeout=TIME_LIMIT)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"hangs; so far: {process.communicate()[0]}")
-    assert process.returncode == 0, output
-    return output
+    return result.stdout
 
 
 ORDERS = {
@@ -596,7 +579,7 @@ def test_gunicorn_with_preload(options, tmp_path):
     server = subprocess.Popen(
         command,
         cwd=tmp_path,
-        env=environment(),
+        env={**os.environ, **settings()},
         stdout=log,
         stderr=log,
         start_new_session=True,

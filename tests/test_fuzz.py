@@ -3,30 +3,30 @@
 The fuzzer is in fuzz/; here it runs for seconds, and is seen to know all that is public.
 """
 
+import argparse
+import importlib
 import inspect
 import operator
 import random
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz import calls
+from cases import LEVELS
+from processes import run_python
 
 import embag
 
-FOLDER = Path(__file__).parent  # and not the repository's root, where another embag may be
+pytest.importorskip("ml_dtypes")
+
+from fuzz import calls
+
 PUBLIC = set(embag.__all__) - {"__version__"}
 
 
-def run(*command):
-    result = subprocess.run(
-        [sys.executable, *command], cwd=FOLDER, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    return result.stdout
+def run(*command, **variables):
+    return run_python(*command, timeout=300, **variables).stdout
 
 
 # Outside of Linux nothing keeps a call from taking all memory.
@@ -42,6 +42,20 @@ def test_thousands_of_cases():
     for name in ("embedding_bag", "embedding_bag_backward", "EmbeddingBagCollection.__call__"):
         for end in ("returned", "TypeError", "ValueError", "IndexError"):
             assert end in ends[name], ends[name]
+
+
+@needs_limits
+def test_a_failure_tells_how_to_see_it_again(tmp_path):
+    fuzz = importlib.import_module("fuzz.__main__")
+    options = argparse.Namespace(seed="0", chunk=1000, failures=tmp_path)
+    for k, eager in ((500, False), (1500, True)):
+        fuzz.tell(options, k, "text")
+        command = (tmp_path / f"0-{k}.txt").read_text().splitlines()[0]
+        variable, python, *arguments = command.split()
+        assert variable == f"EMBAG_ISA={LEVELS[k // 1000 % len(LEVELS)]}"
+        assert (python, *arguments[:2]) == ("python", "-m", "tests.fuzz")
+        assert ("--eager" in arguments) == eager
+        run("-m", "fuzz", *arguments[2:], EMBAG_ISA=variable.partition("=")[2])
 
 
 @needs_limits

@@ -3,11 +3,11 @@
 Each test runs in a process of its own, which is sent the signal by a thread.
 """
 
-import subprocess
 import sys
 import textwrap
 
 import pytest
+from processes import run_python
 
 PREAMBLE = """
 import os, pathlib, random, signal, tempfile, threading, time
@@ -57,13 +57,7 @@ class Interrupts:
 
 
 def run(code):
-    result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", PREAMBLE + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    run_python("-X", "faulthandler", "-c", PREAMBLE + textwrap.dedent(code), timeout=300)
 
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process")
@@ -133,21 +127,18 @@ def test_thousands_of_short_calls():
             ]
         expected = [np.array(call()) for call in calls]
         threads = threading.active_count()
-        deadline = time.monotonic() + 3
-        n = n_whole = 0
+        n_whole = 0
         with Interrupts(0.0004) as interrupts:
-            while time.monotonic() < deadline:
+            # An interrupted call may have ended first; most are not interrupted.
+            while interrupts.n < 500 or n_whole < 2000:
                 for call, right in zip(calls, expected):
                     result = interrupts.call(call)
-                    n += 1
                     if result is not None:
                         n_whole += 1
                         assert np.array_equal(result, right)
         assert threading.active_count() == threads
         for call, right in zip(calls, expected):
             assert np.array_equal(call(), right)
-        # An interrupted call may have ended first; most are not interrupted.
-        assert interrupts.n >= 50 and n_whole > 500, (interrupts.n, n_whole, n)
         """
     )
 
@@ -157,7 +148,6 @@ def test_files():
         """
         rng = np.random.default_rng(0)
         tables = [rng.standard_normal((400, 16)).astype(np.float32) for _ in range(2)]
-        deadline = time.monotonic() + 3
         n_saved = 0
         with tempfile.TemporaryDirectory() as folder, Interrupts(0.0006) as interrupts:
             for suffix in (".npy", ".safetensors"):
@@ -165,7 +155,7 @@ def test_files():
                 embag.save_table(f"{folder}/q{suffix}", tables[0], bits=8)
             names = sorted(os.listdir(folder))
             packed = [embag.quantize(table).packed for table in tables]
-            while time.monotonic() < deadline:
+            while interrupts.n < 200 or n_saved < 400:
                 for name in names:
                     path, bits = f"{folder}/{name}", 8 if name[0] == "q" else None
                     table = tables[n_saved % 2]
@@ -178,6 +168,5 @@ def test_files():
                     held = held if bits is None else held.packed
                     those = tables if bits is None else packed
                     assert any(np.array_equal(held, table) for table in those)
-        assert interrupts.n >= 50 and n_saved > 100, (interrupts.n, n_saved)
         """
     )

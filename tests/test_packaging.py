@@ -49,7 +49,7 @@ def run_tests(python, folder, **environment):
     shutil.copy(ROOT / "pyproject.toml", folder)
     where = run(python, "-c", "import embag; print(embag.__file__)", cwd=folder, **environment)
     assert where.startswith(str(folder / "env"))
-    print(run(python, "-m", "pytest", "-q", "tests", cwd=folder, **environment))
+    print(run(python, "-m", "pytest", "-q", "-m", "not slow", "tests", cwd=folder, **environment))
 
 
 def in_dist(pattern):
@@ -159,7 +159,7 @@ def test_a_library_without_a_known_license_is_refused(tmp_path):
 
 
 def test_installed_wheel_passes_the_tests_without_a_compiler(tmp_path):
-    # With ml_dtypes and safetensors: without, two files of tests are skipped.
+    # Without ml_dtypes and safetensors, whole files of tests are skipped.
     packages = ("pytest", "hypothesis", "ml_dtypes", "safetensors")
     python = new_environment(tmp_path, in_dist("*.whl"), *packages)
     nothing = {"PATH": str(python.parent), "CC": "/bin/false", "LD_LIBRARY_PATH": ""}

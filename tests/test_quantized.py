@@ -2,14 +2,13 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 import textwrap
 import threading
 
 import numpy as np
 import pytest
 from cases import assert_same_bits
+from processes import run_python
 
 import embag
 from embag import QuantizedTable, _encodings, quantized
@@ -449,12 +448,7 @@ TBE = """
 @pytest.mark.torch
 def test_the_bytes_of_fbgemm():
     pytest.importorskip("torch")
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(TBE)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = run_python("-W", "ignore", "-c", textwrap.dedent(TBE), check=False, timeout=300)
     if result.returncode == 77:
         pytest.skip("fbgemm_gpu is not installed")
     assert result.returncode == 0, result.stderr[-3000:]

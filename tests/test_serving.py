@@ -28,7 +28,7 @@ def example():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLE))
         yield importlib.import_module
-        for name in ("load", "make_tables", "measure"):
+        for name in ("app", "load", "make_tables", "measure"):
             sys.modules.pop(name, None)
 
 
@@ -150,7 +150,9 @@ def test_invalid_ids_are_counted(port, user):
 def workers_scores(port, n_workers, user):
     """Return what each worker answers, and ask until each one has."""
     scores = {}
+    end = time.monotonic() + 60
     while len(scores) < n_workers:
+        assert time.monotonic() < end, scores
         with connected(port) as ask:
             process = ask("GET", "/health")[1]["process"]
             scores[process] = ask("POST", "/score", json.dumps(user))[1]["score"]
@@ -182,6 +184,30 @@ def check_replacement(example, app, tmp_path, user, n_workers):
             for folder in (expected, served):
                 embag.save_table(folder / "feature_03.safetensors", table)
             wait_for_score(port, pids, user, score(expected, user))
+
+
+def test_an_error_does_not_end_the_watch(example, tmp_path, monkeypatch, caplog):
+    app = example("app")
+    monkeypatch.setattr(app, "SECONDS_BETWEEN_LOOKS", 0.01)
+    seen = []
+
+    class Model:
+        def replace(self, path):
+            seen.append(path.name)
+            raise KeyError("planted")
+
+    async def look():
+        watching = asyncio.create_task(app.watch(tmp_path, {}, Model()))
+        for name in ("a.safetensors", "b.safetensors"):
+            (tmp_path / name).touch()
+            while name not in seen:
+                assert not watching.done()
+                await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(look(), 60))
+    assert seen == ["a.safetensors", "b.safetensors"]
+    assert "a.safetensors is served as it was before" in caplog.text
 
 
 def test_a_replaced_file_is_served_by_every_worker(example, tmp_path, user):

@@ -6,15 +6,16 @@ slow).
 """
 
 import os
-import subprocess
 import sys
 import textwrap
 
-import ml_dtypes
 import numpy as np
 import pytest
+from processes import run_python
 
 import embag
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 pytestmark = pytest.mark.skipif(
     sys.maxsize < 2**33 or sys.platform == "win32", reason="memory counts before it is used"
@@ -220,15 +221,11 @@ LIMITED = """
 )
 def test_every_allocation_may_fail(tmp_path):
     # A little more memory at each call: so what is allocated first fails first.
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", textwrap.dedent(LIMITED),
-         str(tmp_path)],
-        # What is freed goes back to the system, and is not there at the next call.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
+    result = run_python(
+        *("-W", "ignore", "-X", "faulthandler", "-c", textwrap.dedent(LIMITED), tmp_path),
         timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+        # What is freed goes back to the system, and is not there at the next call.
+        MALLOC_MMAP_THRESHOLD_="65536",
+    )
     failed = [int(line.split()[2]) for line in result.stdout.splitlines()]
     assert sum(n > 0 for n in failed) > len(failed) // 2, result.stdout

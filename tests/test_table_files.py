@@ -7,18 +7,19 @@ import os
 import pickle
 import re
 import stat
-import subprocess
 import sys
 import threading
 import tracemalloc
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
+from processes import run_python
 
 import embag
 from embag import _table_files, tables
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 safetensors = pytest.importorskip("safetensors")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -288,15 +289,7 @@ def test_other_processes_read_the_same_pages(tmp_path):
     embag.save_table(path, floats(np.float32))
     table = embag.load_table(path)
     program = "import embag, sys; print(embag.load_table(sys.argv[1]).tobytes().hex())"
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(Path(embag.__file__).parents[1])},
-    )
-    assert result.stdout.strip() == table.tobytes().hex()
+    assert run_python("-c", program, path).stdout.strip() == table.tobytes().hex()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

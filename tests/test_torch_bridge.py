@@ -8,14 +8,13 @@ import copy
 import inspect
 import itertools
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
 import pytest
 from cases import CASES, REDUCTIONS, call_arguments
+from processes import run_python
 
 import embag
 from embag import _reference, functional
@@ -89,25 +88,20 @@ def test_the_signature_is_torchs():
     assert parameters(ours.forward) == parameters(theirs.forward)
 
 
-def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-
-
 def test_embag_imports_no_torch():
-    finished = run_python("import embag, sys; assert 'torch' not in sys.modules")
-    assert finished.returncode == 0, finished.stderr
+    run_python("-c", "import embag, sys; assert 'torch' not in sys.modules")
 
 
 def test_importing_without_torch_tells_how_to_get_it():
-    finished = run_python("import sys; sys.modules['torch'] = None; import embag.torch")
+    code = "import sys; sys.modules['torch'] = None; import embag.torch"
+    finished = run_python("-c", code, check=False)
     assert finished.stderr.splitlines()[-1] == (
         "ImportError: embag.torch needs torch: pip install 'embag-cpu[torch]'"
     )
 
 
 def test_importing_does_not_import_torchs_compiler():
-    finished = run_python("import embag.torch, sys; assert 'torch._dynamo' not in sys.modules")
-    assert finished.returncode == 0, finished.stderr
+    run_python("-c", "import embag.torch, sys; assert 'torch._dynamo' not in sys.modules")
 
 
 # Values: embag's bits

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 INTERVAL_SECONDS = 30
-HANG_SECONDS = 60  # after the end, for a call to return
+HANG_SECONDS = 60  # for a call to return after the end, and for a kind of work between calls
 WARM_UP = 0.2  # of the run, in which memory may grow
 BUCKETS = 1e-6 * 1.05 ** np.arange(400)  # seconds; the last is 5 minutes
 MOST_MESSAGES = 3  # of a thread
@@ -47,12 +47,25 @@ class Job(NamedTuple):
     pause: float = 0.0  # seconds before each time
 
 
+class Pauses:
+    """When a kind of work was last done, by any of its threads, and how long it was not."""
+
+    def __init__(self, start: float) -> None:
+        self.last, self.longest = start, 0.0
+
+    def end(self, now: float) -> None:
+        self.longest = max(self.longest, now - self.last)
+        self.last = now
+
+
 class Worker(threading.Thread):
     """Does one job until the time is up."""
 
-    def __init__(self, job: Job, start: float, end: float, n_intervals: int) -> None:
+    def __init__(
+        self, job: Job, pauses: Pauses, start: float, end: float, n_intervals: int
+    ) -> None:
         super().__init__(name=job.kind, daemon=True)
-        self.job, self.start_time, self.end_time = job, start, end
+        self.job, self.pauses, self.start_time, self.end_time = job, pauses, start, end
         self.counts = np.zeros((n_intervals, len(BUCKETS)), np.int64)
         self.n_errors = self.n_wrong = 0
         self.messages: list[str] = []
@@ -73,6 +86,7 @@ class Worker(threading.Thread):
                 self.n_errors += 1
                 self.report(traceback.format_exc(limit=-2))
             if timer.seconds is not None:  # else there was nothing to do
+                self.pauses.end(time.perf_counter())
                 share = (now - self.start_time) / (self.end_time - self.start_time)
                 bucket = min(np.searchsorted(BUCKETS, timer.seconds), len(BUCKETS) - 1)
                 self.counts[int(share * n_intervals), bucket] += 1
@@ -86,7 +100,8 @@ def run(jobs: list[Job], seconds: float, watched: dict[str, int]) -> dict[str, A
     """Do all jobs at once for so long; `watched` are ids of processes, by name."""
     start = time.perf_counter()
     n_intervals = max(1, round(seconds / INTERVAL_SECONDS))
-    workers = [Worker(job, start, start + seconds, n_intervals) for job in jobs]
+    pauses = {job.kind: Pauses(start) for job in jobs}
+    workers = [Worker(job, pauses[job.kind], start, start + seconds, n_intervals) for job in jobs]
     for worker in workers:
         worker.start()
     memory = watch({name: psutil.Process(pid) for name, pid in watched.items()}, start, seconds)
@@ -98,6 +113,8 @@ def run(jobs: list[Job], seconds: float, watched: dict[str, int]) -> dict[str, A
             where = "".join(traceback.format_stack(frame, limit=3))
             messages.append(f"{worker.name}: hangs, here:\n{where}")
     messages += [message for worker in workers for message in worker.messages]
+    for pause in pauses.values():
+        pause.end(max(pause.last, start + seconds))
     return {
         "seconds": seconds,
         "kinds": summarize(workers, seconds / n_intervals),
@@ -153,6 +170,7 @@ def summarize(workers: list[Worker], interval: float) -> dict[str, dict[str, Any
         results[kind] = {
             "threads": len(group),
             "calls": int(counts.sum()),
+            "longest pause, s": group[0].pauses.longest,
             "per second": (counts.sum(axis=1) / interval).tolist(),
             "p50, us": quantiles[0],
             "p99, us": quantiles[1],

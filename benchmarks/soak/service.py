@@ -44,8 +44,8 @@ REQUESTS_PER_CONNECTION = 200  # then a new one, perhaps to another worker
 class Service:
     """What is known of the running service: which answers are right, who was killed."""
 
-    def __init__(self, folder: Path, port: int, workers: list[int]) -> None:
-        self.folder, self.port = folder, port
+    def __init__(self, folder: Path, port: int, workers: list[int], late_seconds: float) -> None:
+        self.folder, self.port, self.late_seconds = folder, port, late_seconds
         self.workers = dict.fromkeys(workers)  # later ones in the order of their first answers
         self.killed: set[int] = set()
         self.n_kills_begun = self.n_kills_done = 0
@@ -96,7 +96,7 @@ class Service:
 
     def n_swaps_due(self) -> int:
         """Return how many swaps every worker must have done by now."""
-        late = time.perf_counter() - LATE_SECONDS
+        late = time.perf_counter() - self.late_seconds
         return sum(moment < late for moment in self.swap_times)
 
     def kill(self, timer: Timer) -> None:
@@ -193,7 +193,7 @@ def count_invalid(service: Service, clients: list[Client]) -> list[str]:
     return problems
 
 
-def run(seconds: float, app: str = "app") -> dict[str, Any]:
+def run(seconds: float, app: str = "app", late_seconds: float = LATE_SECONDS) -> dict[str, Any]:
     # uvicorn kills a worker that does not answer in so many seconds. Its default, 5, is little
     # where all processors are busy. As long does it wait for one that was killed meanwhile.
     os.environ["UVICORN_TIMEOUT_WORKER_HEALTHCHECK"] = "10"
@@ -201,7 +201,7 @@ def run(seconds: float, app: str = "app") -> dict[str, Any]:
         folder = Path(name)
         make_tables.make(folder, N_ROWS)
         with measure.running(app, folder, N_WORKERS) as (port, workers):
-            service = Service(folder, port, workers)
+            service = Service(folder, port, workers, late_seconds)
             clients = [Client(service, number) for number in range(N_CLIENTS)]
             jobs = [
                 *(Job("score over HTTP", client.work) for client in clients),

@@ -73,7 +73,7 @@ def table_files(folder):
     """Return each table's file, and what is another once the file has been replaced."""
     stamps = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(FileNotFoundError):  # it went away just now
+        with contextlib.suppress(OSError):  # it went away just now
             status = path.stat()
             stamps[path] = (status.st_ino, status.st_mtime_ns)
     return stamps
@@ -87,8 +87,8 @@ async def watch(folder, served, model):
             served[path] = stamp
             try:  # in another thread, for it may wait for the disk
                 await asyncio.to_thread(model.replace, path)
-            except (OSError, TypeError, ValueError) as error:
-                logging.error("%s is served as it was before: %s", path.name, error)
+            except Exception:  # whatever it is: the next file may be good
+                logging.exception("%s is served as it was before", path.name)
 
 
 def service(make_model, folder):

@@ -1,7 +1,7 @@
 """Run many cases in child processes, count how they end, and tell which fail.
 
     python -m tests.fuzz --cases 1000000 --seed 1 --jobs 2 --failures build/fuzz
-    python -m tests.fuzz --replay 1/4711
+    EMBAG_ISA=v3 python -m tests.fuzz --replay 1/4711 --eager
 
 Case k of a seed is the same on every machine. A child that is killed by a signal, or by
 its own alarm, has failed at the case that it was at. Children take turns with the
@@ -38,9 +38,10 @@ def main():
     parser.add_argument("--chunk", type=int, default=20_000, help="cases of a child")
     parser.add_argument("--failures", type=Path, help="a folder for reports of cases that fail")
     parser.add_argument("--replay", metavar="SEED/CASE", help="run one case, in this process")
+    parser.add_argument("--eager", action="store_true", help="replay it with threads for any work")
     options = parser.parse_args()
     if options.replay:
-        return replay(options.replay)
+        return replay(options.replay, options.eager)
     started = time.monotonic()
     counts, n_failures = collections.Counter(), 0
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
@@ -59,12 +60,16 @@ def main():
     return 1 if n_failures else 0
 
 
+def settings_of(chunk):
+    """Return the level of a chunk of cases, and whether it uses threads for any work."""
+    levels = [level for level in _dispatch.built_levels() if level in _dispatch.supported_levels()]
+    return levels[chunk % len(levels)], chunk % 2 == 1
+
+
 def run_chunk(options, first, stop):
     """Run cases in a child, and in another after each that ends early."""
-    levels = [level for level in _dispatch.built_levels() if level in _dispatch.supported_levels()]
-    n = first // options.chunk
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    environment["EMBAG_ISA"] = levels[n % len(levels)]
+    level, eager = settings_of(first // options.chunk)
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "EMBAG_ISA": level}
     counts, failures = collections.Counter(), []
     while first < stop:
         with tempfile.TemporaryDirectory(dir=MEMORY_FILES) as folder:
@@ -72,7 +77,7 @@ def run_chunk(options, first, stop):
             child = subprocess.run(
                 [
                     *(sys.executable, "-m", f"{PACKAGE}.child", options.seed),
-                    *(str(first), str(stop), str(report), str(n % 2)),
+                    *(str(first), str(stop), str(report), str(int(eager))),
                 ],
                 env=environment,
                 stdout=subprocess.DEVNULL,  # an argument may be `print`
@@ -97,11 +102,11 @@ def run_chunk(options, first, stop):
     return counts, failures
 
 
-def replay(name):
+def replay(name, eager):
     from .child import draw, settle  # noqa: PLC0415  # the parent of many needs neither
 
     seed, _, k = name.rpartition("/")
-    settle(eager=False)
+    settle(eager)
     call = draw(seed, int(k))
     print(call)
     from .case import run  # noqa: PLC0415
@@ -111,13 +116,14 @@ def replay(name):
 
 
 def tell(options, k, text):
-    """Print a failure; write it to a file of its own."""
+    """Print a failure, and how to see it again; write it to a file of its own."""
+    level, eager = settings_of(k // options.chunk)
+    command = f"EMBAG_ISA={level} python -m tests.fuzz --replay {options.seed}/{k}"
+    text = f"{command}{' --eager' if eager else ''}\n{text}\n"
     print(f"--- case {options.seed}/{k}\n{text}", file=sys.stderr, flush=True)
     if options.failures:
         options.failures.mkdir(parents=True, exist_ok=True)
-        (options.failures / f"{options.seed}-{k}.txt").write_text(
-            f"python -m tests.fuzz --replay {options.seed}/{k}\n{text}\n"
-        )
+        (options.failures / f"{options.seed}-{k}.txt").write_text(text)
 
 
 def print_counts(counts, seconds):
