@@ -70,6 +70,8 @@ def test_a_long_call():
         table = np.arange(24, dtype=np.float32).reshape(3, 8)
         ids = embag.aligned_empty((1, 2**26), np.int32)
         sent = []
+        # A process that a shell has put in the background ignores it by default.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def interrupt():
             sent.append(time.monotonic())

@@ -3,6 +3,7 @@
 import collections
 import faulthandler
 import json
+import math
 import os
 import random
 import signal
@@ -16,12 +17,13 @@ import numpy as np
 
 from embag import _threads
 
+from . import values
 from .calls import case
 from .case import run
 
 MEMORY = 2 << 30  # bytes of a child, so that what is too large fails at once
 FILE = 64 << 20  # bytes of a file that it writes
-SECONDS = 20  # of a case
+SECONDS = 60  # of a case
 MOST_FAILURES = 20
 
 
@@ -40,6 +42,10 @@ def settle(eager):
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
+    else:  # copies of gigabytes would be made
+        values.HUGE[:] = [
+            shape if not 2**24 < math.prod(shape) < 2**48 else (2**58,) for shape in values.HUGE
+        ]
     if eager:  # as many threads as a call asks for, however small it is
         _threads.ENTRIES_PER_THREAD, _threads._N_MACHINE = 1, 8
 
