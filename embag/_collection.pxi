@@ -45,14 +45,13 @@ cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) 
     return True
 
 
-cdef bint pool_in_parallel(
+cdef Py_ssize_t plan_jobs(
     const Job* jobs,
     Py_ssize_t n_jobs,
-    Task* tasks,                     # room for 3 * (SHARES * n_threads + n_jobs)
+    Task* tasks,                     # OUT  room for 3 * (SHARES * n_threads + n_jobs)
     int n_threads,
-    int64_t* n_invalid,              # OUT  (n_jobs,)
 ) noexcept nogil:
-    """Do all jobs, cut into tasks of about equal bytes. False if something is bad."""
+    """Cut all jobs into tasks of about equal bytes; returns how many."""
     cdef:
         Py_ssize_t j, t, first, n_tasks = 0
         int n_shares = SHARES * n_threads
@@ -60,20 +59,13 @@ cdef bint pool_in_parallel(
     for j in range(n_jobs):
         total = total + bytes_of_job(&jobs[j])
     for j in range(n_jobs):
-        n_invalid[j] = 0
         first = n_tasks
         n_tasks += plan(&jobs[j].bags, jobs[j].dim, sizeof(float),
                         1 + <int>(n_shares * bytes_of_job(&jobs[j]) / max(total, 1.0)),
                         tasks + n_tasks)
         for t in range(first, n_tasks):
             tasks[t].job = j
-    for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-        do_task(&jobs[tasks[t].job], &tasks[t])
-    for t in range(n_tasks):
-        if not tasks[t].done:
-            return False
-        n_invalid[tasks[t].job] += tasks[t].n_invalid
-    return True
+    return n_tasks
 
 
 cdef bint is_sound(const Job* job) noexcept nogil:
@@ -309,10 +301,12 @@ cdef class Collection:
             bint done
         if n_invalid == NULL:
             raise MemoryError("no memory to plan a call")
-        with nogil:
-            if n_threads > 1:
-                done = pool_in_parallel(jobs, self.n_features, tasks, n_threads, n_invalid)
-            else:
+        memset(n_invalid, 0, n_features * sizeof(int64_t))
+        if n_threads > 1:
+            done = do_tasks(jobs, tasks, plan_jobs(jobs, self.n_features, tasks, n_threads),
+                            n_threads, n_invalid)
+        else:
+            with nogil:
                 done = pool_in_order(jobs, self.n_features, n_invalid)
         if done and self.n_invalid is not None:
             total = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>self.n_invalid)

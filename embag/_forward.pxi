@@ -167,32 +167,27 @@ cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
     return True
 
 
-cdef bint reduce(
-    const Job* job,
-    Task* tasks,                     # room for 3 * SHARES * n_threads
+cdef bint do_tasks(
+    const Job* jobs,                 # IN   those that the tasks are of
+    Task* tasks,
+    Py_ssize_t n_tasks,
     int n_threads,
-    int64_t* n_invalid,              # OUT  how many indices out of range were left out
-) noexcept nogil:
-    """Fill `out`: plan, then do the tasks. False if something is bad."""
-    cdef Py_ssize_t n_tasks, t
-    cdef bint done
-    n_invalid[0] = 0
-    if job.bags.n_offsets > 0 and bag_bound(&job.bags, 0) != 0:
-        return False
-    if n_threads == 1 or job.dim == 0:         # here and now, without OpenMP
-        tasks[0] = Task(0, job.bags.n_bags, 0, job.dim, True, False, 0, 0)
-        done = do_task(job, tasks)
-        n_invalid[0] = tasks[0].n_invalid
-        return done
-    n_tasks = plan(&job.bags, job.dim, 8 if job.encoding == FLOAT64 else 4, SHARES * n_threads,
-                   tasks)
-    for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-        do_task(job, &tasks[t])
-    for t in range(n_tasks):
-        if not tasks[t].done:
-            return False
-        n_invalid[0] += tasks[t].n_invalid
-    return True
+    int64_t* n_invalid,              # INOUT  for each job: what its tasks left out is added
+) noexcept:
+    """Do the tasks with a team. False if something is bad.
+
+    It has the GIL and gives it up itself. In a function without, prange would ask Python
+    whether it has it, and the answer is wrong once there has been a subinterpreter.
+    """
+    cdef Py_ssize_t t
+    cdef bint done = True
+    with nogil:
+        for t in prange(n_tasks, num_threads=n_threads, schedule="dynamic", chunksize=1):
+            do_task(&jobs[tasks[t].job], &tasks[t])
+        for t in range(n_tasks):
+            done = done and tasks[t].done
+            n_invalid[tasks[t].job] += tasks[t].n_invalid
+    return done
 
 
 cdef reducer reducer_of(int encoding, int out_encoding, bint wide) noexcept nogil:
@@ -278,9 +273,10 @@ def embedding_bag(
     cdef:
         Job job
         Task only_task
-        Task* tasks = &only_task
+        Task* tasks
+        Py_ssize_t n_tasks
         int sample_type
-        int64_t n_left_out
+        int64_t n_left_out = 0
         bint done
 
     if encoding >= 0:
@@ -336,13 +332,19 @@ def embedding_bag(
     if per_sample_weights is not None:
         job.sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
 
-    if n_threads > 1:
+    if job.bags.n_offsets > 0 and bag_bound(&job.bags, 0) != 0:
+        return False
+    if n_threads == 1 or dim == 0:   # without OpenMP
+        only_task = Task(0, job.bags.n_bags, 0, dim, True, False, 0, 0)
+        with nogil:
+            done = do_task(&job, &only_task)
+        n_left_out = only_task.n_invalid
+    else:
         tasks = <Task*>malloc(3 * SHARES * <size_t>n_threads * sizeof(Task))
         if tasks == NULL:
             raise MemoryError("no memory to plan a call")
-    with nogil:
-        done = reduce(&job, tasks, n_threads, &n_left_out)
-    if n_threads > 1:
+        n_tasks = plan(&job.bags, dim, 8 if encoding == FLOAT64 else 4, SHARES * n_threads, tasks)
+        done = do_tasks(&job, tasks, n_tasks, n_threads, &n_left_out)
         free(tasks)
     if n_invalid is not None:
         (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_invalid))[0] = n_left_out

@@ -63,14 +63,19 @@ static void *embag_wait_for_lock(void *lock) {
     return NULL;
 }
 
-/* How many of n threads with stacks of this size (0: the default) can be alive at once. */
+/* How many of n threads with stacks of this size (0: the default) can be alive at once, with
+ * room to spare for what OpenMP keeps beside them. */
 static int embag_try_threads(int n, size_t stack_bytes) {
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     pthread_attr_t attributes;
     int n_started = 0;
     pthread_t *threads = (pthread_t *)malloc((size_t)n * sizeof(pthread_t));
-    if (threads == NULL)
+    void *spare = malloc(1 << 20);
+    if (threads == NULL || spare == NULL) {
+        free(threads);
+        free(spare);
         return 0;
+    }
     pthread_attr_init(&attributes);
     if (stack_bytes > 0)
         pthread_attr_setstacksize(&attributes, stack_bytes);
@@ -83,6 +88,7 @@ static int embag_try_threads(int n, size_t stack_bytes) {
         pthread_join(threads[i], NULL);
     pthread_attr_destroy(&attributes);
     free(threads);
+    free(spare);
     return n_started;
 }
 

@@ -17,10 +17,11 @@ Tested in tests/test_fork.py and tests/test_threads.py.
 """
 
 from cpython.pythread cimport (
-    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
-    PyThread_type_lock, WAIT_LOCK,
+    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_release_lock, PyThread_type_lock,
+    WAIT_LOCK,
 )
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_INCREF
+from libc.stdlib cimport free, malloc
 
 cdef extern from "pythread.h":
     unsigned long PyThread_start_new_thread(void (*function)(void*), void* argument)
@@ -35,12 +36,20 @@ cdef extern from "_teams.h" nogil:
     int embag_n_forks
 
 
+cdef enum:
+    SPARE_BYTES = 1 << 20  # far more than Python and OpenMP take for a thread beside its stack
+
+cdef struct Locks:
+    PyThread_type_lock wanted        # free while there is a call to make
+    PyThread_type_lock done          # free when it has been made
+    void* helper
+
+
 cdef class Helper:
     """A thread that makes calls for the one thread that was carried over the last fork."""
 
     cdef:
-        PyThread_type_lock wanted    # free while there is a call to make
-        PyThread_type_lock done      # free when it has been made
+        Locks* locks
         object function
         int n_threads
         size_t stack_bytes
@@ -50,32 +59,37 @@ cdef class Helper:
         int fork                     # the process that it is a thread of
 
     def __cinit__(self):
+        cdef void* spare
+        cdef unsigned long started
         self.fork = embag_n_forks
-        self.wanted = PyThread_allocate_lock()
-        self.done = PyThread_allocate_lock()
-        if self.wanted == NULL or self.done == NULL:
+        # The thread and what it holds never end; what could not be started is lost, too.
+        self.locks = <Locks*>malloc(sizeof(Locks))
+        # Kept free until the thread is there: Python ends the process if a thread that is
+        # not its own finds no memory for its state.
+        spare = malloc(SPARE_BYTES)
+        if self.locks == NULL or spare == NULL:
+            raise MemoryError("no memory for a thread")
+        self.locks.wanted = PyThread_allocate_lock()
+        self.locks.done = PyThread_allocate_lock()
+        if self.locks.wanted == NULL or self.locks.done == NULL:
             raise MemoryError("no memory for locks")
-        PyThread_acquire_lock(self.wanted, WAIT_LOCK)
-        PyThread_acquire_lock(self.done, WAIT_LOCK)
-        Py_INCREF(self)              # the thread's; it never ends
-        if PyThread_start_new_thread(make_calls, <void*>self) == PYTHREAD_INVALID_THREAD_ID:
-            Py_DECREF(self)
+        PyThread_acquire_lock(self.locks.wanted, WAIT_LOCK)
+        PyThread_acquire_lock(self.locks.done, WAIT_LOCK)
+        self.locks.helper = <void*>self
+        started = PyThread_start_new_thread(wait_for_call, self.locks)
+        free(spare)
+        if started == PYTHREAD_INVALID_THREAD_ID:
             raise RuntimeError("can't start new thread")
-
-    def __dealloc__(self):           # if it could not be started
-        if self.wanted != NULL:
-            PyThread_free_lock(self.wanted)
-        if self.done != NULL:
-            PyThread_free_lock(self.done)
+        Py_INCREF(self)              # the thread's
 
     cdef object lead(self, object function, int n_threads, size_t stack_bytes, tuple arguments):
         self.function = function
         self.n_threads = n_threads
         self.stack_bytes = stack_bytes
         self.arguments = arguments
-        PyThread_release_lock(self.wanted)
+        PyThread_release_lock(self.locks.wanted)
         with nogil:
-            PyThread_acquire_lock(self.done, WAIT_LOCK)
+            PyThread_acquire_lock(self.locks.done, WAIT_LOCK)
         result, error = self.result, self.error
         self.function = self.arguments = self.result = self.error = None
         if error is not None:
@@ -83,17 +97,22 @@ cdef class Helper:
         return result
 
 
+cdef void wait_for_call(void* locks) noexcept nogil:
+    PyThread_acquire_lock((<Locks*>locks).wanted, WAIT_LOCK)
+    make_calls((<Locks*>locks).helper)
+
+
 cdef void make_calls(void* helper) noexcept with gil:
     cdef Helper self = <Helper>helper
     while True:
-        with nogil:
-            PyThread_acquire_lock(self.wanted, WAIT_LOCK)
         try:
             self.result = lead_here(self.function, self.n_threads, self.stack_bytes,
                                     self.arguments)
         except BaseException as error:  # the caller's to see
             self.error = error
-        PyThread_release_lock(self.done)
+        PyThread_release_lock(self.locks.done)
+        with nogil:
+            PyThread_acquire_lock(self.locks.wanted, WAIT_LOCK)
 
 
 cdef Helper helper = None

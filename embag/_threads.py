@@ -21,6 +21,7 @@ Tested in tests/test_threads.py and tests/test_fork.py.
 import math
 import operator
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar, Token
@@ -50,7 +51,9 @@ _n_forks_seen = 0
 def _omp_num_threads() -> int | None:
     """Return OMP_NUM_THREADS (the first of a list of levels); None if unset or no number."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isdecimal() and len(first) < 19 and int(first) > 0 else None
+    if not re.fullmatch("[0-9]{1,18}", first) or int(first) == 0:
+        return None
+    return int(first)
 
 
 def _surroundings() -> tuple[int, str]:
@@ -85,7 +88,7 @@ def explain() -> tuple[int, str]:
     if chosen is not None and chosen < count:
         count, rule = chosen, "set_num_threads"
     openmp = _teams.openmp_threads()
-    if openmp < count:
+    if 0 < openmp < count:  # it overflows for an absurd OMP_NUM_THREADS
         count, rule = openmp, "OpenMP (threadpoolctl, omp_set_num_threads)"
     return count, rule
 
@@ -236,12 +239,14 @@ def _stack_bytes() -> int:
     """Return the size of a team's stacks that the environment names; 0 for the default."""
     names = "OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE"
     text = next(filter(None, map(os.environ.get, names)), "").strip().upper()
-    unit = "BKMG".find(text[-1:]) if text[-1:].isalpha() else 1
-    digits = text.rstrip("BKMG").strip()
-    if not digits.isdecimal() or unit < 0 or len(digits) > 18:
+    match = re.fullmatch(r"([+-]?[0-9]{1,18})\s*([BKMG]?)", text)
+    if match is None:
         return 0
-    size = int(digits) << 10 * unit
-    return size if size <= sys.maxsize else 0  # as OpenMP ignores what is no size
+    number = int(match[1]) % 2**64  # as C reads it
+    size = number << 10 * "BKMG".index(match[2] or "K")
+    if size >= 2**64:
+        return 0  # OpenMP ignores it
+    return min(size, sys.maxsize)
 
 
 _STACK_BYTES = _stack_bytes()  # now, since OpenMP reads it when embag is imported

@@ -364,8 +364,12 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
         # Imported here: it takes 4 ms, a fifth of what importing embag may take.
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
-        with ThreadPoolExecutor(n_threads) as pool:
-            n_read = sum(pool.map(read_part, range(0, n_bytes, n_part)))
+        starts = range(0, n_bytes, n_part)
+        try:
+            with ThreadPoolExecutor(n_threads) as pool:
+                n_read = sum(pool.map(read_part, starts))
+        except RuntimeError:  # no thread can be started, or the interpreter is ending
+            n_read = sum(map(read_part, starts))
     if n_read != n_bytes:
         raise ValueError(f"file must not be cut while it is read, got {n_read} of {n_bytes} bytes")
     return rows

@@ -614,3 +614,47 @@ def test_gunicorn_with_preload(options, tmp_path):
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
         log.close()
+
+
+def test_where_memory_is_short_the_child_is_serial(tmp_path):
+    # The helper's stack may still be had, from those of threads that are not there any more;
+    # its state in Python not.
+    run(
+        tmp_path,
+        """
+        import resource
+
+        call()
+
+        def child():
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 20,) * 2)
+            result = np.empty_like(EXPECTED)
+            embag.embedding_bag(IDS, TABLE, mode="sum", num_threads=3, out=result)
+
+        for _ in range(5):
+            in_child(child)
+        """,
+    )
+
+
+def test_after_a_subinterpreter_has_existed(tmp_path):
+    run(
+        tmp_path,
+        """
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+
+        interpreters.destroy(interpreters.create())
+        call()
+        ebc = embag.EmbeddingBagCollection({"t": TABLE}, [embag.Feature("f", "t")])
+        assert (ebc({"f": IDS}, num_threads=N_THREADS) == EXPECTED).all()
+        grads = embag.embedding_bag_backward(EXPECTED, IDS, TABLE, mode="sum", sparse=True,
+                                             num_threads=N_THREADS)
+        assert len(grads.weight.indices) > 0
+        assert (embag.quantize(TABLE, num_threads=N_THREADS).packed
+                == embag.quantize(TABLE, num_threads=1).packed).all()
+        assert n_alive() == N_THREADS
+        """,
+    )

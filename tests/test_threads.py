@@ -174,7 +174,7 @@ def test_a_block_may_be_entered_again():
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("", 0), ("64", 65536), ("64k", 65536), (" 2 M ", 2 << 20), ("1G", 1 << 30), ("100B", 100),
-     ("M", 0), ("1T", 0), ("-1", 0), ("99999999999G", 0), ("9" * 5000, 0)],
+     ("M", 0), ("1T", 0), ("-1", 0), ("-1B", sys.maxsize), ("99999999999G", 0), ("9" * 5000, 0)],
 )  # fmt: skip
 def test_omp_stacksize(value, expected, monkeypatch):
     monkeypatch.setenv("OMP_STACKSIZE", value)
