@@ -361,11 +361,11 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
         file.seek(place.start)
         n_read = file.readinto(memory)  # type: ignore[attr-defined]
     else:
-        # Imported here: it takes 4 ms, a fifth of what importing embag may take.
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
-
         starts = range(0, n_bytes, n_part)
         try:
+            # Imported here: it takes 4 ms, a fifth of what importing embag may take.
+            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
             with ThreadPoolExecutor(n_threads) as pool:
                 n_read = sum(pool.map(read_part, starts))
         except RuntimeError:  # no thread can be started, or the interpreter is ending
