@@ -123,7 +123,9 @@ def flat_arguments(rng, ebc, n_bags):
             flat = with_unknown(rng, flat)
         lengths += np.diff(np.append(offsets, len(flat)).astype(np.int64)).tolist()
         ids.append(flat.astype(np.int64))
-    dtypes = ["i8", "i8", "i4", "u8", ">i4"]
+    dtypes = ["i8", "i8", "i4", ">i4"]
+    if ebc.invalid == "raise":  # a list of numbers beyond int64 and others is one of floats
+        dtypes.append("u8")
     values = np.concatenate([*ids, np.zeros(rng.choice([0, 0, 2]), np.int64)])
     values = values.astype(rng.choice(dtypes))
     offsets = np.cumsum([0, *lengths]).astype(rng.choice(dtypes))
