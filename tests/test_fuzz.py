@@ -19,6 +19,7 @@ from processes import run_python
 import embag
 
 pytest.importorskip("ml_dtypes")
+pytest.importorskip("scipy")
 
 from fuzz import calls
 
