@@ -90,7 +90,8 @@ cdef bint is_sound(const Job* job) noexcept nogil:
 cdef class Collection:
     """Tables and the features that are looked up in them, ready to be called.
 
-    Nothing here changes once it is made, so any number of threads may call it.
+    Nothing here changes once it is made, but for `n_invalid`, to which calls add in one step
+    each: any number of threads may call it.
     """
 
     cdef:

@@ -114,6 +114,13 @@ cdef inline float read_factor(bint short_factor, const char* source) noexcept no
     return embag_read_float(source)
 
 
+cdef inline Py_ssize_t index_at(const Job* job, Py_ssize_t k) noexcept nogil:
+    """read_index by the type of a job's indices."""
+    if job.wide:
+        return read_index(<const int64_t*>job.input, k)
+    return read_index(<const int32_t*>job.input, k)
+
+
 cdef inline void fetch_encoded(
     const bint quantized,
     const Py_ssize_t half_bytes,

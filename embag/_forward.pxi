@@ -82,13 +82,6 @@ cdef inline size_t row_address(const Job* job, Py_ssize_t k) noexcept nogil:
     return <size_t>job.table + <size_t>(<const int32_t*>job.input)[k] * <size_t>job.row_stride
 
 
-cdef inline Py_ssize_t index_at(const Job* job, Py_ssize_t k) noexcept nogil:
-    """read_index by the type of a job's indices."""
-    if job.wide:
-        return read_index(<const int64_t*>job.input, k)
-    return read_index(<const int32_t*>job.input, k)
-
-
 cdef Py_ssize_t count_task(const Job* job, const Task* task) noexcept nogil:
     """How many indices are out of range in the task's bags."""
     cdef Py_ssize_t n_indices = job.bags.n_indices

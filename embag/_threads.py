@@ -59,6 +59,7 @@ def _omp_num_threads() -> int | None:
 def _surroundings() -> tuple[int, str]:
     """Return the least count that is not in the process's own hands, and where it is from."""
     global _least_around  # noqa: PLW0603
+    _notice_fork()
     least = _least_around
     if least is None:
         limits: list[tuple[int, str]] = []
@@ -252,12 +253,17 @@ def _stack_bytes() -> int:
 _STACK_BYTES = _stack_bytes()  # now, since OpenMP reads it when embag is imported
 
 
-def _calls_in_flight() -> set[object]:
-    """Return the tokens of this process's calls: after a fork, others than the parent's."""
-    global _in_flight, _n_forks_seen
+def _notice_fork() -> None:
+    """Forget what the parent had, in the first call of a forked process that asks."""
+    global _in_flight, _least_around, _n_forks_seen
     n_forks = _teams.n_forks()
     if n_forks != _n_forks_seen:
-        _n_forks_seen, _in_flight = n_forks, set()
+        _n_forks_seen, _in_flight, _least_around = n_forks, set(), None
+
+
+def _calls_in_flight() -> set[object]:
+    """Return the tokens of this process's calls."""
+    _notice_fork()
     return _in_flight
 
 
@@ -276,11 +282,4 @@ def run(kernel: Callable[..., _Result], n_threads: int, *arguments: Any) -> _Res
         in_flight.discard(token)
 
 
-def _after_fork_in_child() -> None:
-    global _least_around  # noqa: PLW0603
-    _least_around = None
-
-
 _teams.watch_forks()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
