@@ -69,7 +69,7 @@ build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py)
 lint: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint embag/_core.pyx embag/_teams.pyx $(wildcard embag/*.pxi)
+	$(BIN)/cython-lint embag/_core.pyx embag/_teams.pyx embag/_arrow.pyx $(wildcard embag/*.pxi)
 	$(BIN)/mypy
 
 clean:

@@ -22,6 +22,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# Modules that are compiled once.
+ONCE = ("_teams", "_arrow")
 # One module per x86-64 psABI level (and one for any other processor), all from
 # embag/_core.pyx. `embag/_dispatch.py` picks one at import.
 #   module       flags of gcc and clang                              flags of MSVC
@@ -171,8 +173,8 @@ def extensions():
             include_dirs=[np.get_include(), "embag"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         )
-        for name in ("_teams", *LEVELS)
-        if x86_64 or name in ("_teams", "_core")
+        for name in (*ONCE, *LEVELS)
+        if x86_64 or name in (*ONCE, "_core")
     ]
 
 

@@ -23,6 +23,11 @@ gradient that holds only the rows in use, embag.torch (torch.py, not imported he
 same for torch's tensors. _grouping.py groups the positions of a batch by row, which is
 what the gradients are made with.
 
+Ragged columns (Arrow's lists, whatever library they are of; scipy's CSR matrices; awkward,
+torch, TensorFlow; lists of lists) are read piece by piece, without a copy where they can be:
+_ragged.py, and _arrow.pyx for Arrow's C structs. `to_arrow` (arrow.py) makes a column of a
+result, `empty_bags` (ragged.py) tells which rows of it are of no ids.
+
 For serving: `quantize` makes a `QuantizedTable` of 8, 4 or 2 bits an entry, or takes the
 bytes of torch's and FBGEMM's (quantized.py; _encodings.py has what all kinds of tables are
 to the kernels). `EmbeddingBagCollection` looks up many features in many tables by one call
@@ -43,12 +48,14 @@ why, is in docs/semantics.md.
 from embag._config import show_config
 from embag._threads import get_num_threads, num_threads, set_num_threads
 from embag._version import __version__
+from embag.arrow import to_arrow
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.collection import EmbeddingBagCollection, Feature
 from embag.functional import embedding_bag
 from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
 from embag.quantized import QuantizationError, QuantizedTable, quantize
+from embag.ragged import empty_bags
 from embag.sparse_rows import SparseRows
 from embag.tables import load_table, save_table
 
@@ -65,6 +72,7 @@ __all__ = [
     "aligned_empty",
     "embedding_bag",
     "embedding_bag_backward",
+    "empty_bags",
     "get_num_threads",
     "load_table",
     "num_threads",
@@ -72,4 +80,5 @@ __all__ = [
     "save_table",
     "set_num_threads",
     "show_config",
+    "to_arrow",
 ]

@@ -138,8 +138,7 @@ def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]
     One row repeated without memory of its own (`np.broadcast_to`) stays that.
     """
     array = _as_array(grad_output, "grad_output", "numbers")
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise TypeError(f"grad_output must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
+    check_castable("grad_output", array.dtype, dtype)
     if array.shape != (n_bags, dim):
         raise ValueError(
             f"grad_output must have the output's shape {(n_bags, dim)}, got {array.shape}"
@@ -245,6 +244,21 @@ def check_invalid(invalid: Any) -> None:
         raise ValueError(f"invalid must be 'raise' or 'skip', got {describe(invalid)}")
 
 
+def check_weighted(mode: str, per_sample_weights: Any) -> None:
+    """Raise for weights where the mode has none."""
+    if mode != "sum":
+        raise ValueError(
+            f"per_sample_weights must be None where mode is {mode!r}, "
+            f"got {describe(per_sample_weights)}"
+        )
+
+
+def check_castable(name: str, seen: np.dtype[Any], dtype: np.dtype[Any]) -> None:
+    """Raise unless NumPy casts numbers of one dtype to the other as of the same kind."""
+    if not np.can_cast(seen, dtype, "same_kind"):
+        raise TypeError(f"{name} must cast to {dtype} as 'same_kind', got dtype {seen}")
+
+
 def as_sample_weights(
     per_sample_weights: Any,
     input: AnyArray,
@@ -254,13 +268,9 @@ def as_sample_weights(
 ) -> AnyArray:
     """Return the weights as the kernels read them: the table's dtype, contiguous."""
     name = "per_sample_weights"
-    if mode != "sum":
-        raise ValueError(
-            f"{name} must be None where mode is {mode!r}, got {describe(per_sample_weights)}"
-        )
+    check_weighted(mode, per_sample_weights)
     array = _as_array(per_sample_weights, name, "numbers")
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise TypeError(f"{name} must cast to {dtype} as 'same_kind', got dtype {array.dtype}")
+    check_castable(name, array.dtype, dtype)
     if array.shape != input.shape:
         raise ValueError(f"{name} must have {whose} shape {input.shape}, got {array.shape}")
     return np.require(array, dtype, ["C", "A"])
@@ -385,7 +395,36 @@ def positions_in_bags(
     input: AnyArray, offsets: AnyArray | None, include_last_offset: bool
 ) -> AnyArray:
     """Return the part of `input` that is in a bag."""
-    return input[: int(offsets[-1])] if include_last_offset and offsets is not None else input
+    if include_last_offset and offsets is not None:
+        return input[int(offsets[0]) : int(offsets[-1])]
+    return input
+
+
+def as_offsets(lengths: Any, input: AnyArray, offsets: Any, include_last_offset: bool) -> AnyArray:
+    """Return the offsets of bags of these lengths, and where the last one ends."""
+    if offsets is not None:
+        raise ValueError(f"offsets must be None where lengths is given, got {describe(offsets)}")
+    if include_last_offset:
+        raise ValueError("include_last_offset must be False where lengths is given, got True")
+    if input.ndim != 1:
+        raise ValueError(f"input must be 1-D where lengths is given, got shape {input.shape}")
+    sizes = as_index_array(lengths, "lengths")
+    if sizes.ndim != 1:
+        raise ValueError(f"lengths must be 1-D, got shape {sizes.shape}")
+    bad = (sizes < 0) | (sizes > len(input))  # so that no sum of them overflows
+    if bad.any():
+        b = int(bad.argmax())
+        raise ValueError(
+            f"lengths must be 0 to {len(input)}, the entries of input, "
+            f"got lengths[{b}] = {int(np.asarray(lengths)[b])}"
+        )
+    bounds = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=bounds[1:])
+    if bounds[-1] != len(input):
+        raise ValueError(
+            f"lengths must add up to the {len(input)} entries of input, got {bounds[-1]}"
+        )
+    return bounds
 
 
 def rows_in_range(rows: AnyArray, n_rows: int) -> slice:

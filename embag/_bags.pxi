@@ -9,6 +9,12 @@ cdef struct Bags:
     Py_ssize_t n_bags
     Py_ssize_t n_indices
 
+# For include_last_offset: the offsets are a part of longer ones. The last tells where the
+# last bag ends, and the first need not be 0.
+cdef enum:
+    PART_OF_OFFSETS = 2
+PART = PART_OF_OFFSETS
+
 cdef struct Task:
     # A rectangle of the output: some bags, some columns.
     Py_ssize_t bag_start
@@ -30,6 +36,17 @@ cdef inline Py_ssize_t bag_bound(const Bags* bags, Py_ssize_t b) noexcept nogil:
     if bags.wide:
         return <Py_ssize_t>embag_read_int64(<const int64_t*>bags.offsets + b)
     return embag_read_int32(<const int32_t*>bags.offsets + b)
+
+
+cdef inline Py_ssize_t positions_in(const Bags* bags, int include_last_offset) noexcept nogil:
+    """How many positions there are from the first bag's on; -1 if that starts where it may not."""
+    cdef Py_ssize_t first
+    if bags.n_offsets == 0:
+        return bags.n_indices
+    first = bag_bound(bags, 0)
+    if first == 0 or (include_last_offset == PART_OF_OFFSETS and 0 < first <= bags.n_indices):
+        return bags.n_indices - first
+    return -1
 
 
 cdef inline Py_ssize_t read_index(const index_ft* input, Py_ssize_t k) noexcept nogil:

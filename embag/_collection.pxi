@@ -211,13 +211,13 @@ cdef class Collection:
         int n_threads,
         tuple inputs not None,       # IN   an index array for each feature: 1-D, or 2-D
         tuple offsets not None,      # IN   an index array for each, or None where that is 2-D
-        bint include_last_offset,
+        int include_last_offset,     # PART: and the first may be any
         tuple per_sample_weights not None,  # IN   float32 like the input for each, or None
         cnp.ndarray out not None,    # OUT  (n_bags, n_columns) float32
     ):
         """Fill `out`. False if an offset or an index is bad; it is then half-written."""
         cdef:
-            Py_ssize_t f
+            Py_ssize_t f, n_positions
             Job* jobs
             Job* job
             bint done = True
@@ -228,7 +228,7 @@ cdef class Collection:
             refuse_change(
                 is_index_array(inputs[f])
                 and (offsets[f] is None or is_index_array(offsets[f]))
-                and describe_bags(inputs[f], offsets[f], include_last_offset).n_bags
+                and describe_bags(inputs[f], offsets[f], include_last_offset != 0).n_bags
                 == cnp.PyArray_DIM(out, 0)
                 and (per_sample_weights[f] is None
                      or is_factors(per_sample_weights[f], cnp.PyArray_SIZE(inputs[f]),
@@ -237,10 +237,10 @@ cdef class Collection:
         jobs = self.jobs_of(<char*>cnp.PyArray_DATA(out))
         for f in range(self.n_features):
             job = &jobs[f]
-            job.bags = describe_bags(inputs[f], offsets[f], include_last_offset)
-            if job.bags.n_offsets > 0 and bag_bound(&job.bags, 0) != 0:
-                done = False
-            set_input(job, inputs[f], job.bags.n_indices, per_sample_weights[f])
+            job.bags = describe_bags(inputs[f], offsets[f], include_last_offset != 0)
+            n_positions = positions_in(&job.bags, include_last_offset)
+            done = done and n_positions >= 0
+            set_input(job, inputs[f], n_positions, per_sample_weights[f])
         try:
             done = done and self.run(jobs, n_threads)
         finally:

@@ -243,7 +243,7 @@ def embedding_bag(
                                      #      or the rows of another encoding
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
-    bint include_last_offset,
+    int include_last_offset,         # PART: and the first may be any
     object per_sample_weights,       # IN   like input, of the dtype of sums; or None
     str mode not None,
     Py_ssize_t padding,              # a row, or -1
@@ -283,7 +283,7 @@ def embedding_bag(
     sample_type = cnp.NPY_FLOAT64 if out_encoding == FLOAT64 else cnp.NPY_FLOAT32
     refuse_change(is_index_array(input)
                   and (offsets is None or is_index_array(offsets)))
-    job.bags = describe_bags(input, offsets, include_last_offset)
+    job.bags = describe_bags(input, offsets, include_last_offset != 0)
     refuse_change(
         job.bags.n_bags >= 0
         and cnp.PyArray_NDIM(out) == 2
@@ -300,8 +300,8 @@ def embedding_bag(
     describe_table(&job, weight, encoding, dim)
     job.input = cnp.PyArray_DATA(input)
     job.wide = cnp.PyArray_ITEMSIZE(input) == 8
-    job.n_positions = job.bags.n_indices
-    job.ones = job.bags.n_indices < ONES * job.bags.n_bags
+    job.n_positions = positions_in(&job.bags, include_last_offset)
+    job.ones = job.n_positions < ONES * job.bags.n_bags
     job.sample = NULL
     job.padding = padding
     job.skip_invalid = n_invalid is not None
@@ -325,7 +325,7 @@ def embedding_bag(
     if per_sample_weights is not None:
         job.sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
 
-    if job.bags.n_offsets > 0 and bag_bound(&job.bags, 0) != 0:
+    if job.n_positions < 0:
         return False
     if n_threads == 1 or dim == 0:   # without OpenMP
         only_task = Task(0, job.bags.n_bags, 0, dim, True, False, 0, 0)

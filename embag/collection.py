@@ -13,7 +13,7 @@ Tested in tests/test_collection.py.
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _encodings, _threads
+from embag import _arguments, _encodings, _ragged, _threads
 from embag._dispatch import kernels
 from embag.functional import Invalid, Mode
 from embag.quantized import QuantizedTable
@@ -66,9 +66,9 @@ class Feature(NamedTuple):
 class _Part(NamedTuple):
     """What a call brings for one feature, checked but for the values of its integers."""
 
-    input: NDArray[Any]
+    input: Any  # an array, or a ragged column
     offsets: NDArray[Any] | None
-    sample: NDArray[Any] | None
+    sample: Any
     n_bags: int
     # As the caller knows it, for messages: what input is called, where it starts, the key
     # of the feature in mappings, and the arrays before conversion.
@@ -450,31 +450,26 @@ class EmbeddingBagCollection:
                         f"got a tuple of {len(given)}"
                     )
                 given, given_offsets = given
+            given_sample = weights.get(name)
+            as_given = given, given_offsets, given_sample
             with _arguments.where(f"feature {name!r}"):
-                indices = _arguments.as_index_array(given, "ids")
-                bounds = given_offsets
-                if bounds is not None:
-                    bounds = _arguments.as_index_array(bounds, "offsets")
-                elif indices.ndim == 1:
-                    raise ValueError(
-                        f"ids must be 2-D or come with offsets, as a pair (ids, offsets), "
-                        f"got shape {indices.shape}"
+                indices = _ragged.as_input(given, "ids")
+                if type(indices) is _ragged.Column:
+                    bounds, n_bags = None, indices.n_bags
+                    _ragged.check_alone(given_offsets, None)
+                    sample: Any = indices.weights if feature.mode == "sum" else None
+                    if given_sample is not None:
+                        sample = _ragged.as_weights(given_sample, indices, feature.mode, _FLOAT32)
+                else:
+                    bounds, sample, n_bags = _as_arrays(
+                        indices, given_offsets, given_sample, feature.mode, include_last_offset
                     )
-                given_sample = sample = weights.get(name)
-                if sample is not None:
-                    sample = _arguments.as_sample_weights(
-                        sample, indices, feature.mode, _FLOAT32, "the ids'"
-                    )
-                n_bags = kernels.count_bags(indices, bounds, include_last_offset)
-                if n_bags < 0:
-                    _arguments.raise_for_shapes(indices, bounds, include_last_offset, "ids")
             if parts and n_bags != parts[0].n_bags:
                 raise ValueError(
                     f"values must have the same number of bags for every feature, "
                     f"got {parts[0].n_bags} for {self.features[0].name!r} "
                     f"and {n_bags} for {name!r}"
                 )
-            as_given = given, given_offsets, given_sample
             parts.append(_Part(indices, bounds, sample, n_bags, "ids", 0, f"[{name!r}]", *as_given))
         return parts
 
@@ -559,23 +554,71 @@ class EmbeddingBagCollection:
             names, inputs = _inputs(state, parts)
             _arguments.check_out(out, shape, _FLOAT32, names, inputs)
             result = out
+        if any(type(part.input) is _ragged.Column for part in parts):
+            parts = self._as_columns(state, parts, include_last_offset)
+            include_last_offset = kernels.PART
         if out is not None or self._has_empty_rows:
             self._check_positions(state, parts, include_last_offset)
-        n_indices = sum(part.input.size for part in parts)
-        n_threads = self._threads_for(n_indices, n_bags * len(parts), num_threads)
-        done = _threads.run(
-            state.compiled.pool_each,
-            n_threads,
-            tuple(part.input for part in parts),
-            tuple(part.offsets for part in parts),
-            include_last_offset,
-            tuple(part.sample for part in parts),
-            result,
-        )
-        if not done:
-            self._check_positions(state, parts, include_last_offset)
-            _arguments.raise_for_change()
+            for _ in self._pieces(parts):
+                pass
+        for pieces in self._pieces(parts):
+            bags = slice(pieces[0].start, pieces[0].start + pieces[0].n)
+            n_indices = sum(piece.indices.size for piece in pieces)
+            n_threads = self._threads_for(n_indices, pieces[0].n * len(pieces), num_threads)
+            done = _threads.run(
+                state.compiled.pool_each,
+                n_threads,
+                tuple(piece.indices for piece in pieces),
+                tuple(piece.offsets for piece in pieces),
+                include_last_offset,
+                tuple(piece.sample for piece in pieces),
+                result[bags],
+            )
+            if not done:
+                self._check_positions(state, parts, include_last_offset)
+                _arguments.raise_for_change()
         return result
+
+    def _as_columns(
+        self, state: _State, parts: list[_Part], include_last_offset: bool
+    ) -> list[_Part]:
+        """Return what a call brought as ragged columns, of which some are."""
+        columns = []
+        for feature, part, n_rows in zip(self.features, parts, state.n_rows, strict=True):
+            with _arguments.where(f"feature {feature.name!r}"):
+                if type(part.input) is _ragged.Column:
+                    _ragged.check_matrix(part.input, n_rows)
+                    columns.append(part)
+                    continue
+                _arguments.check_offsets(part.offsets, part.input.size, part.given_offsets, "ids")
+                offsets = part.offsets
+                if offsets is not None and not include_last_offset:
+                    offsets = np.append(offsets, part.input.size)
+                input, sample = (
+                    None if array is None else _ragged.column_of(array, offsets, part.n_bags, "ids")
+                    for array in (part.input, part.sample)
+                )
+                columns.append(part._replace(input=input, sample=sample))
+        return columns
+
+    def _pieces(self, parts: list[_Part]) -> Iterator[list[_ragged.Piece]]:
+        """Yield what the kernels read at once: the same bags of each feature."""
+        if not any(type(part.input) is _ragged.Column for part in parts):
+            if parts:
+                yield [_ragged.Piece(0, p.n_bags, p.input, p.offsets, p.sample) for p in parts]
+            return
+        ids = [part.input for part in parts]
+        samples = [part.sample for part in parts if part.sample is not None]
+        start = 0
+        for chunks in _ragged.cut_alike(ids + samples):
+            of_samples = iter(chunks[len(ids) :])
+            pieces = []
+            for feature, part, chunk in zip(self.features, parts, chunks[: len(ids)], strict=True):
+                factors = None if part.sample is None else next(of_samples)
+                with _arguments.where(f"feature {feature.name!r}"):
+                    pieces.append(part.input.piece(start, chunk, factors, _FLOAT32))
+            yield pieces
+            start += chunks[0].n
 
     def _check_positions(
         self, state: _State, parts: list[_Part], include_last_offset: bool
@@ -583,6 +626,9 @@ class EmbeddingBagCollection:
         """Raise for the first offset or id, feature by feature, that is refused."""
         for feature, part, n_rows in zip(self.features, parts, state.n_rows, strict=True):
             with _arguments.where(f"feature {feature.name!r}"):
+                if type(part.input) is _ragged.Column:
+                    part.input.check(n_rows, self._counts is None)
+                    continue
                 _arguments.check_positions(
                     part.input,
                     part.offsets,
@@ -606,6 +652,26 @@ class EmbeddingBagCollection:
         )
 
 
+def _as_arrays(
+    indices: NDArray[Any], offsets: Any, sample: Any, mode: str, include_last_offset: bool
+) -> tuple[NDArray[Any] | None, NDArray[Any] | None, int]:
+    """Return the offsets and weights of an array of ids, converted, and how many bags it has."""
+    bounds = None
+    if offsets is not None:
+        bounds = _arguments.as_index_array(offsets, "offsets")
+    elif indices.ndim == 1:
+        raise ValueError(
+            f"ids must be 2-D or come with offsets, as a pair (ids, offsets), "
+            f"got shape {indices.shape}"
+        )
+    if sample is not None:
+        sample = _arguments.as_sample_weights(sample, indices, mode, _FLOAT32, "the ids'")
+    n_bags = kernels.count_bags(indices, bounds, include_last_offset)
+    if n_bags < 0:
+        _arguments.raise_for_shapes(indices, bounds, include_last_offset, "ids")
+    return bounds, sample, n_bags
+
+
 def _inputs(state: _State, parts: list[_Part]) -> tuple[list[str], list[Any]]:
     """Return all that `out` must lie apart from: names, and arrays."""
     inputs: list[tuple[str, Any]] = []
@@ -615,9 +681,12 @@ def _inputs(state: _State, parts: list[_Part]) -> tuple[list[str], list[Any]]:
         ids = f"values{part.key}"
         offsets = ids if part.key else "offsets"
         sample = f"per_sample_weights{part.key}"
-        inputs += [(ids, part.given), (ids, part.input)]
-        inputs += [(offsets, part.given_offsets), (offsets, part.offsets)]
-        inputs += [(sample, part.given_sample), (sample, part.sample)]
+        inputs += [(ids, part.given), (offsets, part.given_offsets), (sample, part.given_sample)]
+        for name, array in ((ids, part.input), (offsets, part.offsets), (sample, part.sample)):
+            if type(array) is _ragged.Column:
+                inputs += [(name, memory) for memory in array.arrays()]
+            else:
+                inputs.append((name, array))
     return [name for name, _ in inputs], [array for _, array in inputs]
 
 

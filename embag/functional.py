@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from embag import _arguments, _encodings, _threads
+from embag import _arguments, _encodings, _ragged, _threads
 from embag._dispatch import kernels
 from embag.quantized import QuantizedTable
 
@@ -28,6 +28,7 @@ Invalid = Literal["raise", "skip"]
 _EUCLIDEAN = 2.0
 _SUM = "sum"
 _RAISE = "raise"
+_INT64 = np.dtype(np.int64)
 
 # The names of what `out` must lie apart from: each as given and as converted.
 _INPUTS = ("input",) * 2 + ("weight",) * 2 + ("offsets",) * 2 + ("per_sample_weights",) * 2
@@ -47,6 +48,7 @@ def embedding_bag(
     include_last_offset: bool = ...,
     padding_idx: int | None = ...,
     *,
+    lengths: ArrayLike | None = ...,
     out: NDArray[Any] | None = ...,
     return_max_indices: Literal[False] = ...,
     num_threads: int | None = ...,
@@ -68,6 +70,7 @@ def embedding_bag(
     include_last_offset: bool = ...,
     padding_idx: int | None = ...,
     *,
+    lengths: ArrayLike | None = ...,
     out: NDArray[Any] | None = ...,
     return_max_indices: bool = ...,
     num_threads: int | None = ...,
@@ -88,6 +91,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
     *,
+    lengths: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     return_max_indices: bool = False,
     num_threads: int | None = None,
@@ -226,7 +230,28 @@ def embedding_bag(
     """
     indices: Any = input
     if not kernels.is_index_array(input):
-        indices = _arguments.as_index_array(input, "input")
+        indices = _ragged.as_input(input, "input")
+        if type(indices) is _ragged.Column:
+            return _pool_column(
+                indices,
+                weight,
+                offsets,
+                lengths,
+                max_norm,
+                norm_type,
+                scale_grad_by_freq,
+                mode,
+                sparse,
+                per_sample_weights,
+                include_last_offset,
+                padding_idx,
+                out,
+                return_max_indices,
+                num_threads,
+                out_dtype,
+                invalid,
+                return_n_invalid,
+            )
     bounds: Any = offsets
     if not (offsets is None or kernels.is_index_array(offsets)):
         bounds = _arguments.as_index_array(offsets, "offsets")
@@ -245,6 +270,9 @@ def embedding_bag(
             include_last_offset=include_last_offset,
             return_max_indices=return_max_indices,
         )
+    if lengths is not None:
+        bounds = _arguments.as_offsets(lengths, indices, offsets, include_last_offset)
+        include_last_offset = True
     if return_n_invalid is not False:
         _arguments.check_flags(return_n_invalid=return_n_invalid)
     n_invalid = None
@@ -342,6 +370,113 @@ def embedding_bag(
     return (result, count) if max_indices is None else (result, max_indices, count)
 
 
+def _pool_column(
+    column: _ragged.Column,
+    weight: Any,
+    offsets: Any,
+    lengths: Any,
+    max_norm: Any,
+    norm_type: Any,
+    scale_grad_by_freq: Any,
+    mode: Any,
+    sparse: Any,
+    per_sample_weights: Any,
+    include_last_offset: Any,
+    padding_idx: Any,
+    out: Any,
+    return_max_indices: Any,
+    num_threads: Any,
+    out_dtype: Any,
+    invalid: Any,
+    return_n_invalid: Any,
+) -> Any:
+    """`embedding_bag` of a ragged column: the same steps, and a kernel's run for each piece."""
+    _ragged.check_alone(offsets, lengths)
+    encoded = _encodings.as_table(weight)
+    n_rows, dim = len(encoded.rows), encoded.dim
+    _ragged.check_matrix(column, n_rows)
+    _arguments.check_flags(
+        scale_grad_by_freq=scale_grad_by_freq,
+        sparse=sparse,
+        include_last_offset=include_last_offset,
+        return_max_indices=return_max_indices,
+        return_n_invalid=return_n_invalid,
+    )
+    _arguments.check_invalid(invalid)
+    _arguments.check_mode(mode, sparse, scale_grad_by_freq, return_max_indices)
+    weights = column.weights if mode == "sum" else None
+    if per_sample_weights is not None:
+        weights = _ragged.as_weights(per_sample_weights, column, mode, encoded.sums_dtype)
+    padding = -1 if padding_idx is None else _arguments.as_padding_row(padding_idx, n_rows)
+    norm_type = _arguments.as_norm_type(norm_type)
+    if max_norm is not None:
+        max_norm = _arguments.as_max_norm(max_norm, weight)
+    if num_threads is not None:
+        num_threads = _arguments.as_count(num_threads, "num_threads")
+    dtype = encoded.sums_dtype
+    if out_dtype is not None:
+        dtype = _encodings.as_out_dtype(out_dtype, dtype)
+
+    shape = (column.n_bags, dim)
+    if out is None:
+        result = _arguments.new_array(np.empty, shape, dtype)
+    else:
+        columns = {"input": column, "per_sample_weights": weights}
+        arrays = [("weight", weight), ("weight", encoded.rows)]
+        for name, part in columns.items():
+            arrays += [(name, array) for array in (part.arrays() if part else ())]
+        names, inputs = zip(*arrays, strict=True)
+        _arguments.check_out(out, shape, dtype, names, inputs)
+        result = out
+    max_indices = _arguments.new_array(np.empty, shape, _INT64) if return_max_indices else None
+
+    refuse = invalid == "raise"
+    if max_norm is not None:
+        column = column.apart_from(weight)
+        weights = weights and weights.apart_from(weight)
+    if max_norm is not None or out is not None or dim == 0:
+        # Nothing may be written before every position is known to be good.
+        column.check(n_rows, refuse)
+        if weights is not None:
+            for _ in column.pieces(weights, encoded.sums_dtype):
+                pass
+    if max_norm is not None:
+        used = [np.unique(piece.indices.reshape(-1)[piece.positions]) for piece in column.pieces()]
+        n_threads = _threads.threads_for(sum(map(len, used)) * dim, num_threads)
+        if used:
+            _renorm(weight, np.concatenate(used), max_norm, norm_type, refuse, n_threads)
+        encoded = _encodings.as_table(weight)
+
+    reduce = partial(_threads.run, kernels.embedding_bag)
+    n_invalid = 0
+    for piece in column.pieces(weights, encoded.sums_dtype):
+        bags = slice(piece.start, piece.start + piece.n)
+        n_entries = (piece.positions.stop - piece.positions.start + piece.n) * dim
+        counter = None if refuse else np.zeros(1, np.int64)
+        call = (
+            _threads.threads_for(n_entries, num_threads),
+            encoded.rows,
+            piece.indices,
+            piece.offsets,
+            kernels.PART,
+            piece.sample,
+            mode,
+            padding,
+            counter,
+        )
+        winners = None if max_indices is None else max_indices[bags]
+        if not _reduce_encoded(reduce, encoded, call, result[bags], winners):
+            column.check(n_rows, refuse)
+            _arguments.raise_for_change()
+        n_invalid += 0 if counter is None else int(counter[0])
+    returned: list[Any] = [result]
+    if max_indices is not None:
+        returned.append(max_indices)
+    if return_n_invalid:
+        returned.append(n_invalid)
+    return result if len(returned) == 1 else tuple(returned)
+
+
 def _reduce_encoded(
     reduce: Callable[..., bool],
     encoded: _encodings.Table,
@@ -373,7 +508,8 @@ def _max_of_encoded(
     in_range = _arguments.rows_in_range(rows, len(table))
     rows, places = rows[in_range], places - in_range.start
     positions = np.zeros(indices.shape, np.int64)
-    positions.reshape(-1)[: len(used)] = places.reshape(-1)
+    start = int(bounds[0]) if include_last_offset and bounds is not None else 0
+    positions.reshape(-1)[start : start + len(used)] = places.reshape(-1)
     if padding >= 0:
         place = int(np.searchsorted(rows, padding))
         padding = place if place < len(rows) and rows[place] == padding else -1

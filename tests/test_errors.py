@@ -275,9 +275,9 @@ def test_error(failing_call, kind, message, level):
     np.testing.assert_array_equal(W, table)
 
 
-def test_ragged_lists_are_refused():
-    with pytest.raises(ValueError, match=r"^input must be an array of integers, got list: "):
-        call(input=[[1], [1, 2]], offsets=None)()
+def test_ragged_lists_are_refused_where_arrays_are_asked_for():
+    with pytest.raises(ValueError, match=r"^offsets must be None where input is ragged, got "):
+        call(input=[[1], [1, 2]])()
     with pytest.raises(ValueError, match=r"^per_sample_weights must be an array of numbers"):
         call(per_sample_weights=[[1], [1, 2], [3]])()
 

@@ -87,6 +87,7 @@ def test_sdist_has_the_sources_and_no_generated_file(sdist):
         "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile",
         "embag/_core.pyx", "embag/_core_v3.pyx", "embag/_core_v4.pyx", "embag/_platform.h",
         "embag/_teams.pyx", "embag/_teams.h", "embag/_teams.pyi",
+        "embag/_arrow.pyx", "embag/_arrow.h", "embag/_arrow.pyi",
         "embag/_bags.pxi", "embag/_forward.pxi", "embag/_backward.pxi", "embag/_grouping.pxi",
         "examples/train_numpy.py", "tools/declare_libraries.py",
         "embag/_core.pyi", "embag/py.typed", "tests/cases.py", "docs/design.md",

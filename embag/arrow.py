@@ -1,0 +1,87 @@
+"""Results as Arrow columns, without a copy, for whatever reads Arrow.
+
+Needs the extra `arrow` (the package nanoarrow), which is imported when it is used.
+
+Tested in tests/test_arrow.py.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from embag import _arguments
+
+if TYPE_CHECKING:
+    import nanoarrow
+
+_DTYPES = ("float16", "float32", "float64")
+
+
+def to_arrow(array: NDArray[Any], *, mask: ArrayLike | None = None) -> "nanoarrow.Array":
+    """Return the rows of an array as an Arrow column of lists of one size.
+
+    Parameters
+    ----------
+    array : ndarray of float16, float32 or float64, shape (n_rows, dim)
+        A result. Its memory is the column's where it is C-contiguous; it is copied
+        otherwise. It must not be written to while the column is in use.
+    mask : array_like of bool, shape (n_rows,), optional
+        True for the rows that are to be null, as those of `empty_bags` may be.
+
+    Returns
+    -------
+    nanoarrow.Array
+        Of type FixedSizeList. Whatever speaks Arrow's PyCapsule interface takes it without a
+        copy: ``pyarrow.array(column)``, ``polars.Series(column)``.
+
+    Raises
+    ------
+    ImportError
+        If nanoarrow is not installed.
+    TypeError
+        If the dtype is none of these.
+    ValueError
+        If a shape is wrong.
+
+    See Also
+    --------
+    empty_bags : which bags have nothing in them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import embag
+    >>> column = embag.to_arrow(np.array([[1, 2], [0, 0]], np.float32), mask=[False, True])
+    >>> column.to_pylist()
+    [[1.0, 2.0], None]
+    """
+    if not _arguments.is_array(array):
+        raise TypeError(f"array must be a numpy.ndarray, got {_arguments.describe(array)}")
+    if array.dtype.name not in _DTYPES:
+        raise TypeError(f"array must be float16, float32 or float64, got {array.dtype}")
+    if array.ndim != 2:
+        raise ValueError(f"array must be 2-D (n_rows, dim), got shape {array.shape}")
+    n_rows, dim = array.shape
+    if dim >= 2**31:
+        raise ValueError(f"array must have less than 2**31 columns, got {dim}")
+    valid = None
+    if mask is not None:
+        null = np.asarray(mask)
+        if null.dtype != np.bool_:
+            raise TypeError(f"mask must be bools, got dtype {null.dtype}")
+        if null.shape != (n_rows,):
+            raise ValueError(f"mask must have shape {(n_rows,)}, got {null.shape}")
+        if null.any():
+            valid = np.packbits(~null, bitorder="little")
+    try:
+        import nanoarrow  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            "to_arrow needs the package nanoarrow: pip install 'embag-cpu[arrow]'"
+        ) from error
+    entries = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    item = getattr(nanoarrow, array.dtype.name)(nullable=False)
+    items = nanoarrow.c_array_from_buffers(item, n_rows * dim, [None, entries.reshape(-1)])
+    lists = nanoarrow.fixed_size_list(item, dim, nullable=valid is not None)
+    return nanoarrow.Array(nanoarrow.c_array_from_buffers(lists, n_rows, [valid], children=[items]))
