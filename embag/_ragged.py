@@ -30,6 +30,8 @@ AnyArray: TypeAlias = NDArray[Any]
 BLOCK_BAGS = 1 << 16
 BLOCK_ITEMS = 1 << 20
 
+_BAGS = (list, tuple, np.ndarray)  # what may be a list in a list
+
 _FORMATS = {"b": "booleans", "u": "strings", "U": "strings", "vu": "strings", "+s": "structs"}
 
 
@@ -370,18 +372,16 @@ def _whole(
             return None
         sample = sample.reshape(items.shape)
     else:
-        # The kernel has one place for an index and its weight: lists that start elsewhere
-        # in either are moved, by their offsets.
-        first, last = int(offsets[0]), int(offsets[-1])
-        other = int(factors.offsets[0])
-        if factors.offsets is not offsets:
-            if not np.array_equal(offsets - first, factors.offsets - other):
-                return None
-            offsets = offsets - first
-            items, sample = items[first:last], sample[other : other + last - first]
-        else:
+        first, last, other = int(offsets[0]), int(offsets[-1]), int(factors.offsets[0])
+        if first == other:
+            same = np.array_equal(offsets, factors.offsets)
             items, sample = items[: max(0, last)], sample[: max(0, last)]
-        if len(items) != len(sample):
+        else:
+            # The kernel has one place for an index and its weight.
+            same = np.array_equal(offsets - first, factors.offsets - other)
+            items, sample = items[first:last], sample[other : other + last - first]
+            offsets = offsets - first
+        if not same or len(items) != len(sample):
             return None
     sample = np.require(sample, dtype, ["C", "A"])
     return Piece(start, chunk.n, items, offsets, sample)
@@ -440,8 +440,16 @@ def check_alone(offsets: Any, lengths: Any) -> None:
             raise ValueError(f"{name} must be None where input is ragged, got {describe(seen)}")
 
 
-def as_weights(value: Any, column: Column, mode: str, dtype: np.dtype[Any]) -> Column:
-    """Return weights of a ragged column as one, checked but for the lengths of its lists."""
+def as_weights(value: Any, column: Column, mode: str, dtype: np.dtype[Any]) -> Column | None:
+    """Return weights of a ragged column as one, checked but for the lengths of its lists.
+
+    By themselves only a matrix has some: its data, for sums.
+    """
+    if value is None:
+        if column.weights is None or mode != "sum":
+            return None
+        _arguments.check_castable(f"the data of {column.name}", column.weights.dtype, dtype)
+        return column.weights
     name = "per_sample_weights"
     _arguments.check_weighted(mode, value)
     if column.weights is not None:
@@ -514,7 +522,7 @@ def _of_sequences(value: Any, name: str, always: bool) -> Column | None:
     array = value
     if not _arguments.is_array(value):
         first = next((entry for entry in value if entry is not None), None)
-        if not isinstance(first, (list, tuple, np.ndarray)) and (first is not None or not value):
+        if not isinstance(first, _BAGS) and (first is not None or not value):
             return None
         try:
             array = np.asarray(value)
@@ -528,7 +536,7 @@ def _of_sequences(value: Any, name: str, always: bool) -> Column | None:
         return Column([Chunk(n, array.reshape(-1), list_size=list_size)], name)
     if array is not None and array.ndim == 1 and _arguments.is_array(value):
         bags: list[Any] = list(array)
-        if not any(isinstance(bag, (list, tuple, np.ndarray)) or bag is None for bag in bags):
+        if bags and not any(bag is None or isinstance(bag, _BAGS) for bag in bags):
             return None
     elif array is None or array.ndim <= 2:
         bags = list(value)
@@ -539,7 +547,7 @@ def _of_sequences(value: Any, name: str, always: bool) -> Column | None:
     for b, bag in enumerate(bags):
         if bag is None or (isinstance(bag, float) and math.isnan(bag)):  # so pandas has a null
             continue
-        if not isinstance(bag, (list, tuple, np.ndarray)):
+        if not isinstance(bag, _BAGS):
             raise TypeError(f"{name}[{b}] must be a list or an array, got {describe(bag)}")
         flat.append(bag)
         lengths[b + 1] = len(bag)
@@ -553,7 +561,9 @@ def _joined(bags: list[Any], offsets: AnyArray, name: str) -> Chunk:
         if all(type(bag) is np.ndarray for bag in bags):
             items = np.concatenate(bags) if bags else np.zeros(0, np.int64)
         else:
-            flat = list(itertools.chain.from_iterable(bags))
+            # Integers of Python's own: NumPy takes a mixture of its types for floats.
+            each = (bag.tolist() if type(bag) is np.ndarray else bag for bag in bags)
+            flat = list(itertools.chain.from_iterable(each))
             if None in flat:
                 valid = Mask.of(np.array([item is not None for item in flat]))
                 flat = [0 if item is None else item for item in flat]
@@ -590,19 +600,13 @@ def _of_awkward(value: Any, name: str) -> Column | None:
     if not (layout.is_list and layout.content.is_numpy):
         # Nulls, an index between lists and items, or no items at all: converted.
         flat = ak.flatten(value, axis=1)
-        items = np.asarray(ak.fill_none(flat, 0))
+        known = ~np.asarray(ak.is_none(flat))
+        kept = np.asarray(ak.drop_none(flat))
+        items = np.zeros(len(known), kept.dtype if len(kept) else np.int64)
+        items[known] = kept
         counts = np.asarray(ak.fill_none(ak.num(value, axis=1), 0))
         offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        if items.size == 0:
-            items = np.zeros(0, np.int64)  # awkward takes [] for float64
-        return Column(
-            [
-                Chunk(
-                    len(counts), items, offsets, items_valid=Mask.of(~np.asarray(ak.is_none(flat)))
-                )
-            ],
-            name,
-        )
+        return Column([Chunk(len(counts), items, offsets, items_valid=Mask.of(known))], name)
     items = np.asarray(layout.content.data)
     if layout.is_regular:
         return Column([Chunk(len(layout), items, list_size=layout.size)], name)

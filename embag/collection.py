@@ -457,9 +457,7 @@ class EmbeddingBagCollection:
                 if type(indices) is _ragged.Column:
                     bounds, n_bags = None, indices.n_bags
                     _ragged.check_alone(given_offsets, None)
-                    sample: Any = indices.weights if feature.mode == "sum" else None
-                    if given_sample is not None:
-                        sample = _ragged.as_weights(given_sample, indices, feature.mode, _FLOAT32)
+                    sample: Any = _ragged.as_weights(given_sample, indices, feature.mode, _FLOAT32)
                 else:
                     bounds, sample, n_bags = _as_arrays(
                         indices, given_offsets, given_sample, feature.mode, include_last_offset

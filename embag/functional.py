@@ -404,9 +404,7 @@ def _pool_column(
     )
     _arguments.check_invalid(invalid)
     _arguments.check_mode(mode, sparse, scale_grad_by_freq, return_max_indices)
-    weights = column.weights if mode == "sum" else None
-    if per_sample_weights is not None:
-        weights = _ragged.as_weights(per_sample_weights, column, mode, encoded.sums_dtype)
+    weights = _ragged.as_weights(per_sample_weights, column, mode, encoded.sums_dtype)
     padding = -1 if padding_idx is None else _arguments.as_padding_row(padding_idx, n_rows)
     norm_type = _arguments.as_norm_type(norm_type)
     if max_norm is not None:

@@ -21,11 +21,13 @@ from embag import (
     _dispatch,
     _encodings,
     _grouping,
+    _ragged,
     _threads,
     backward,
     collection,
     functional,
     quantized,
+    ragged,
     sparse_rows,
 )
 
@@ -49,7 +51,7 @@ def level(request, monkeypatch):
     kernels = _dispatch.load_level(request.param)
     patched = (
         *(functional, backward, sparse_rows, quantized, collection),
-        *(_arguments, _encodings, _grouping),
+        *(_arguments, _encodings, _grouping, _ragged, ragged),
     )
     for module in patched:
         monkeypatch.setattr(module, "kernels", kernels)
