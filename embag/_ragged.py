@@ -440,6 +440,25 @@ def check_alone(offsets: Any, lengths: Any) -> None:
             raise ValueError(f"{name} must be None where input is ragged, got {describe(seen)}")
 
 
+def is_plain(array: Any) -> bool:
+    """Return whether this is an array of numbers, or other things that are not ragged."""
+    return type(array) is np.ndarray and array.dtype != object
+
+
+def alike(indices: Any, weights: Any, name: str) -> tuple[Any, Any]:
+    """Return ids and weights, both as columns if the weights are ragged, where they can be.
+
+    Lists that happen to be of one length are an array to NumPy; their weights need not be.
+    """
+    if type(indices) is Column or indices.ndim == 2:
+        column = as_column(weights, "per_sample_weights")
+        if column is not None:
+            weights = column
+            if type(indices) is not Column:
+                indices = column_of(indices, None, len(indices), name)
+    return indices, weights
+
+
 def as_weights(value: Any, column: Column, mode: str, dtype: np.dtype[Any]) -> Column | None:
     """Return weights of a ragged column as one, checked but for the lengths of its lists.
 
@@ -478,6 +497,9 @@ def as_column(value: Any, name: str, always: bool = False) -> Column | None:
     Rectangles of numbers, such as ``[[1, 2], [3, 4]]``, are ragged only if `always`.
     """
     kind = type(value)
+    if kind is Column:
+        column: Column = value
+        return column
     if issubclass(kind, (np.ndarray, list, tuple)):
         return _of_sequences(value, name, always)
     read = _READERS.get(getattr(kind, "__module__", "").partition(".")[0])

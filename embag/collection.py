@@ -454,6 +454,8 @@ class EmbeddingBagCollection:
             as_given = given, given_offsets, given_sample
             with _arguments.where(f"feature {name!r}"):
                 indices = _ragged.as_input(given, "ids")
+                if given_sample is not None and not _ragged.is_plain(given_sample):
+                    indices, given_sample = _ragged.alike(indices, given_sample, "ids")
                 if type(indices) is _ragged.Column:
                     bounds, n_bags = None, indices.n_bags
                     _ragged.check_alone(given_offsets, None)

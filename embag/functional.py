@@ -231,27 +231,29 @@ def embedding_bag(
     indices: Any = input
     if not kernels.is_index_array(input):
         indices = _ragged.as_input(input, "input")
-        if type(indices) is _ragged.Column:
-            return _pool_column(
-                indices,
-                weight,
-                offsets,
-                lengths,
-                max_norm,
-                norm_type,
-                scale_grad_by_freq,
-                mode,
-                sparse,
-                per_sample_weights,
-                include_last_offset,
-                padding_idx,
-                out,
-                return_max_indices,
-                num_threads,
-                out_dtype,
-                invalid,
-                return_n_invalid,
-            )
+    if per_sample_weights is not None and not _ragged.is_plain(per_sample_weights):
+        indices, per_sample_weights = _ragged.alike(indices, per_sample_weights, "input")
+    if type(indices) is _ragged.Column:
+        return _pool_column(
+            indices,
+            weight,
+            offsets,
+            lengths,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            mode,
+            sparse,
+            per_sample_weights,
+            include_last_offset,
+            padding_idx,
+            out,
+            return_max_indices,
+            num_threads,
+            out_dtype,
+            invalid,
+            return_n_invalid,
+        )
     bounds: Any = offsets
     if not (offsets is None or kernels.is_index_array(offsets)):
         bounds = _arguments.as_index_array(offsets, "offsets")

@@ -218,6 +218,20 @@ def test_weights_of_lists_of_one_size():
             assert_same_bits(got, expected)
 
 
+def test_lists_that_happen_to_be_of_one_length():
+    pa = pytest.importorskip("pyarrow")
+    lists, factors = [[1, 2], [3, 4]], [[0.5, 1.0], [2.0, 3.0]]
+    expected = pool_arrays(lists, factors, mode="sum")
+    ebc = embag.EmbeddingBagCollection({"a": W}, [embag.Feature("x", "a")])
+    objects = MAKERS["objects"].make(factors, np.dtype(np.float32))
+    for ids in (lists, np.array(lists), pa.array(lists), MAKERS["objects"].make(lists, np.int64)):
+        for weights in (factors, np.array(factors), pa.array(factors), objects):
+            got = embag.embedding_bag(ids, W, mode="sum", per_sample_weights=weights)
+            assert_same_bits(got, expected)
+            got = ebc({"x": ids}, per_sample_weights={"x": weights})
+            assert_same_bits(got, expected)
+
+
 @pytest.mark.parametrize(
     ("ids", "weights", "message"),
     [
