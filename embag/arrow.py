@@ -58,6 +58,7 @@ def to_arrow(array: NDArray[Any], *, mask: ArrayLike | None = None) -> "nanoarro
     """
     if not _arguments.is_array(array):
         raise TypeError(f"array must be a numpy.ndarray, got {_arguments.describe(array)}")
+    array = np.ndarray.view(array, np.ndarray)
     if array.dtype.name not in _DTYPES:
         raise TypeError(f"array must be float16, float32 or float64, got {array.dtype}")
     if array.ndim != 2:
