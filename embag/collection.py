@@ -319,7 +319,8 @@ class EmbeddingBagCollection:
         values : array_like of int, shape (n_indices,), or mapping of str
             The ids of all features end to end: those of the first feature for the whole
             batch, then those of the second, and so on. Or by feature, each either ids of
-            shape (batch, bag_size) or a pair ``(ids, offsets)`` as for `embedding_bag`.
+            shape (batch, bag_size), a pair ``(ids, offsets)`` or a ragged column, as for
+            `embedding_bag`.
         offsets : array_like of int, shape (n_features * batch + 1,), optional
             Where each bag starts, feature by feature, and where the last one ends. Not
             with a mapping.

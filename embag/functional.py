@@ -1,6 +1,6 @@
 """`embedding_bag`: five steps from arguments to result.
 
-check the arguments           `_arguments.py`
+check the arguments           `_arguments.py`; what is ragged: `_ragged.py`
 decide how to run             `_threads.py`
 allocate the output           here: the only memory that grows with the call
 run the kernel                `_core.pyx`, at the level that `_dispatch.py` chose
@@ -103,10 +103,12 @@ def embedding_bag(
 
     Parameters
     ----------
-    input : array_like of int, shape (n_indices,) or (n_bags, bag_size)
-        The rows to gather, each in ``0 .. n_rows - 1``. 1-D with `offsets`; 2-D has a
-        bag in each row. Contiguous int32 and int64 arrays are read in place, others are
-        converted.
+    input : array_like of int, shape (n_indices,) or (n_bags, bag_size), or a ragged column
+        The rows to gather, each in ``0 .. n_rows - 1``. 1-D with `offsets` or `lengths`; 2-D
+        has a bag in each row. Contiguous int32 and int64 arrays are read in place, others are
+        converted. A ragged column has a bag in each list: an Arrow column of lists of any
+        library, a CSR matrix of scipy, an awkward array, a nested tensor of torch, a ragged
+        one of TensorFlow, a list of lists, an object array of arrays.
     weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
         The table, of shape (n_rows, dim). Read in place where the entries of a row are
         adjacent, whatever the distance between rows; memory maps and read-only arrays
@@ -128,13 +130,15 @@ def embedding_bag(
         The reduction.
     per_sample_weights : array_like, shape of `input`, optional
         Factors for the rows, with ``mode="sum"`` only; computed in the dtype of
-        sums.
+        sums. Ragged as `input`, where that is. A CSR matrix has its own: its data.
     include_last_offset : bool, optional
         `offsets` has one entry more: where the last bag ends. What follows in `input`
         is in no bag and not read.
     padding_idx : int, optional
         A row, which may be counted from the end. Entries of `input` equal to it are
         left out, also of the mean's divisor.
+    lengths : array_like of int, shape (n_bags,), optional
+        How many entries of `input` each bag has, in the place of `offsets`: all together.
     out : ndarray, shape (n_bags, dim), optional
         Where to put the result: C-contiguous, of the result's dtype, apart from all
         inputs.
@@ -181,6 +185,8 @@ def embedding_bag(
     --------
     aligned_copy : tables in memory that is faster to gather from.
     quantize : tables of 8, 4 or 2 bits an entry.
+    empty_bags : which bags have nothing in them.
+    to_arrow : the result as an Arrow column.
     set_num_threads, num_threads : the limit of the process, and of a block.
 
     Notes
@@ -195,7 +201,8 @@ def embedding_bag(
 
     A call that raises has not touched `weight` or `out`, unless it is the RuntimeError for
     arrays that another thread changed. The memory that a call takes is its result, and
-    the copies of arguments that cannot be read in place. `max_norm` also takes a sorted
+    the copies of arguments that cannot be read in place: of a ragged column's in blocks of
+    about a million ids. `max_norm` also takes a sorted
     copy of `input`, `out_dtype` for a float32 table the float32 result, and
     `return_max_indices` for a table of narrower entries the rows in use in float32. The
     mask of a masked array is not looked at.
@@ -221,6 +228,13 @@ def embedding_bag(
     >>> embag.embedding_bag([[0, 1], [2, 3]], weight)
     array([[ 5.,  6.],
            [25., 26.]], dtype=float32)
+
+    Nor does what is ragged; a null list is an empty bag, and a null id is left out:
+
+    >>> embag.embedding_bag([[1, 2], None, [3, None]], weight)
+    array([[15., 16.],
+           [ 0.,  0.],
+           [30., 31.]], dtype=float32)
 
     Ids that are newer than the table can be left out, and counted:
 
