@@ -323,7 +323,7 @@ cdef void set_input(Job* job, cnp.ndarray input, Py_ssize_t n_positions, object 
     job.wide = cnp.PyArray_ITEMSIZE(input) == 8
     job.n_positions = n_positions
     job.ones = n_positions < ONES * job.bags.n_bags
-    job.reduce_columns = reducer_of(job.encoding, FLOAT32, job.wide)
+    job.reduce_columns = reducer_of(job.encoding, job.out_encoding, job.wide)
     if sample is not None:
         job.operation = WEIGHTED_SUM
         job.sample = cnp.PyArray_DATA(<cnp.ndarray>sample)

@@ -237,6 +237,16 @@ cdef void describe_table(
         job.ahead = job.burst
 
 
+cdef int look_at_table(cnp.ndarray weight, int encoding, Py_ssize_t* dim) except -1:
+    """Look once more at the layout of a table: its encoding, if that is not told, and width."""
+    if encoding >= 0:
+        refuse_change(is_encoded_table(weight, encoding, dim[0]))
+        return encoding
+    refuse_change(is_table(weight))
+    dim[0] = cnp.PyArray_DIM(weight, 1)
+    return FLOAT32 if cnp.PyArray_ITEMSIZE(weight) == 4 else FLOAT64
+
+
 def embedding_bag(
     int n_threads,
     cnp.ndarray weight not None,     # IN   (n_rows, dim) float32 or float64, columns adjacent,
@@ -272,12 +282,7 @@ def embedding_bag(
         int64_t n_left_out = 0
         bint done
 
-    if encoding >= 0:
-        refuse_change(is_encoded_table(weight, encoding, dim))
-    else:
-        refuse_change(is_table(weight))
-        encoding = FLOAT32 if cnp.PyArray_ITEMSIZE(weight) == 4 else FLOAT64
-        dim = cnp.PyArray_DIM(weight, 1)
+    encoding = look_at_table(weight, encoding, &dim)
     if out_encoding < 0:
         out_encoding = encoding
     sample_type = cnp.NPY_FLOAT64 if out_encoding == FLOAT64 else cnp.NPY_FLOAT32
@@ -339,6 +344,100 @@ def embedding_bag(
         n_tasks = plan(&job.bags, dim, 8 if encoding == FLOAT64 else 4, SHARES * n_threads, tasks)
         done = do_tasks(&job, tasks, n_tasks, n_threads, &n_left_out)
         free(tasks)
+    if n_invalid is not None:
+        (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_invalid))[0] = n_left_out
+    return done
+
+
+def embedding_bags(
+    int n_threads,
+    cnp.ndarray weight not None,     # IN   as in embedding_bag
+    tuple inputs not None,           # IN   an index array for each part: 1-D, or 2-D
+    tuple offsets not None,          # IN   an index array for each, or None where that is 2-D
+    int include_last_offset,
+    tuple per_sample_weights not None,  # IN   like the input for each, or None
+    str mode not None,
+    Py_ssize_t padding,
+    object n_invalid,
+    cnp.ndarray out not None,        # OUT  (n_bags, dim): the parts' bags, one after the other
+    object max_indices,              # None
+    object out_rows=None,            # None
+    int encoding=-1,
+    Py_ssize_t dim=-1,
+    int out_encoding=-1,
+):
+    """Fill `out` as `embedding_bag` does, by the bags of several parts, in one go.
+
+    A parallel region for each would take longer than a part's work, where they are small.
+    """
+    cdef:
+        Job* jobs = NULL
+        Job* job
+        Task* tasks = NULL
+        Task only_task
+        int64_t* counts = NULL
+        Py_ssize_t n_jobs = len(inputs), first = 0, j, n_positions
+        size_t n_tasks = 3 * (SHARES * <size_t>n_threads + <size_t>n_jobs)
+        int sample_type
+        int64_t n_left_out = 0
+        bint done = True
+
+    encoding = look_at_table(weight, encoding, &dim)
+    if out_encoding < 0:
+        out_encoding = encoding
+    sample_type = cnp.NPY_FLOAT64 if out_encoding == FLOAT64 else cnp.NPY_FLOAT32
+    refuse_change(len(offsets) == len(per_sample_weights) == n_jobs
+                  and max_indices is None and out_rows is None
+                  and cnp.PyArray_NDIM(out) == 2
+                  and is_result(out, cnp.PyArray_DIM(out, 0), dim, type_of(out_encoding))
+                  and (n_invalid is None or is_factors(n_invalid, 1, cnp.NPY_INT64)))
+    jobs = <Job*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(Job))
+    tasks = <Task*>malloc(n_tasks * sizeof(Task))
+    counts = <int64_t*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(int64_t))
+    try:
+        if jobs == NULL or tasks == NULL or counts == NULL:
+            raise MemoryError("no memory to plan a call")
+        memset(jobs, 0, <size_t>n_jobs * sizeof(Job))
+        memset(counts, 0, <size_t>n_jobs * sizeof(int64_t))
+        for j in range(n_jobs):
+            job = &jobs[j]
+            refuse_change(is_index_array(inputs[j])
+                          and (offsets[j] is None or is_index_array(offsets[j])))
+            job.bags = describe_bags(inputs[j], offsets[j], include_last_offset != 0)
+            refuse_change(
+                0 <= job.bags.n_bags <= cnp.PyArray_DIM(out, 0) - first
+                and (per_sample_weights[j] is None
+                     or is_factors(per_sample_weights[j], job.bags.n_indices, sample_type))
+            )
+            describe_table(job, weight, encoding, dim)
+            job.padding = padding
+            job.skip_invalid = n_invalid is not None
+            job.operation = MAX if mode == "max" else SUM
+            job.mean = mode == "mean"
+            job.out = <char*>cnp.PyArray_DATA(out) + first * dim * cnp.PyArray_ITEMSIZE(out)
+            job.out_encoding = out_encoding
+            job.out_stride = dim
+            n_positions = positions_in(&job.bags, include_last_offset)
+            done = done and n_positions >= 0
+            set_input(job, inputs[j], n_positions, per_sample_weights[j])
+            refuse_change(job.reduce_columns != NULL)
+            first += job.bags.n_bags
+        refuse_change(first == cnp.PyArray_DIM(out, 0))
+        if done and (n_threads == 1 or dim == 0):   # without OpenMP
+            with nogil:
+                for j in range(n_jobs):
+                    only_task = Task(0, jobs[j].bags.n_bags, 0, dim, True, False, 0, 0)
+                    done = done and do_task(&jobs[j], &only_task)
+                    n_left_out += only_task.n_invalid
+        elif done:
+            done = do_tasks(jobs, tasks, plan_jobs(jobs, n_jobs, tasks, n_threads), n_threads,
+                            counts)
+            for j in range(n_jobs):
+                n_left_out += counts[j]
+    finally:
+        free(jobs)
+        free(tasks)
+        free(counts)
     if n_invalid is not None:
         (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_invalid))[0] = n_left_out
     return done

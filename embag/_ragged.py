@@ -145,11 +145,26 @@ class Piece(NamedTuple):
     given_offsets: AnyArray | None = None  # those of all items, then
 
     @property
-    def positions(self) -> slice:
-        """The part of `indices` that is in bags, where these are 1-D."""
+    def arrays(self) -> tuple[AnyArray, AnyArray | None, AnyArray | None]:
+        """What the kernels take: indices, offsets, weights."""
+        return self.indices, self.offsets, self.sample
+
+    @property
+    def first(self) -> int:
+        """Where the first bag starts in `indices`."""
+        return 0 if self.offsets is None else int(self.offsets[0])
+
+    @property
+    def used(self) -> AnyArray:
+        """The part of `indices` that is in bags, end to end."""
         if self.offsets is None:
-            return slice(0, self.n * self.indices.shape[1])
-        return slice(int(self.offsets[0]), int(self.offsets[-1]))
+            return self.indices.reshape(-1)
+        return self.indices[self.first : int(self.offsets[-1])]
+
+    @property
+    def n_used(self) -> int:
+        """How many these are; whatever the offsets hold."""
+        return len(self.used)
 
 
 class Column:
@@ -271,7 +286,7 @@ class Column:
         if not refuse:
             return
         for piece in self.pieces():
-            used = piece.indices.reshape(-1)[piece.positions]
+            used = piece.used
             k = kernels.first_bad_index(used, n_rows)
             if k >= 0:
                 self._raise_for_index(piece, k, int(used[k]), n_rows)
@@ -282,7 +297,7 @@ class Column:
         if piece.offsets is None:
             b, item = divmod(k, piece.indices.shape[1])
         else:
-            k += piece.positions.start
+            k += piece.first
             bounds: AnyArray = piece.offsets
             if piece.kept is not None and piece.given_offsets is not None:
                 k, bounds = int(np.flatnonzero(piece.kept)[k]), piece.given_offsets
@@ -319,6 +334,20 @@ class Column:
             for chunk in self.chunks
         ]
         return Column(chunks, self.name)
+
+
+def together(pieces: Iterator[Piece], n_items: int) -> Iterator[list[Piece]]:
+    """Yield neighbouring pieces that have about so many items in all."""
+    some: list[Piece] = []
+    n = 0
+    for piece in pieces:
+        some.append(piece)
+        n += piece.n_used
+        if n >= n_items:
+            yield some
+            some, n = [], 0
+    if some:
+        yield some
 
 
 def _gather(

@@ -455,31 +455,32 @@ def _pool_column(
             for _ in column.pieces(weights, encoded.sums_dtype):
                 pass
     if max_norm is not None:
-        used = [np.unique(piece.indices.reshape(-1)[piece.positions]) for piece in column.pieces()]
+        used = [np.unique(piece.used) for piece in column.pieces()]
         n_threads = _threads.threads_for(sum(map(len, used)) * dim, num_threads)
         if used:
             _renorm(weight, np.concatenate(used), max_norm, norm_type, refuse, n_threads)
         encoded = _encodings.as_table(weight)
 
-    reduce = partial(_threads.run, kernels.embedding_bag)
     n_invalid = 0
-    for piece in column.pieces(weights, encoded.sums_dtype):
-        bags = slice(piece.start, piece.start + piece.n)
-        n_entries = (piece.positions.stop - piece.positions.start + piece.n) * dim
+    # The kernel that tells the winning rows takes one piece.
+    n_together = _ragged.BLOCK_ITEMS if max_indices is None else 0
+    for pieces in _ragged.together(column.pieces(weights, encoded.sums_dtype), n_together):
+        bags = slice(pieces[0].start, pieces[-1].start + pieces[-1].n)
+        n_entries = sum(piece.n_used + piece.n for piece in pieces) * dim
+        n_threads = _threads.threads_for(n_entries, num_threads)
         counter = None if refuse else np.zeros(1, np.int64)
-        call = (
-            _threads.threads_for(n_entries, num_threads),
-            encoded.rows,
-            piece.indices,
-            piece.offsets,
-            kernels.PART,
-            piece.sample,
-            mode,
-            padding,
-            counter,
-        )
-        winners = None if max_indices is None else max_indices[bags]
-        if not _reduce_encoded(reduce, encoded, call, result[bags], winners):
+        read: Any = pieces[0].arrays
+        kernel: Any = kernels.embedding_bag
+        winners = None
+        if max_indices is None:
+            read = zip(*(piece.arrays for piece in pieces), strict=True)
+            kernel = kernels.embedding_bags
+        else:
+            winners = max_indices[bags]
+        indices, offsets, samples = read
+        bags_of = (indices, offsets, kernels.PART, samples)
+        call = (n_threads, encoded.rows, *bags_of, mode, padding, counter)
+        if not _reduce_encoded(partial(_threads.run, kernel), encoded, call, result[bags], winners):
             column.check(n_rows, refuse)
             _arguments.raise_for_change()
         n_invalid += 0 if counter is None else int(counter[0])

@@ -286,22 +286,22 @@ def test_weights_that_are_none():
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The arrays that kernels get."""
-    calls = []
-    kernel = functional.kernels.embedding_bag
+    """The pieces that the kernel gets: (indices, offsets, weights) of each."""
+    pieces = []
+    kernel = functional.kernels.embedding_bags
 
-    def watch(*arguments):
-        calls.append(arguments)
-        return kernel(*arguments)
+    def watch(n_threads, table, inputs, offsets, part, samples, *others):
+        pieces.extend(zip(inputs, offsets, samples, strict=True))
+        return kernel(n_threads, table, inputs, offsets, part, samples, *others)
 
     class Watched:
-        embedding_bag = staticmethod(watch)
+        embedding_bags = staticmethod(watch)
 
         def __getattr__(self, name):
             return getattr(embag._dispatch.kernels, name)
 
     monkeypatch.setattr(functional, "kernels", Watched())
-    return calls
+    return pieces
 
 
 def address(array):
@@ -316,17 +316,16 @@ def test_arrow_lists_are_read_where_they_lie(dtype, kind, seen):
     column = pa.array(lists, getattr(pa, kind)(pa.from_numpy_dtype(dtype)))
     chunks = pa.chunked_array([column, column.slice(1, 2), column.slice(3)])
     got = embag.embedding_bag(chunks, W)
-    calls = list(seen)
     assert_same_bits(got, pool_arrays([*lists, *lists[1:3], *lists[3:]]))
     start = column.buffers()[-1].address
-    places = [address(call[2]) - start for call in calls]
+    places = [address(indices) - start for indices, _, _ in seen]
     if kind == "list_view":  # whose offsets are made, from where the first list is
         assert places == [0, 2 * np.dtype(dtype).itemsize, 5 * np.dtype(dtype).itemsize]
         return
     assert places == [0, 0, 0]
     width = 4 if kind == "list_" else 8
     offsets = column.buffers()[1].address
-    assert [address(call[3]) - offsets for call in calls] == [0, width, 3 * width]
+    assert [address(bounds) - offsets for _, bounds, _ in seen] == [0, width, 3 * width]
 
 
 def _csr():
@@ -353,8 +352,8 @@ def _torch():
 def test_others_are_read_where_they_lie(make, seen):
     column, items, offsets = make()
     embag.embedding_bag(column, W, mode="sum")
-    assert [address(call[2]) for call in seen] == [address(np.asarray(items))]
-    assert [address(call[3]) for call in seen] == [address(np.asarray(offsets))]
+    assert [address(indices) for indices, _, _ in seen] == [address(np.asarray(items))]
+    assert [address(bounds) for _, bounds, _ in seen] == [address(np.asarray(offsets))]
 
 
 def test_a_series_of_polars_is_read_where_it_lies(seen):
@@ -362,7 +361,7 @@ def test_a_series_of_polars_is_read_where_it_lies(seen):
     column = pl.Series(LISTS)
     embag.embedding_bag(column, W)
     embag.embedding_bag(column, W)
-    assert address(seen[0][2]) == address(seen[1][2])  # no copy of its own is made by either
+    assert address(seen[0][0]) == address(seen[1][0])  # no copy of its own is made by either
 
 
 def test_weights_are_read_where_they_lie(seen):
@@ -370,7 +369,7 @@ def test_weights_are_read_where_they_lie(seen):
     ids = pa.array(LISTS)
     weights = pa.array(as_weights(LISTS), pa.list_(pa.float32()))
     embag.embedding_bag(ids, W, mode="sum", per_sample_weights=weights)
-    assert [address(call[5]) for call in seen] == [weights.values.buffers()[1].address]
+    assert [address(sample) for _, _, sample in seen] == [weights.values.buffers()[1].address]
 
 
 def test_memory_is_let_go():
