@@ -82,7 +82,7 @@ def to_arrow(array: NDArray[Any], *, mask: ArrayLike | None = None) -> "nanoarro
             "to_arrow needs the package nanoarrow: pip install 'embag-cpu[arrow]'"
         ) from error
     entries = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    item = getattr(nanoarrow, array.dtype.name)(nullable=False)
+    item = getattr(nanoarrow, array.dtype.name)()  # nullable, as in pyarrow.list_(float32(), dim)
     items = nanoarrow.c_array_from_buffers(item, n_rows * dim, [None, entries.reshape(-1)])
     lists = nanoarrow.fixed_size_list(item, dim, nullable=valid is not None)
     return nanoarrow.Array(nanoarrow.c_array_from_buffers(lists, n_rows, [valid], children=[items]))

@@ -17,8 +17,7 @@ ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 def test_the_column_lies_where_the_array_does(dtype):
     array = ROWS.astype(dtype)
     column = pa.array(embag.to_arrow(array))
-    assert column.type.list_size == 3
-    assert column.type.value_type == pa.from_numpy_dtype(dtype)
+    assert column.type == pa.list_(pa.from_numpy_dtype(dtype), 3)
     assert column.values.buffers()[1].address == array.ctypes.data
     assert column.null_count == 0
     np.testing.assert_array_equal(column.flatten().to_numpy().reshape(4, 3), array)
