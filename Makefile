@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
 
-.PHONY: demo test test-slow test-torch wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo test test-slow test-torch test-pipelines wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -21,6 +21,10 @@ test-slow: $(VENV)/.test
 test-torch: $(VENV)/.test $(VENV)/.test-torch
 	$(BIN)/pytest -m torch tests
 	$(BIN)/pytest embag/torch.py
+
+# Spark asks for Java 17 or later.
+test-pipelines: $(VENV)/.test $(VENV)/.test-pipelines
+	$(BIN)/pytest -m pipelines tests
 
 # On Linux. The sdist, and the wheel built from it alone; the OpenMP runtime copied into the
 # wheel; then the tests of both, on a new environment without a compiler.

@@ -2,4 +2,13 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["embag/torch.py"]
+# By module, what it takes to import it and to run its examples.
+NEEDS = {
+    "embag/torch.py": ["torch"],
+    "embag/polars.py": ["polars", "nanoarrow"],
+    "embag/pandas.py": ["pandas", "pyarrow", "nanoarrow"],
+}
+
+collect_ignore = [
+    module for module, needs in NEEDS.items() if not all(map(importlib.util.find_spec, needs))
+]

@@ -17,7 +17,13 @@ PAGES = [
 
 @pytest.mark.parametrize(
     ("name", "n_examples"),
-    [("README.md", 5), ("docs/tables.md", 5), ("docs/serving.md", 2), ("docs/columns.md", 10)],
+    [
+        ("README.md", 5),
+        ("docs/tables.md", 5),
+        ("docs/serving.md", 2),
+        ("docs/columns.md", 10),
+        ("docs/frames.md", 15),
+    ],
 )
 def test_examples(name, n_examples):
     failures, tried = doctest.testfile(str(ROOT / name), module_relative=False)
