@@ -474,11 +474,13 @@ def is_plain(array: Any) -> bool:
     return type(array) is np.ndarray and array.dtype != object
 
 
-def alike(indices: Any, weights: Any, name: str) -> tuple[Any, Any]:
+def alike(indices: Any, weights: Any, mode: Any, name: str) -> tuple[Any, Any]:
     """Return ids and weights, both as columns if the weights are ragged, where they can be.
 
     Lists that happen to be of one length are an array to NumPy; their weights need not be.
     """
+    if type(mode) is not str or mode != "sum":
+        return indices, weights
     if type(indices) is Column or indices.ndim == 2:
         column = as_column(weights, "per_sample_weights")
         if column is not None:

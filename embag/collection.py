@@ -456,7 +456,9 @@ class EmbeddingBagCollection:
             with _arguments.where(f"feature {name!r}"):
                 indices = _ragged.as_input(given, "ids")
                 if given_sample is not None and not _ragged.is_plain(given_sample):
-                    indices, given_sample = _ragged.alike(indices, given_sample, "ids")
+                    indices, given_sample = _ragged.alike(
+                        indices, given_sample, feature.mode, "ids"
+                    )
                 if type(indices) is _ragged.Column:
                     bounds, n_bags = None, indices.n_bags
                     _ragged.check_alone(given_offsets, None)

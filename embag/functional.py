@@ -246,7 +246,7 @@ def embedding_bag(
     if not kernels.is_index_array(input):
         indices = _ragged.as_input(input, "input")
     if per_sample_weights is not None and not _ragged.is_plain(per_sample_weights):
-        indices, per_sample_weights = _ragged.alike(indices, per_sample_weights, "input")
+        indices, per_sample_weights = _ragged.alike(indices, per_sample_weights, mode, "input")
     if type(indices) is _ragged.Column:
         return _pool_column(
             indices,

@@ -272,7 +272,7 @@ def test_weights_that_are_none():
             TypeError,
             "must be lists of numbers, got lists of strings",
         ),
-        (ids, ValueError, "must be None where mode is 'mean'"),
+        (ids, ValueError, "must be None where mode is 'mean', got ListArray"),
     ):
         mode = "mean" if weights is ids else "sum"
         with pytest.raises(kind, match=f"^per_sample_weights {message}"):
