@@ -70,3 +70,23 @@ def clean_thread_settings(monkeypatch):
     """Undo what a test sets for the whole process."""
     monkeypatch.setattr(_threads, "_set_by_user", None)
     monkeypatch.setattr(_threads, "_least_around", None)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The pieces that the kernel gets: (indices, offsets, weights) of each."""
+    pieces = []
+    kernel = functional.kernels.embedding_bags
+
+    def watch(n_threads, table, inputs, offsets, part, samples, *others):
+        pieces.extend(zip(inputs, offsets, samples, strict=True))
+        return kernel(n_threads, table, inputs, offsets, part, samples, *others)
+
+    class Watched:
+        embedding_bags = staticmethod(watch)
+
+        def __getattr__(self, name):
+            return getattr(_dispatch.kernels, name)
+
+    monkeypatch.setattr(functional, "kernels", Watched())
+    return pieces

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ragged_columns import LISTS, MAKERS, SOME_NULL, WIDTHS, arrays
 
 import embag
-from embag import _ragged, functional
+from embag import _ragged
 
 W = np.random.default_rng(0).standard_normal((10, 6)).astype(np.float32)
 
@@ -282,26 +282,6 @@ def test_weights_that_are_none():
 
 
 # --- In place -----------------------------------------------------------------
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """The pieces that the kernel gets: (indices, offsets, weights) of each."""
-    pieces = []
-    kernel = functional.kernels.embedding_bags
-
-    def watch(n_threads, table, inputs, offsets, part, samples, *others):
-        pieces.extend(zip(inputs, offsets, samples, strict=True))
-        return kernel(n_threads, table, inputs, offsets, part, samples, *others)
-
-    class Watched:
-        embedding_bags = staticmethod(watch)
-
-        def __getattr__(self, name):
-            return getattr(embag._dispatch.kernels, name)
-
-    monkeypatch.setattr(functional, "kernels", Watched())
-    return pieces
 
 
 def address(array):
