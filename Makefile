@@ -7,12 +7,16 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
 
-.PHONY: demo test test-slow test-torch test-pipelines wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline test test-slow test-torch test-pipelines wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
 
-test: $(VENV)/.test $(VENV)/.demo lint
+# Purchases to recommendations (examples/baskets/README.md); the plot is build/baskets/hits.png.
+demo-pipeline: $(VENV)/.demo-pipeline
+	$(BIN)/python examples/baskets/run.py $(ARGS)
+
+test: $(VENV)/.test $(VENV)/.demo $(VENV)/.demo-pipeline lint
 	$(BIN)/pytest -m "not packaging and not slow"
 
 test-slow: $(VENV)/.test

@@ -37,7 +37,7 @@ collect_ignore = ["fork_child.py", "fuzz"]
 if not (ROOT / "embag").is_dir():
     # In a copy of tests/ alone, as beside an installed wheel, there is no repository to test.
     collect_ignore += [
-        *("test_benchmarks.py", "test_documents.py", "test_examples.py"),
+        *("test_baskets.py", "test_benchmarks.py", "test_documents.py", "test_examples.py"),
         *("test_packaging.py", "test_pipelines.py", "test_serving.py", "test_soak.py"),
     ]
 elif not (ROOT / "embag").samefile(Path(embag.__file__).parent):

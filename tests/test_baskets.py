@@ -325,7 +325,7 @@ def test_page_and_plot(baskets, results, tmp_path, capsys):
     for name, hits in results.hits.items():
         assert f"{name} " in text
         assert f"{hits.rate[baskets.run.K - 1]:.1%} ±" in text
-    assert text.count("bought most before") >= 4
+    assert text.count("bought most") >= 6
     assert page.count("Household ") == 3
     baskets.page.plot(results, baskets.run.K, tmp_path / "hits.png")
     assert (tmp_path / "hits.png").read_bytes().startswith(b"\x89PNG")

@@ -130,14 +130,14 @@ def _cells(hits, known, k):
 def _duels(results, k):
     """Return pairs: as all have the same households, more is known than the errors tell."""
     pairs = (
-        (results.hits, "vectors", "bought most before"),
-        (results.hits, "vectors, and bought before", "bought most before"),
-        (results.hits, "vectors, and bought before", "bought before, lately and much"),
+        (results.hits, "vectors", "bought most"),
+        (results.hits, "vectors + bought lately", "bought most"),
+        (results.hits, "vectors + bought lately", "bought lately"),
         (results.hits_new, "vectors", "popular"),
-        (results.hits_new, "vectors", "popular in the last four weeks"),
+        (results.hits_new, "vectors", "popular lately"),
     )
     table = Table(
-        title="\nHouseholds where only one of two has a hit (chance: of a split so uneven)",
+        title="\nHouseholds where only one of two has a hit (chance: of a split as uneven)",
         title_justify="left",
         title_style="bold",
     )
@@ -184,8 +184,8 @@ def _example(results, case):
         title_style="bold",
     )
     columns = {
-        "bought most before": np.argsort(-bought, kind="stable")[:N_SHOWN],
-        "recommended": results.found["vectors, and bought before"][position][:N_SHOWN],
+        "bought most": np.argsort(-bought, kind="stable")[:N_SHOWN],
+        "recommended": results.found["vectors + bought lately"][position][:N_SHOWN],
         "recommended, new": results.found_new[case][:N_SHOWN],
     }
     for name in columns:

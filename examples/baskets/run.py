@@ -43,13 +43,13 @@ K = 10
 
 WAYS = {
     "popular": popular,
-    "popular in the last four weeks": popular_lately,
-    "bought most before": bought_most,
-    "bought before, lately and much": bought_lately,
+    "popular lately": popular_lately,
+    "bought most": bought_most,
+    "bought lately": bought_lately,
     "vectors": near,
-    "vectors, and bought before": together,
+    "vectors + bought lately": together,
 }
-WAYS_FOR_NEW = ("popular", "popular in the last four weeks", "vectors")
+WAYS_FOR_NEW = ("popular", "popular lately", "vectors")
 
 
 class Choice(NamedTuple):
