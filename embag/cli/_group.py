@@ -34,8 +34,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"embag.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
+        command: click.Command = importlib.import_module(f"embag.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -56,7 +55,7 @@ class _Group(click.Group):
         except Ended as error:
             message, status = "ended by SIGTERM", 128 + error.args[0]
         print(f"embag {ctx.invoked_subcommand}: {message}", file=sys.stderr)
-        ctx.exit(status)
+        raise click.exceptions.Exit(status)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

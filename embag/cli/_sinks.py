@@ -23,20 +23,15 @@ def open_sink(path: str, schema: pa.Schema) -> Iterator[_Write]:
 
     The file is there when the block has ended well.
     """
-    check_sink(path)
-    with replacement(path) as file:
-        with _SINKS[_suffix(path)](file, schema) as write:
-            yield write
-
-
-def check_sink(path: str) -> None:
-    """Check the suffix of a file of vectors."""
-    if _suffix(path) not in _SINKS:
+    sink = _SINKS.get(_suffix(path))
+    if sink is None:
         raise ValueError(f"name must end in {', '.join(_SINKS)}, got {os.path.basename(path)!r}")
+    with replacement(path) as file, sink(file, schema) as write:
+        yield write
 
 
-def is_plain(path: str) -> bool:
-    """Tell whether a file has room for nothing but vectors."""
+def has_no_columns(path: str) -> bool:
+    """Tell whether a file has vectors and nothing else."""
     return _suffix(path) == ".npy"
 
 

@@ -34,11 +34,11 @@ class Source(NamedTuple):
     tell: Callable[[], int]  # how many bytes have been read, where there is no n_rows
 
 
-class Wanted(NamedTuple):
-    """The columns that are wanted: of lists of numbers, with their numbers' type, and others."""
+class _Wanted(NamedTuple):
+    """The columns that are wanted."""
 
-    lists: dict[str, pa.DataType]
-    others: Sequence[str] = ()
+    lists: dict[str, pa.DataType]  # of numbers: of which type, if it is text that is parsed
+    others: Sequence[str]
 
     @property
     def names(self) -> list[str]:
@@ -47,21 +47,29 @@ class Wanted(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_source(path: str, wanted: Wanted) -> Iterator[Source]:
-    """Open a file; its suffix tells the format.
+def open_source(
+    path: str, lists: dict[str, pa.DataType], others: Sequence[str]
+) -> Iterator[Source]:
+    """Open a file; its suffix tells the format. Of its columns, take these.
 
-    Lists that are text in it are strings here. The one column of a .npy file is NPY_COLUMN.
+    `lists` are those of lists of numbers, with the type of the numbers. In a CSV file they are
+    text, and may be elsewhere. The one column of a .npy file is NPY_COLUMN.
     """
     reader = _READERS.get(_suffix(path))
     if reader is None:
         raise ValueError(f"name must end in {', '.join(_READERS)}, got {os.path.basename(path)!r}")
     with contextlib.ExitStack() as files:
-        yield reader(path, wanted, files)
+        yield reader(path, _Wanted(lists, list(dict.fromkeys(others))), files)
 
 
 def is_source(path: str) -> bool:
     """Tell whether the suffix of a file is one of those read here."""
     return _suffix(path) in _READERS
+
+
+def has_no_columns(path: str) -> bool:
+    """Tell whether a file has ids and nothing else."""
+    return _suffix(path) == ".npy"
 
 
 def _suffix(path: str) -> str:
@@ -71,7 +79,7 @@ def _suffix(path: str) -> str:
     return suffix
 
 
-def _check_names(wanted: Wanted, names: Sequence[str]) -> None:
+def _check_names(wanted: _Wanted, names: Sequence[str]) -> None:
     for column in wanted.names:
         n = names.count(column)
         if n > 1:
@@ -85,7 +93,7 @@ def _check_names(wanted: Wanted, names: Sequence[str]) -> None:
 
 
 def _source(
-    wanted: Wanted,
+    wanted: _Wanted,
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch],
     n_rows: int | None,
@@ -101,7 +109,7 @@ def _source(
 # --- Each format --------------------------------------------------------------
 
 
-def _parquet(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
+def _parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     import pyarrow.parquet as pq
 
     # A buffer, or each column chunk of a row group would be read as a whole.
@@ -115,7 +123,7 @@ def _parquet(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
     return _source(wanted, file.schema_arrow, batches, file.metadata.num_rows, n_bytes)
 
 
-def _arrow(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
+def _arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     """Open a file or a stream of Arrow's, whichever it is."""
     memory = files.enter_context(pa.memory_map(path))
     is_file = memory.read(6) == b"ARROW1"
@@ -129,7 +137,7 @@ def _arrow(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal n_read
-        for n_read in range(n_batches):  # noqa: B007
+        for n_read in range(n_batches):
             yield file.get_batch(n_read)
 
     def tell() -> int:
@@ -138,7 +146,7 @@ def _arrow(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
     return _source(wanted, file.schema, batches(), None, memory.size(), tell)
 
 
-def _csv(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
+def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     import pyarrow.csv
 
     delimiter = "\t" if _suffix(path).startswith(".tsv") else ","
@@ -158,7 +166,7 @@ def _csv(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
     return _source(wanted, reader.schema, reader, None, raw.size(), raw.tell)
 
 
-def _json(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
+def _json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     import pyarrow.json
 
     read = pyarrow.json.ReadOptions(block_size=_BLOCK)
@@ -184,7 +192,7 @@ def _text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
     return raw, pa.CompressedInputStream(raw, codec) if codec else raw
 
 
-def _npy(path: str, wanted: Wanted, files: contextlib.ExitStack) -> Source:
+def _npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     ids = np.load(path, mmap_mode="r")
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] == 0:
         raise ValueError(

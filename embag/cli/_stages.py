@@ -1,6 +1,6 @@
-"""`overlap`: reading, work and writing at the same time, each in order, in bounded memory.
+"""`overlap`: reading, pooling and writing at the same time, each in order, in bounded memory.
 
-Reading and writing have a thread each, and the work is done by the caller's. At most
+Reading and writing have a thread each, and the caller's does the pooling. At most
 _AHEAD items wait before each of the two: so memory is that of a few items, however many
 there are. All three let go of the GIL while they are at work.
 
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+STAGES = ("reading", "pooling", "writing")
 _AHEAD = 2
 
 
@@ -36,14 +37,14 @@ class Stopwatch:
 
 def overlap(
     items: Iterator[_Item],
-    work: Callable[[_Item], _Result],
+    pool: Callable[[_Item], _Result],
     write: Callable[[_Result], object],
-) -> tuple[float, float, float]:
-    """Call ``write(work(item))`` for each item; return the seconds that each stage took.
+) -> dict[str, float]:
+    """Call ``write(pool(item))`` for each item; return the seconds of each of STAGES.
 
     An error of any stage is raised here, and no stage runs on after that.
     """
-    reading, working, writing = Stopwatch(), Stopwatch(), Stopwatch()
+    reading, pooling, writing = Stopwatch(), Stopwatch(), Stopwatch()
     with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
         coming: deque[Future[_Item | None]] = deque()
         going: deque[Future[object]] = deque()
@@ -52,7 +53,7 @@ def overlap(
                 coming.append(reader.submit(reading.time, next, items, None))
             while (item := coming.popleft().result()) is not None:
                 coming.append(reader.submit(reading.time, next, items, None))
-                result = working.time(work, item)
+                result = pooling.time(pool, item)
                 if len(going) == _AHEAD:
                     going.popleft().result()
                 going.append(writer.submit(writing.time, write, result))
@@ -62,4 +63,5 @@ def overlap(
             reader.shutdown(wait=False, cancel_futures=True)
             writer.shutdown(wait=False, cancel_futures=True)
             raise
-    return reading.seconds, working.seconds, writing.seconds
+    watches = reading, pooling, writing
+    return {stage: watch.seconds for stage, watch in zip(STAGES, watches, strict=True)}
