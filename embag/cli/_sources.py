@@ -27,7 +27,7 @@ NPY_COLUMN = "ids"
 class Source(NamedTuple):
     """A file that is being read."""
 
-    schema: pa.Schema  # of the wanted columns
+    schema: pa.Schema  # of the wanted columns; of all, if none are named
     batches: Iterator[pa.RecordBatch]  # of those columns
     n_rows: int | None  # of the file, if it says so
     n_bytes: int
@@ -101,9 +101,10 @@ def _source(
     tell: Callable[[], int] = int,
 ) -> Source:
     _check_names(wanted, schema.names)
-    schema = pa.schema([schema.field(name) for name in wanted.names])
-    selected = (batch.select(wanted.names) for batch in batches)
-    return Source(schema, selected, n_rows, n_bytes, tell)
+    if wanted.names:
+        schema = pa.schema([schema.field(name) for name in wanted.names])
+        batches = (batch.select(wanted.names) for batch in batches)
+    return Source(schema, iter(batches), n_rows, n_bytes, tell)
 
 
 # --- Each format --------------------------------------------------------------
@@ -118,7 +119,7 @@ def _parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     row_bytes = max((g.total_byte_size / g.num_rows for g in groups if g.num_rows), default=1)
     n_rows = int(min(_MOST_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE / max(1, row_bytes))))
-    batches = file.iter_batches(n_rows, columns=wanted.names)
+    batches = file.iter_batches(n_rows, columns=wanted.names or None)
     n_bytes = os.path.getsize(path)
     return _source(wanted, file.schema_arrow, batches, file.metadata.num_rows, n_bytes)
 

@@ -1,8 +1,11 @@
 """`overlap`: reading, pooling and writing at the same time, each in order, in bounded memory.
 
-Reading and writing have a thread each, and the caller's does the pooling. At most
-_AHEAD items wait before each of the two: so memory is that of a few items, however many
-there are. All three let go of the GIL while they are at work.
+Reading and writing have a thread each, pooling has several, each on another item. No more
+than _AHEAD items wait to be pooled and as many to be written: memory is that of some items,
+however many there are. All threads let go of the GIL while they are at work.
+
+Pooling does not use OpenMP's threads, since those wait awake for the next call, and so would
+take the processors from the other stages. Figures: docs/cli.md.
 
 Tested in tests/test_cli_stages.py.
 """
@@ -20,48 +23,51 @@ STAGES = ("reading", "pooling", "writing")
 _AHEAD = 2
 
 
-class Stopwatch:
-    """Adds up the seconds that a function takes."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def time(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Call a function, and add its time."""
-        start = time.perf_counter()
-        try:
-            return function(*arguments)
-        finally:
-            self.seconds += time.perf_counter() - start
-
-
 def overlap(
     items: Iterator[_Item],
     pool: Callable[[_Item], _Result],
     write: Callable[[_Result], object],
+    n_threads: int,
 ) -> dict[str, float]:
-    """Call ``write(pool(item))`` for each item; return the seconds of each of STAGES.
+    """Call ``write(pool(item))`` for each item; return the seconds at work of each of STAGES.
 
-    An error of any stage is raised here, and no stage runs on after that.
+    `pool` is called by `n_threads` threads; their seconds are added up. An error of any stage
+    is raised here, and nothing is begun after that.
     """
-    reading, pooling, writing = Stopwatch(), Stopwatch(), Stopwatch()
-    with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
-        coming: deque[Future[_Item | None]] = deque()
-        going: deque[Future[object]] = deque()
+    seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+
+    def timed(stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
         try:
-            for _ in range(_AHEAD):
-                coming.append(reader.submit(reading.time, next, items, None))
-            while (item := coming.popleft().result()) is not None:
-                coming.append(reader.submit(reading.time, next, items, None))
-                result = pooling.time(pool, item)
-                if len(going) == _AHEAD:
-                    going.popleft().result()
-                going.append(writer.submit(writing.time, write, result))
-            for future in going:
-                future.result()
-        except BaseException:
-            reader.shutdown(wait=False, cancel_futures=True)
-            writer.shutdown(wait=False, cancel_futures=True)
-            raise
-    watches = reading, pooling, writing
-    return {stage: watch.seconds for stage, watch in zip(STAGES, watches, strict=True)}
+            return function(*arguments)
+        finally:
+            seconds[stage].append(time.perf_counter() - start)
+
+    reader, pooler, writer = map(ThreadPoolExecutor, (1, n_threads, 1), STAGES)
+    coming: deque[Future[Any]] = deque()
+    pooled: deque[Future[Any]] = deque()
+    going: deque[Future[Any]] = deque()
+
+    def hand_on() -> None:
+        result = pooled.popleft().result()
+        if len(going) == _AHEAD:
+            going.popleft().result()
+        going.append(writer.submit(timed, "writing", write, result))
+
+    try:
+        for _ in range(_AHEAD):
+            coming.append(reader.submit(timed, "reading", next, items, None))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(reader.submit(timed, "reading", next, items, None))
+            pooled.append(pooler.submit(timed, "pooling", pool, item))
+            if len(pooled) > n_threads:
+                hand_on()
+        while pooled:
+            hand_on()
+        for future in going:
+            future.result()
+    finally:
+        # What has been begun ends first: the files that it is at are closed next.
+        for executor in (reader, pooler, writer):
+            executor.shutdown(cancel_futures=True)
+    return {stage: sum(parts) for stage, parts in seconds.items()}

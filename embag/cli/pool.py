@@ -2,10 +2,10 @@
 
     reading    record batches of the wanted columns   _sources.py
                cut and joined to chunks, and parsed where they are text
-    pooling    embag.embedding_bag of a chunk's column, with all threads
+    pooling    embag.embedding_bag of a chunk's column, a thread each
     writing    the kept columns and the vectors       _sinks.py
 
-The three go on at the same time, each on another chunk (_stages.py). Memory is that of the
+The three go on at the same time (_stages.py). Memory is that of the
 table and of some chunks, whatever the size of the file or of its row groups.
 
 Tested in tests/test_cli_pool.py, test_cli_formats.py and test_cli_failures.py.
@@ -39,6 +39,14 @@ class _Chunk(NamedTuple):
 
     start: int  # the first row's number in the file
     table: pa.Table
+
+
+class _Pooled(NamedTuple):
+    """The same rows, pooled, and how many of their ids there were, and were none."""
+
+    table: pa.Table
+    n_ids: int
+    n_invalid: int
 
 
 class _Done(NamedTuple):
@@ -115,7 +123,7 @@ def command(
           where lists may be text such as "1 2 3" or "[1, 2, 3]"; .npy: 2-D, a list a row
     FILE  .npy or .safetensors, as embag.load_table reads it, quantized ones too
     OUT   .parquet; .arrow, .feather, .arrows; .npy: the vectors alone
-    """  # noqa: D301: click's mark for what keeps its lines
+    """
     start = time.perf_counter()
     kept = [part for text in keep for part in text.split(",")]
     column = _check(source, column, table_path, target, mode, kept, weights, null_empty)
@@ -134,6 +142,7 @@ def command(
             out_dtype=dtype,
             invalid=invalid,
             return_n_invalid=True,
+            num_threads=1,
         )
         dtype_of_vectors = pool(np.zeros((0, 1), np.int64))[0].dtype  # checks the options, too
         if table.shape[1] == 0:
@@ -218,8 +227,7 @@ def _pool_file(
             with failing(source):
                 yield from _chunks(opened.batches, lists, vector_bytes)
 
-        def pool_chunk(chunk: _Chunk) -> pa.Table:
-            nonlocal n_rows, n_ids, n_invalid
+        def pool_chunk(chunk: _Chunk) -> _Pooled:
             ids = chunk.table[column]
             with failing(source):
                 sample = None if weights is None else chunk.table[weights]
@@ -233,19 +241,24 @@ def _pool_file(
                     ) from error
                 except ValueError as error:
                     raise ValueError(f"from row {chunk.start} on: {error}") from error
-            n_rows += len(ids)
-            n_ids += pc.sum(pc.list_value_length(ids)).as_py() or 0
-            n_invalid += n
-            show(n_rows, opened.tell())
             nulls = embag.empty_bags(ids) if field.nullable else None
             pooled = _sinks.as_column(vectors, field, nulls)
             columns = [*(chunk.table[name] for name in kept), pooled]
-            return pa.Table.from_arrays(columns, schema=schema)
+            n_ids = pc.sum(pc.list_value_length(ids)).as_py() or 0
+            return _Pooled(pa.Table.from_arrays(columns, schema=schema), n_ids, n)
+
+        def write_chunk(pooled: _Pooled) -> None:
+            nonlocal n_rows, n_ids, n_invalid
+            write(pooled.table)
+            n_rows += len(pooled.table)
+            n_ids += pooled.n_ids
+            n_invalid += pooled.n_invalid
+            show(n_rows, opened.tell())
 
         # Outside of all: what is not said to be of the source is of the target.
         with failing(target):
             with _sinks.open_sink(target, schema) as write:
-                seconds = _stages.overlap(read(), pool_chunk, write)
+                seconds = _stages.overlap(read(), pool_chunk, write_chunk, embag.get_num_threads())
                 start = time.perf_counter()
             seconds["writing"] += time.perf_counter() - start  # to the disk
     return _Done(n_rows, n_ids, n_invalid, seconds)
