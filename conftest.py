@@ -1,5 +1,8 @@
 """What of embag/ can be collected."""
 
-import importlib.util
+from importlib.util import find_spec
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["embag/torch.py"]
+# What needs a package that is not there.
+collect_ignore = [] if find_spec("torch") else ["embag/torch.py"]
+if not all(map(find_spec, ("click", "rich", "pyarrow"))):
+    collect_ignore.append("embag/cli")

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 import click
 
 # Arrow's errors are of these kinds: ArrowInvalid a ValueError, ArrowKeyError a KeyError, ...
-_CAUSES = (OSError, ValueError, TypeError, LookupError, NotImplementedError, MemoryError)
+# NumPy says EOFError of an empty file.
+_CAUSES = (
+    *(OSError, ValueError, TypeError, LookupError, EOFError),
+    *(NotImplementedError, MemoryError, ImportError),
+)
 
 
 @contextlib.contextmanager
@@ -14,7 +18,7 @@ def failing(what: str) -> Iterator[None]:
     """Turn an error into one line that begins with `what`: a file's name as a rule."""
     try:
         yield
-    except (*_CAUSES, ImportError) as error:
+    except _CAUSES as error:
         if isinstance(error, ModuleNotFoundError):
             raise  # cli/__init__.py tells which extra to install
         if isinstance(error, OSError) and error.strerror and error.filename is not None:

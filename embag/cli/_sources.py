@@ -42,8 +42,8 @@ class _Wanted(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
-        return [*self.lists, *self.others]
+        """All of them, each once."""
+        return list(dict.fromkeys([*self.lists, *self.others]))
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def open_source(
     if reader is None:
         raise ValueError(f"name must end in {', '.join(_READERS)}, got {os.path.basename(path)!r}")
     with contextlib.ExitStack() as files:
-        yield reader(path, _Wanted(lists, list(dict.fromkeys(others))), files)
+        yield reader(path, _Wanted(lists, others), files)
 
 
 def is_source(path: str) -> bool:
@@ -164,7 +164,7 @@ def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     )
     raw, text = _text(path, files)
     reader = files.enter_context(pyarrow.csv.open_csv(text, read, parse, convert))
-    return _source(wanted, reader.schema, reader, None, raw.size(), raw.tell)
+    return _source(wanted, reader.schema, reader, None, raw.size(), _teller(raw))
 
 
 def _json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
@@ -183,7 +183,7 @@ def _json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(lists))
     raw, text = _text(path, files)
     reader = files.enter_context(pyarrow.json.open_json(text, read, parse))
-    return _source(wanted, reader.schema, reader, None, raw.size(), raw.tell)
+    return _source(wanted, reader.schema, reader, None, raw.size(), _teller(raw))
 
 
 def _text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
@@ -191,6 +191,18 @@ def _text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
     raw = files.enter_context(pa.OSFile(path))
     codec = _COMPRESSIONS.get(os.path.splitext(path.lower())[1])
     return raw, pa.CompressedInputStream(raw, codec) if codec else raw
+
+
+def _teller(raw: Any) -> Callable[[], int]:
+    n_bytes: int = raw.size()
+
+    def tell() -> int:
+        try:
+            return int(raw.tell())
+        except ValueError:  # a stream that decompresses it closes it at its end
+            return n_bytes
+
+    return tell
 
 
 def _npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:

@@ -1,8 +1,8 @@
 """`overlap`: reading, pooling and writing at the same time, each in order, in bounded memory.
 
-Reading and writing have a thread each, pooling has several, each on another item. No more
-than _AHEAD items wait to be pooled and as many to be written: memory is that of some items,
-however many there are. All threads let go of the GIL while they are at work.
+Reading and writing have a thread each, pooling has several, each on another item. At most
+_AHEAD items wait to be pooled, and one more than there are threads to be written: memory is
+that of some items, however many there are. All let go of the GIL while they are at work.
 
 Pooling does not use OpenMP's threads, since those wait awake for the next call, and so would
 take the processors from the other stages. Figures: docs/cli.md.
@@ -46,13 +46,13 @@ def overlap(
     reader, pooler, writer = map(ThreadPoolExecutor, (1, n_threads, 1), STAGES)
     coming: deque[Future[Any]] = deque()
     pooled: deque[Future[Any]] = deque()
-    going: deque[Future[Any]] = deque()
+    writing: Future[Any] = writer.submit(int)  # done at once
 
     def hand_on() -> None:
+        nonlocal writing
         result = pooled.popleft().result()
-        if len(going) == _AHEAD:
-            going.popleft().result()
-        going.append(writer.submit(timed, "writing", write, result))
+        writing.result()
+        writing = writer.submit(timed, "writing", write, result)
 
     try:
         for _ in range(_AHEAD):
@@ -64,8 +64,7 @@ def overlap(
                 hand_on()
         while pooled:
             hand_on()
-        for future in going:
-            future.result()
+        writing.result()
     finally:
         # What has been begun ends first: the files that it is at are closed next.
         for executor in (reader, pooler, writer):

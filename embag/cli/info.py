@@ -3,7 +3,6 @@
 Tested in tests/test_cli_tables.py and tests/test_cli_formats.py.
 """
 
-import contextlib
 import json
 import os
 from typing import Any
@@ -93,24 +92,29 @@ def _of_table(path: str) -> dict[str, Any]:
 
 
 def _of_ids(path: str, column: str | None, n_table_rows: int | None) -> dict[str, Any]:
-    lists = {} if column is None else {column: _lists.INTEGERS}
-    with contextlib.ExitStack() as files:
-        source = files.enter_context(_sources.open_source(path, lists, []))
+    with _sources.open_source(path, {}, []) as source:
         found: dict[str, Any] = {
             "kind": "ids",
             "bytes": source.n_bytes,
             "rows": source.n_rows,
             "columns": {field.name: str(field.type) for field in source.schema},
         }
-        if column is not None:
-            _lists.check_lists(source.schema.field(column), _lists.INTEGERS)
-            show = files.enter_context(progress_bar(path, source.n_rows, source.n_bytes))
-            seen = _Seen(n_table_rows)
-            for batch in source.batches:
+    if column is None:
+        return found
+    with (
+        _sources.open_source(path, {column: _lists.INTEGERS}, []) as source,
+        progress_bar(path, source.n_rows, source.n_bytes) as show,
+    ):
+        _lists.check_lists(source.schema.field(column), _lists.INTEGERS)
+        seen = _Seen(n_table_rows)
+        for batch in source.batches:
+            try:
                 seen.add(_lists.as_lists(pa.chunked_array([batch[column]]), _lists.INTEGERS))
-                show(seen.n_rows, source.tell())
-            found |= {"rows": seen.n_rows, "column": {"name": column, **seen.summary()}}
-    return found
+            except _lists.BadRow as error:
+                row = seen.n_rows + error.row
+                raise ValueError(f"column {column!r}, row {row}: {error}") from error
+            show(seen.n_rows, source.tell())
+    return {**found, "rows": seen.n_rows, "column": {"name": column, **seen.summary()}}
 
 
 class _Seen:

@@ -35,10 +35,11 @@ _CHUNK_BYTES = 16 << 20
 
 
 class _Chunk(NamedTuple):
-    """Some rows of a file, their lists parsed."""
+    """Some rows of a file."""
 
     start: int  # the first row's number in the file
     table: pa.Table
+    lists: dict[str, pa.ChunkedArray]  # of its columns, parsed where they are text
 
 
 class _Pooled(NamedTuple):
@@ -228,9 +229,9 @@ def _pool_file(
                 yield from _chunks(opened.batches, lists, vector_bytes)
 
         def pool_chunk(chunk: _Chunk) -> _Pooled:
-            ids = chunk.table[column]
+            ids = chunk.lists[column]
             with failing(source):
-                sample = None if weights is None else chunk.table[weights]
+                sample = None if weights is None else chunk.lists[weights]
                 try:
                     vectors, n = pool(ids, per_sample_weights=sample)
                 except IndexError as error:
@@ -291,14 +292,13 @@ def _pieces(batches: Iterable[pa.RecordBatch], vector_bytes: int) -> Iterator[pa
 
 def _chunk(start: int, batches: list[pa.RecordBatch], lists: dict[str, pa.DataType]) -> _Chunk:
     table = pa.Table.from_batches(batches)
+    columns = {}
     for name, numbers in lists.items():
         try:
-            column = _lists.as_lists(table[name], numbers)
+            columns[name] = _lists.as_lists(table[name], numbers)
         except _lists.BadRow as error:
             raise ValueError(f"column {name!r}, row {start + error.row}: {error}") from error
-        if column is not table[name]:
-            table = table.set_column(table.schema.get_field_index(name), name, column)
-    return _Chunk(start, table)
+    return _Chunk(start, table, columns)
 
 
 def _text(summary: dict[str, Any], invalid: str) -> str:
