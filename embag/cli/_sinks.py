@@ -4,6 +4,7 @@ A file takes its place when it is whole (_replacing.py). Tested in tests/test_cl
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -109,27 +110,27 @@ def _npy(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
     dtype = np.dtype(vectors.value_type.to_pandas_dtype())
     n_rows = 0
 
-    def write_header() -> None:
-        # NumPy leaves room for any number of rows: the last header fits where the first was.
+    def header() -> bytes:
+        # NumPy leaves room for any number of rows: the last header is as long as the first.
+        head = io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(dtype)
+        shape = n_rows, vectors.list_size
         np.lib.format.write_array_header_1_0(
-            file,
-            {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": (n_rows, vectors.list_size),
-            },
+            head, {"descr": descr, "fortran_order": False, "shape": shape}
         )
+        return head.getvalue()
 
-    def write(table: pa.Table) -> None:
-        nonlocal n_rows
-        n_rows += len(table)
-        for chunk in table.column(0).chunks:
-            file.write(chunk.flatten().to_numpy().data)
+    with pa.OSFile(file.name, "wb") as raw:  # Python's own copies what it writes
 
-    write_header()
-    yield write
-    file.seek(0)
-    write_header()
+        def write(table: pa.Table) -> None:
+            nonlocal n_rows
+            n_rows += len(table)
+            for chunk in table.column(0).chunks:
+                raw.write(pa.py_buffer(chunk.flatten().to_numpy()))
+
+        raw.write(header())
+        yield write
+    file.write(header())
 
 
 _SINKS = {

@@ -113,8 +113,9 @@ def _source(
 def _parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     import pyarrow.parquet as pq
 
-    # A buffer, or each column chunk of a row group would be read as a whole.
-    file = files.enter_context(pq.ParquetFile(path, buffer_size=_READ_AHEAD))
+    # Or Arrow reads all that will be wanted at once, and column chunks as a whole.
+    options = {"pre_buffer": False, "buffer_size": _READ_AHEAD}
+    file = files.enter_context(pq.ParquetFile(path, **options))
     _check_names(wanted, file.schema_arrow.names)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     row_bytes = max((g.total_byte_size / g.num_rows for g in groups if g.num_rows), default=1)
