@@ -57,6 +57,8 @@ def command(rows: tuple[int, ...], rounds: int, as_json: bool) -> None:
         is_embag = contender.startswith("embag")
         faster = "" if is_embag else f"{times:.1f} x as fast"
         print(f"{n:>9,} rows  {contender:16} {ns:10.1f} {rate:7.1f} {faster:>14}")
+    if any(figure.times_as_fast > 1 for figure in figures if "threads" in figure.contender):
+        print("several threads took longer than one: other work on this machine; see embag doctor")
 
 
 def _measure(n_rows: int, rounds: int, n_threads: int) -> list[_Figure]:
