@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from cli_cases import TABLE, columns, pa, run
 
+import embag
+
 import pyarrow.parquet as pq  # isort: skip
 
 
@@ -57,6 +59,18 @@ def test_an_id_that_is_no_row(folder, capsys):
         "in.parquet: column 'ids', row 5001: 50 is no row of a table of 50 rows "
         "(--invalid skip leaves such ids out)"
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found"), [("int8", -1), ("uint8", 50), ("int64", 2**62), ("uint64", 2**63 + 5)]
+)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_id_of_any_type_that_is_no_row(dtype, found, quantized, folder, capsys):
+    if quantized:
+        embag.save_table(folder / "table.npy", TABLE, bits=8)
+    lists = pa.array([[1], None, [2, None, found]], pa.list_(getattr(pa, dtype)()))
+    pq.write_table(pa.table({"ids": lists}), folder / "in.parquet")
+    assert f"'ids', row 2: {found} is no row of a table of 50 rows" in failure(capsys, folder)
 
 
 def test_text_that_is_no_number(folder, capsys):

@@ -143,6 +143,24 @@ def test_summary_for_people(source, tmp_path, capsys):
     assert "0 ids left out" in text
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such terminals")
+def test_progress_on_a_terminal(source, tmp_path, capsys):
+    np.save(tmp_path / "table.npy", TABLE)
+    arguments = ["--column", "ids", "--table", tmp_path / "table.npy", "--out", tmp_path / "o.npy"]
+    code = (
+        "import os, pty, sys\n"
+        "reading, terminal = pty.openpty()\n"
+        "os.dup2(terminal, 2)\n"
+        "from embag.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "os.write(1, os.read(reading, 100_000))\n"
+        "sys.exit(status)"
+    )
+    printed = run_python("-c", code, "pool", source, *arguments, TERM="xterm", COLUMNS="200").stdout
+    assert "100%" in printed
+    assert "rows/s" in printed
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 1000])
 def test_chunks_of_any_size(chunk_bytes, tmp_path, capsys, monkeypatch):
     from embag.cli import pool as command  # noqa: PLC0415

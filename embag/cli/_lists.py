@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 INTEGERS, NUMBERS = pa.int64(), pa.float64()
 
@@ -40,14 +41,23 @@ def as_lists(column: pa.ChunkedArray, numbers: pa.DataType) -> pa.ChunkedArray:
     return pa.chunked_array([_parse(column.combine_chunks(), numbers)])
 
 
+def outside(ids: pa.Array, n_rows: int) -> NDArray[np.bool_]:
+    """Return which ids are no rows of a table; a null is none of them."""
+    # By NumPy: Arrow compares no uint64 with an int64.
+    numbers = pc.fill_null(ids, 0).to_numpy(zero_copy_only=False)
+    valid = pc.is_valid(ids).to_numpy(zero_copy_only=False)
+    found: NDArray[np.bool_] = valid & ((numbers < 0) | (numbers >= n_rows))
+    return found
+
+
 def first_outside(column: pa.ChunkedArray, n_rows: int) -> tuple[int, int]:
     """Return the row of the first id that is no row of a table, and that id. There is one."""
     row = 0
     for chunk in column.chunks:
         ids = pc.list_flatten(chunk)
-        outside = pc.or_(pc.less(ids, 0), pc.greater_equal(ids, n_rows))
-        place = pc.index(outside, True).as_py()
-        if place >= 0:
+        is_outside = outside(ids, n_rows)
+        if is_outside.any():
+            place = int(is_outside.argmax())
             return row + pc.list_parent_indices(chunk)[place].as_py(), ids[place].as_py()
         row += len(chunk)
     raise AssertionError

@@ -138,8 +138,8 @@ class _Seen:
         self.lengths = _widened(self.lengths, lengths)
         self.ids = _widened(self.ids, ids)
         if self.n_table_rows is not None:
-            outside = pc.or_(pc.less(ids, 0), pc.greater_equal(ids, self.n_table_rows))
-            self.n_outside += pc.sum(outside).as_py() or 0
+            for chunk in ids.chunks:
+                self.n_outside += int(_lists.outside(chunk, self.n_table_rows).sum())
 
     def summary(self) -> dict[str, Any]:
         n_lists = self.n_rows - self.n_null

@@ -235,10 +235,10 @@ def _pool_file(
                 try:
                     vectors, n = pool(ids, per_sample_weights=sample)
                 except IndexError as error:
-                    row, found = _lists.first_outside(ids, len(table))
+                    row, found = _lists.first_outside(ids, table.shape[0])
                     raise IndexError(
                         f"column {column!r}, row {chunk.start + row}: {found} is no row of a table "
-                        f"of {len(table)} rows (--invalid skip leaves such ids out)"
+                        f"of {table.shape[0]} rows (--invalid skip leaves such ids out)"
                     ) from error
                 except ValueError as error:
                     raise ValueError(f"from row {chunk.start} on: {error}") from error
