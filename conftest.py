@@ -1,14 +1,13 @@
 """What of embag/ can be collected."""
 
-import importlib.util
+from importlib.util import find_spec
 
-# By module, what it takes to import it and to run its examples.
+# By module or folder, what it takes to import it and to run its examples.
 NEEDS = {
+    "embag/cli": ["click", "rich", "pyarrow"],
     "embag/torch.py": ["torch"],
     "embag/polars.py": ["polars", "nanoarrow"],
     "embag/pandas.py": ["pandas", "pyarrow", "nanoarrow"],
 }
 
-collect_ignore = [
-    module for module, needs in NEEDS.items() if not all(map(importlib.util.find_spec, needs))
-]
+collect_ignore = [part for part, needs in NEEDS.items() if not all(map(find_spec, needs))]

@@ -39,8 +39,8 @@ are fastest, `save_table` and `load_table` (tables.py; _table_files.py has the f
 keep them in files, mapped or copied, `set_num_threads`, `get_num_threads` and
 `with num_threads(n)` bound the threads, `show_config` (_config.py) tells how embag was built
 and how it runs here. _cgroups.py reads what a container leaves. `_reference.py` is the
-definition in plain loops, which the tests hold the kernels to. `python -m embag` is
-the command line.
+definition in plain loops, which the tests hold the kernels to. `embag`
+or `python -m embag` is the command line (cli/).
 
 The semantics are those of `torch.nn.functional.embedding_bag`; where they differ, and
 why, is in docs/semantics.md.

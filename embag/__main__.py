@@ -1,4 +1,4 @@
-"""Makes ``python -m embag`` the command line of cli.py."""
+"""Makes ``python -m embag`` the command line of cli/."""
 
 from embag.cli import main
 

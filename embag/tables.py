@@ -15,7 +15,7 @@ import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from embag import _cgroups, _encodings, _threads
 from embag._arguments import AnyArray, as_count, check_table, describe
+from embag._replacing import replacement
 from embag._table_files import FLOATS, FORMATS, Format, Packing, Place
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
@@ -114,7 +115,7 @@ def save_table(
     if progress is not None:
         raise ValueError(f"progress must be None without bits, got {describe(progress)}")
     header = file_format.header(rows, packing, name)
-    with _replacement(target) as file:
+    with replacement(target) as file:
         file.write(header)
         n_rows = max(1, _BLOCK // max(1, rows.itemsize * rows.shape[1]))
         for start in range(0, len(rows) if rows.size else 0, n_rows):
@@ -262,7 +263,7 @@ def _save_quantized(
     header = file_format.header(
         np.broadcast_to(np.uint8(0), shape), Packing(int(bits), dim, "fused"), name
     )
-    with _replacement(target) as file:
+    with replacement(target) as file:
         file.write(header)
         file.flush()
         if n_rows == 0:
@@ -274,36 +275,6 @@ def _save_quantized(
         packed = np.memmap(file, np.uint8, "r+", len(header), shape)
         quantize(rows, bits, out=packed, progress=progress)
         packed.flush()
-
-
-@contextlib.contextmanager
-def _replacement(path: str) -> Iterator[BinaryIO]:
-    """Give a new file that takes the place of `path` if the block ends well."""
-    target = os.path.realpath(path)  # of a link, what it leads to
-    folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".embag-{os.urandom(8).hex()}.tmp")
-    try:
-        # Opened in here: a KeyboardInterrupt may come as soon as the file is there.
-        with open(temporary, "x+b") as file:
-            if hasattr(os, "fchmod"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):  # it may not be there yet, or have been renamed
-            os.unlink(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):
-        # The new file is there. A system that cannot flush a folder now does so later.
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 # --- Loading ------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""Files of vectors: a column of them after others, or the vectors alone.
+
+A file takes its place when it is whole (_replacing.py). Tested in tests/test_cli_formats.py.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embag._replacing import replacement
+
+_Write = Callable[[pa.Table], None]
+
+
+@contextlib.contextmanager
+def open_sink(path: str, schema: pa.Schema) -> Iterator[_Write]:
+    """Give what writes tables of a schema to a new file; the vectors are the last column.
+
+    The file is there when the block has ended well.
+    """
+    sink = _SINKS.get(_suffix(path))
+    if sink is None:
+        raise ValueError(f"name must end in {', '.join(_SINKS)}, got {os.path.basename(path)!r}")
+    with replacement(path) as file, sink(file, schema) as write:
+        yield write
+
+
+def has_no_columns(path: str) -> bool:
+    """Tell whether a file has vectors and nothing else."""
+    return _suffix(path) == ".npy"
+
+
+def vectors_field(name: str, dtype: np.dtype[Any], dim: int, *, nullable: bool) -> pa.Field:
+    """Return the field of a column of vectors."""
+    # What is not nullable needs no levels of its own in a Parquet file: a tenth faster.
+    entry = pa.field("item", pa.from_numpy_dtype(dtype), nullable=False)
+    return pa.field(name, pa.list_(entry, dim), nullable=nullable)
+
+
+def as_column(vectors: NDArray[Any], field: pa.Field, mask: NDArray[np.bool_] | None) -> pa.Array:
+    """Return vectors as a column, in place; null where the mask is True."""
+    nulls = None if mask is None else pa.array(mask)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.reshape(-1)), type=field.type, mask=nulls
+    )
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path.lower())[1]
+
+
+@contextlib.contextmanager
+def _parquet(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+    import pyarrow.parquet as pq
+
+    # Vectors neither compress nor repeat: plain pages are half the work. docs/cli.md.
+    others = _leaves(schema)[:-1]
+    options = {
+        "compression": dict.fromkeys(others, "snappy"),
+        "use_dictionary": others,
+        "write_statistics": others,
+    }
+    with pa.OSFile(file.name, "wb") as raw, _closing(pq.ParquetWriter(raw, schema, **options)) as w:
+        yield lambda table: w.write_table(table, row_group_size=max(1, len(table)))
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Return what the columns of a Parquet file of this schema are called."""
+    import pyarrow.parquet as pq
+
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    leaves = pq.read_metadata(pa.BufferReader(empty.getvalue())).schema
+    return [leaves.column(i).path for i in range(len(leaves.names))]
+
+
+@contextlib.contextmanager
+def _arrow(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+    with pa.OSFile(file.name, "wb") as raw, _closing(pa.ipc.new_file(raw, schema)) as writer:
+        yield lambda table: writer.write_table(table.combine_chunks())
+
+
+@contextlib.contextmanager
+def _arrow_stream(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+    with pa.OSFile(file.name, "wb") as raw, _closing(pa.ipc.new_stream(raw, schema)) as writer:
+        yield lambda table: writer.write_table(table.combine_chunks())
+
+
+@contextlib.contextmanager
+def _closing(writer: Any) -> Iterator[Any]:
+    """Close a writer: it then writes its file's end, which after an error may fail too."""
+    try:
+        yield writer
+    except BaseException:
+        with contextlib.suppress(Exception):
+            writer.close()
+        raise
+    writer.close()
+
+
+@contextlib.contextmanager
+def _npy(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+    vectors = schema.field(0).type
+    dtype = np.dtype(vectors.value_type.to_pandas_dtype())
+    n_rows = 0
+
+    def header() -> bytes:
+        # NumPy leaves room for any number of rows: the last header is as long as the first.
+        head = io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(dtype)
+        shape = n_rows, vectors.list_size
+        np.lib.format.write_array_header_1_0(
+            head, {"descr": descr, "fortran_order": False, "shape": shape}
+        )
+        return head.getvalue()
+
+    with pa.OSFile(file.name, "wb") as raw:  # Python's own copies what it writes
+
+        def write(table: pa.Table) -> None:
+            nonlocal n_rows
+            n_rows += len(table)
+            for chunk in table.column(0).chunks:
+                raw.write(pa.py_buffer(chunk.flatten().to_numpy()))
+
+        raw.write(header())
+        yield write
+    file.write(header())
+
+
+_SINKS = {
+    **dict.fromkeys([".parquet", ".pq"], _parquet),
+    **dict.fromkeys([".arrow", ".feather", ".ipc"], _arrow),
+    ".arrows": _arrow_stream,
+    ".npy": _npy,
+}

@@ -1,0 +1,238 @@
+"""Files of ids, of any format, as a stream of record batches with the wanted columns.
+
+Nothing is read as a whole. Parquet is decoded some rows at a time, also within a row group,
+and Arrow files are mapped; CSV and JSON lines are parsed in blocks; .npy files are mapped.
+
+Tested in tests/test_cli_formats.py.
+"""
+
+import contextlib
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+# How much of a Parquet file is decoded at once, and of a compressed column chunk is read.
+_BYTES_AT_ONCE = 4 << 20
+_MOST_ROWS_AT_ONCE = 4096
+_READ_AHEAD = 1 << 20
+_BLOCK = 4 << 20  # of text: a line must fit
+
+NPY_COLUMN = "ids"
+
+
+class Source(NamedTuple):
+    """A file that is being read."""
+
+    schema: pa.Schema  # of the wanted columns; of all, if none are named
+    batches: Iterator[pa.RecordBatch]  # of those columns
+    n_rows: int | None  # of the file, if it says so
+    n_bytes: int
+    tell: Callable[[], int]  # how many bytes have been read, where there is no n_rows
+
+
+class _Wanted(NamedTuple):
+    """The columns that are wanted."""
+
+    lists: dict[str, pa.DataType]  # of numbers: of which type, if it is text that is parsed
+    others: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([*self.lists, *self.others]))
+
+
+@contextlib.contextmanager
+def open_source(
+    path: str, lists: dict[str, pa.DataType], others: Sequence[str]
+) -> Iterator[Source]:
+    """Open a file; its suffix tells the format. Of its columns, take these.
+
+    `lists` are those of lists of numbers, with the type of the numbers. In a CSV file they are
+    text, and may be elsewhere. The one column of a .npy file is NPY_COLUMN.
+    """
+    reader = _READERS.get(_suffix(path))
+    if reader is None:
+        raise ValueError(f"name must end in {', '.join(_READERS)}, got {os.path.basename(path)!r}")
+    with contextlib.ExitStack() as files:
+        yield reader(path, _Wanted(lists, others), files)
+
+
+def is_source(path: str) -> bool:
+    """Tell whether the suffix of a file is one of those read here."""
+    return _suffix(path) in _READERS
+
+
+def has_no_columns(path: str) -> bool:
+    """Tell whether a file has ids and nothing else."""
+    return _suffix(path) == ".npy"
+
+
+def _suffix(path: str) -> str:
+    stem, suffix = os.path.splitext(path.lower())
+    if suffix in _COMPRESSIONS:
+        suffix = os.path.splitext(stem)[1] + suffix
+    return suffix
+
+
+def _check_names(wanted: _Wanted, names: Sequence[str]) -> None:
+    for column in wanted.names:
+        n = names.count(column)
+        if n > 1:
+            raise ValueError(f"there are {n} columns {column!r}")
+        if n == 0:
+            near = difflib.get_close_matches(column, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"there is no column {column!r}{hint} (its columns: {', '.join(names)})"
+            )
+
+
+def _source(
+    wanted: _Wanted,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    n_rows: int | None,
+    n_bytes: int,
+    tell: Callable[[], int] = int,
+) -> Source:
+    _check_names(wanted, schema.names)
+    if wanted.names:
+        schema = pa.schema([schema.field(name) for name in wanted.names])
+        batches = (batch.select(wanted.names) for batch in batches)
+    return Source(schema, iter(batches), n_rows, n_bytes, tell)
+
+
+# --- Each format --------------------------------------------------------------
+
+
+def _parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+    import pyarrow.parquet as pq
+
+    # Or Arrow reads all that will be wanted at once, and column chunks as a whole.
+    options = {"pre_buffer": False, "buffer_size": _READ_AHEAD}
+    file = files.enter_context(pq.ParquetFile(path, **options))
+    _check_names(wanted, file.schema_arrow.names)
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    row_bytes = max((g.total_byte_size / g.num_rows for g in groups if g.num_rows), default=1)
+    n_rows = int(min(_MOST_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE / max(1, row_bytes))))
+    batches = file.iter_batches(n_rows, columns=wanted.names or None)
+    n_bytes = os.path.getsize(path)
+    return _source(wanted, file.schema_arrow, batches, file.metadata.num_rows, n_bytes)
+
+
+def _arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+    """Open a file or a stream of Arrow's, whichever it is."""
+    memory = files.enter_context(pa.memory_map(path))
+    is_file = memory.read(6) == b"ARROW1"
+    memory.seek(0)
+    if not is_file:
+        stream = files.enter_context(pa.ipc.open_stream(memory))
+        return _source(wanted, stream.schema, stream, None, memory.size(), memory.tell)
+    file = files.enter_context(pa.ipc.open_file(memory))
+    n_batches = file.num_record_batches
+    n_read = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal n_read
+        for n_read in range(n_batches):
+            yield file.get_batch(n_read)
+
+    def tell() -> int:
+        return int(memory.size() * n_read / max(1, n_batches))
+
+    return _source(wanted, file.schema, batches(), None, memory.size(), tell)
+
+
+def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+    import pyarrow.csv
+
+    delimiter = "\t" if _suffix(path).startswith(".tsv") else ","
+    read = pyarrow.csv.ReadOptions(block_size=_BLOCK)
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
+    with contextlib.ExitStack() as first:
+        names = pyarrow.csv.open_csv(_text(path, first)[1], read, parse).schema.names
+    _check_names(wanted, names)
+    convert = pyarrow.csv.ConvertOptions(
+        include_columns=wanted.names,
+        # Text, whatever it looks like: "7" is a list of one.
+        column_types=dict.fromkeys(wanted.lists, pa.string()),
+        strings_can_be_null=True,
+    )
+    raw, text = _text(path, files)
+    reader = files.enter_context(pyarrow.csv.open_csv(text, read, parse, convert))
+    return _source(wanted, reader.schema, reader, None, raw.size(), _teller(raw))
+
+
+def _json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+    import pyarrow.json
+
+    read = pyarrow.json.ReadOptions(block_size=_BLOCK)
+    with contextlib.ExitStack() as first:
+        schema = pyarrow.json.open_json(_text(path, first)[1], read).schema
+    _check_names(wanted, schema.names)
+    # The first block may have empty lists only, from which no type can be told.
+    lists = [
+        (name, pa.list_(numbers))
+        for name, numbers in wanted.lists.items()
+        if not pa.types.is_string(schema.field(name).type)
+    ]
+    parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(lists))
+    raw, text = _text(path, files)
+    reader = files.enter_context(pyarrow.json.open_json(text, read, parse))
+    return _source(wanted, reader.schema, reader, None, raw.size(), _teller(raw))
+
+
+def _text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
+    """Open a file: as it is, and what it holds if it is compressed."""
+    raw = files.enter_context(pa.OSFile(path))
+    codec = _COMPRESSIONS.get(os.path.splitext(path.lower())[1])
+    return raw, pa.CompressedInputStream(raw, codec) if codec else raw
+
+
+def _teller(raw: Any) -> Callable[[], int]:
+    n_bytes: int = raw.size()
+
+    def tell() -> int:
+        try:
+            return int(raw.tell())
+        except ValueError:  # a stream that decompresses it closes it at its end
+            return n_bytes
+
+    return tell
+
+
+def _npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+    ids = np.load(path, mmap_mode="r")
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] == 0:
+        raise ValueError(
+            "ids must be 2-D integers, a bag in each row, "
+            f"got shape {ids.shape} and dtype {ids.dtype}"
+        )
+    n_rows, n = ids.shape
+    step = max(1, _BYTES_AT_ONCE // (n * ids.itemsize))
+    bags = pa.list_(pa.from_numpy_dtype(ids.dtype), n)
+
+    def batch(start: int) -> pa.RecordBatch:
+        # Copied: Arrow knows no other byte orders, nor other orders of the axes.
+        rows = np.array(ids[start : start + step], ids.dtype.newbyteorder("="), order="C")
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=bags)
+        return pa.record_batch([column], names=[NPY_COLUMN])
+
+    batches = map(batch, range(0, n_rows, step))
+    return _source(wanted, pa.schema([(NPY_COLUMN, bags)]), batches, n_rows, os.path.getsize(path))
+
+
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_TEXTS = {".csv": _csv, ".tsv": _csv, ".jsonl": _json, ".ndjson": _json, ".json": _json}
+_READERS = {
+    **dict.fromkeys([".parquet", ".pq"], _parquet),
+    **dict.fromkeys([".arrow", ".feather", ".ipc", ".arrows"], _arrow),
+    **_TEXTS,
+    **{text + suffix: _TEXTS[text] for text in _TEXTS for suffix in _COMPRESSIONS},
+    ".npy": _npy,
+}

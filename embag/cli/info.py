@@ -1,0 +1,211 @@
+"""``embag info``: what is in a file, a table or ids.
+
+Tested in tests/test_cli_tables.py and tests/test_cli_formats.py.
+"""
+
+import json
+import os
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import embag
+from embag.cli import _lists, _sources
+from embag.cli._failing import failing
+from embag.cli._output import megabytes, progress_bar
+
+
+@click.command()
+@click.argument("path", metavar="FILE")
+@click.option("--column", metavar="NAME", help="A column of lists of ids, to be read through.")
+@click.option(
+    "--table", "table_path", metavar="TABLE", help="Count the ids that are no rows of it."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def command(path: str, column: str | None, table_path: str | None, as_json: bool) -> None:
+    """Tell what is in FILE: a table, or columns of ids.
+
+    \b
+      embag info items.npy
+      embag info events.parquet --column item_ids --table items.npy
+    """
+    with failing(path):
+        if _is_table(path):
+            if column is not None or table_path is not None:
+                raise click.UsageError("--column and --table are for files of ids, this is a table")
+            found = _of_table(path)
+        else:
+            if _sources.has_no_columns(path):
+                column = _sources.NPY_COLUMN
+            if table_path is not None and column is None:
+                raise click.UsageError("--table must come with --column")
+            n_rows = None
+            if table_path is not None:
+                with failing(table_path):
+                    n_rows = embag.load_table(table_path).shape[0]
+            found = _of_ids(path, column, n_rows)
+    print(json.dumps(found) if as_json else _text(found))
+
+
+def _is_table(path: str) -> bool:
+    suffix = os.path.splitext(path.lower())[1]
+    if suffix != ".npy":
+        return suffix == ".safetensors"
+    return np.load(path, mmap_mode="r").dtype.kind not in "iu"
+
+
+def _of_table(path: str) -> dict[str, Any]:
+    try:
+        table = embag.load_table(path)
+    except ValueError as error:
+        if path.lower().endswith(".safetensors"):
+            raise
+        # No table for embag; what it is, all the same.
+        array = np.load(path, mmap_mode="r")
+        order = "C" if array.flags.c_contiguous else "Fortran"
+        return {
+            "kind": "array",
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            "order": order,
+            "bytes": array.nbytes,
+            "problem": str(error).removeprefix(f"{path}: "),
+        }
+    found: dict[str, Any] = {"kind": "table", "shape": list(table.shape)}
+    rows: Any = table
+    if isinstance(table, embag.QuantizedTable):
+        found |= {"bits": table.bits, "layout": table.layout}
+        rows = table.packed
+    else:
+        found |= {"dtype": table.dtype.name, "order": "C"}
+    # Files are mapped at pages, so this is where in the file the rows begin, too.
+    address = rows.__array_interface__["data"][0]
+    return {
+        **found,
+        "bytes": table.nbytes,
+        "bytes_of_a_row": rows.strides[0],
+        "aligned_to": min(64, address & -address) if address else 64,
+    }
+
+
+def _of_ids(path: str, column: str | None, n_table_rows: int | None) -> dict[str, Any]:
+    with _sources.open_source(path, {}, []) as source:
+        found: dict[str, Any] = {
+            "kind": "ids",
+            "bytes": source.n_bytes,
+            "rows": source.n_rows,
+            "columns": {field.name: str(field.type) for field in source.schema},
+        }
+    if column is None:
+        return found
+    with (
+        _sources.open_source(path, {column: _lists.INTEGERS}, []) as source,
+        progress_bar(path, source.n_rows, source.n_bytes) as show,
+    ):
+        _lists.check_lists(source.schema.field(column), _lists.INTEGERS)
+        seen = _Seen(n_table_rows)
+        for batch in source.batches:
+            try:
+                seen.add(_lists.as_lists(pa.chunked_array([batch[column]]), _lists.INTEGERS))
+            except _lists.BadRow as error:
+                row = seen.n_rows + error.row
+                raise ValueError(f"column {column!r}, row {row}: {error}") from error
+            show(seen.n_rows, source.tell())
+    return {**found, "rows": seen.n_rows, "column": {"name": column, **seen.summary()}}
+
+
+class _Seen:
+    """What there is in a column, as far as it has been read."""
+
+    def __init__(self, n_table_rows: int | None) -> None:
+        self.n_table_rows = n_table_rows
+        self.n_rows = self.n_null = self.n_empty = 0
+        self.n_ids = self.n_null_ids = self.n_outside = 0
+        self.lengths: list[int] = []  # the least and the most so far
+        self.ids: list[int] = []
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        lengths = pc.list_value_length(column)
+        ids = pc.list_flatten(column)
+        self.n_rows += len(column)
+        self.n_null += column.null_count
+        self.n_empty += pc.sum(pc.equal(lengths, 0)).as_py() or 0
+        self.n_ids += len(ids)
+        self.n_null_ids += ids.null_count
+        self.lengths = _widened(self.lengths, lengths)
+        self.ids = _widened(self.ids, ids)
+        if self.n_table_rows is not None:
+            for chunk in ids.chunks:
+                self.n_outside += int(_lists.outside(chunk, self.n_table_rows).sum())
+
+    def summary(self) -> dict[str, Any]:
+        n_lists = self.n_rows - self.n_null
+        found = {
+            "null": self.n_null,
+            "empty": self.n_empty,
+            "ids": self.n_ids,
+            "null_ids": self.n_null_ids,
+            "lengths": self.lengths or None,
+            "mean_length": self.n_ids / n_lists if n_lists else None,
+            "range": self.ids or None,
+        }
+        if self.n_table_rows is not None:
+            found |= {"table_rows": self.n_table_rows, "no_rows": self.n_outside}
+        return found
+
+
+def _widened(limits: list[int], values: pa.ChunkedArray) -> list[int]:
+    found = [limit.as_py() for limit in pc.min_max(values).values()]
+    known = [limit for limit in (*limits, *found) if limit is not None]
+    return [min(known), max(known)] if known else []
+
+
+def _text(found: dict[str, Any]) -> str:
+    if found["kind"] == "ids":
+        return _text_of_ids(found)
+    shape = " x ".join(f"{n:,}" for n in found["shape"])
+    if "bits" in found:
+        what = f"quantized to {found['bits']} bits, layout {found['layout']}"
+    else:
+        what = f"{found['dtype']}, {found['order']} order"
+    lines = [f"{found['kind']} of {shape}, {what}, {megabytes(found['bytes'])}"]
+    if "problem" in found:
+        lines.append(f"no table for embag: {found['problem']}")
+    else:
+        lines.append(
+            f"rows of {found['bytes_of_a_row']:,} bytes, the first at a multiple of "
+            f"{found['aligned_to']} bytes in the file"
+        )
+    return "\n".join(lines)
+
+
+def _text_of_ids(found: dict[str, Any]) -> str:
+    rows = "rows" if found["rows"] is None else f"{found['rows']:,} rows"
+    width = max(map(len, found["columns"]), default=0)
+    lines = [f"{rows}, {megabytes(found['bytes'])}"]
+    for name, dtype in found["columns"].items():
+        lines.append(f"  {name:{width}}  {dtype}")
+        seen = found.get("column")
+        if seen is None or seen["name"] != name:
+            continue
+        indent = " " * (width + 4)
+        lines.append(f"{indent}{seen['null']:,} null, {seen['empty']:,} empty")
+        if seen["lengths"]:
+            low, high = seen["lengths"]
+            lines.append(
+                f"{indent}{seen['ids']:,} ids, {low:,} to {high:,} in a list, "
+                f"{seen['mean_length']:.2f} on average"
+            )
+        if seen["null_ids"]:
+            lines.append(f"{indent}{seen['null_ids']:,} of them null")
+        if seen["range"]:
+            lines.append(f"{indent}from {seen['range'][0]} to {seen['range'][1]}")
+        if "no_rows" in seen:
+            lines.append(
+                f"{indent}{seen['no_rows']:,} are no rows of the table of "
+                f"{seen['table_rows']:,} rows"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,315 @@
+"""``embag pool``: a column of lists of ids in, a column of pooled vectors out.
+
+    reading    record batches of the wanted columns   _sources.py
+               cut and joined to chunks, and parsed where they are text
+    pooling    embag.embedding_bag of a chunk's column, a thread each
+    writing    the kept columns and the vectors       _sinks.py
+
+The three go on at the same time (_stages.py). Memory is that of the
+table and of some chunks, whatever the size of the file or of its row groups.
+
+Tested in tests/test_cli_pool.py, test_cli_formats.py and test_cli_failures.py.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import embag
+from embag.cli import _lists, _sinks, _sources, _stages
+from embag.cli._failing import failing
+from embag.cli._output import megabytes, peak_memory, progress_bar
+
+# Bytes of ids, kept columns and vectors. Origin: docs/cli.md, "Memory".
+_CHUNK_BYTES = 16 << 20
+
+
+class _Chunk(NamedTuple):
+    """Some rows of a file."""
+
+    start: int  # the first row's number in the file
+    table: pa.Table
+    lists: dict[str, pa.ChunkedArray]  # of its columns, parsed where they are text
+
+
+class _Pooled(NamedTuple):
+    """The same rows, pooled, and how many of their ids there were, and were none."""
+
+    table: pa.Table
+    n_ids: int
+    n_invalid: int
+
+
+class _Done(NamedTuple):
+    """What has been done."""
+
+    n_rows: int
+    n_ids: int
+    n_invalid: int
+    seconds: dict[str, float]  # by stage
+
+
+@click.command(epilog="docs/cli.md has more, with what it prints.")
+@click.argument("source", metavar="IN")
+@click.option("--column", metavar="NAME", help="The column of lists of ids; none for .npy.")
+@click.option(
+    "--table", "table_path", metavar="FILE", required=True, help="The table: a row an id."
+)
+@click.option("--out", "target", metavar="OUT", required=True, help="The file to write or replace.")
+@click.option(
+    "--mode", type=click.Choice(["mean", "sum", "max"]), default="mean", show_default=True
+)
+@click.option("--keep", metavar="A,B", multiple=True, help="Columns to carry along.")
+@click.option("--weights", metavar="NAME", help="A column of lists of weights, for sums.")
+@click.option("--name", metavar="NAME", help="What to call the vectors.  [default: NAME_vector]")
+@click.option(
+    "--invalid",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="Of ids that are no rows: fail, or leave them out and count them.",
+)
+@click.option("--padding-idx", metavar="ID", type=int, help="An id to leave out.")
+@click.option("--null-empty", is_flag=True, help="Null, not zeros, for a list without ids.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the vectors.")
+@click.option(
+    "--load",
+    type=click.Choice(["map", "copy"]),
+    default="map",
+    show_default=True,
+    help="Read the table where it is, or copy it into memory first.",
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(1), help="The most threads for pooling."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    source: str,
+    column: str | None,
+    table_path: str,
+    target: str,
+    mode: str,
+    keep: tuple[str, ...],
+    weights: str | None,
+    name: str | None,
+    invalid: str,
+    padding_idx: int | None,
+    null_empty: bool,
+    dtype: str | None,
+    load: Any,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Pool a column of lists of ids into a column of vectors.
+
+    For each row of IN, the rows of the table that its list names are gathered and reduced.
+    IN is streamed: it may be larger than memory. OUT is there when it is whole, or not at all.
+
+    \b
+      embag pool events.parquet --column item_ids --table items.npy \\
+          --mode mean --keep user_id,ts --out pooled.parquet
+
+    \b
+    IN    .parquet; .arrow, .feather, .arrows; .csv, .tsv, .jsonl, also with .gz or .zst,
+          where lists may be text such as "1 2 3" or "[1, 2, 3]"; .npy: 2-D, a list a row
+    FILE  .npy or .safetensors, as embag.load_table reads it, quantized ones too
+    OUT   .parquet; .arrow, .feather, .arrows; .npy: the vectors alone
+    """
+    start = time.perf_counter()
+    kept = [part for text in keep for part in text.split(",")]
+    column = _check(source, column, table_path, target, mode, kept, weights, null_empty)
+    name = name or f"{column}_vector"
+    if len({name, *kept}) <= len(kept):
+        raise click.UsageError("the names of --keep and of the vectors must differ; see --name")
+    if threads is not None:
+        embag.set_num_threads(threads)
+    with failing(table_path):
+        table = embag.load_table(table_path, load)
+        pool = functools.partial(
+            embag.embedding_bag,
+            weight=table,
+            mode=mode,
+            padding_idx=padding_idx,
+            out_dtype=dtype,
+            invalid=invalid,
+            return_n_invalid=True,
+            num_threads=1,
+        )
+        dtype_of_vectors = pool(np.zeros((0, 1), np.int64))[0].dtype  # checks the options, too
+        if table.shape[1] == 0:
+            raise ValueError("table must have columns, got none")
+    field = _sinks.vectors_field(name, dtype_of_vectors, table.shape[1], nullable=null_empty)
+
+    done = _pool_file(source, target, column, weights, kept, field, table, pool)
+    seconds = time.perf_counter() - start
+    summary = {
+        "out": target,
+        "rows": done.n_rows,
+        "ids": done.n_ids,
+        "invalid_ids": done.n_invalid,
+        "dim": table.shape[1],
+        "dtype": dtype_of_vectors.name,
+        "seconds": round(seconds, 4),
+        **{f"{stage}_seconds": round(part, 4) for stage, part in done.seconds.items()},
+        "rows_per_second": round(done.n_rows / seconds),
+        "bytes_in": os.path.getsize(source),
+        "bytes_out": os.path.getsize(target),
+        "peak_memory_bytes": peak_memory(),
+        "threads": embag.get_num_threads(),
+    }
+    print(json.dumps(summary) if as_json else _text(summary, invalid))
+
+
+def _check(
+    source: str,
+    column: str | None,
+    table: str,
+    target: str,
+    mode: str,
+    kept: list[str],
+    weights: str | None,
+    null_empty: bool,
+) -> str:
+    """Check that the options go together; return the column's name."""
+    if _sources.has_no_columns(source):
+        if column is not None or weights is not None or kept:
+            raise click.UsageError(
+                "--column, --weights and --keep must be left out: IN is a .npy file, of ids alone"
+            )
+        column = _sources.NPY_COLUMN
+    elif column is None:
+        raise click.UsageError("--column must name the column of lists of ids")
+    if _sinks.has_no_columns(target) and (kept or null_empty):
+        raise click.UsageError(
+            "--keep and --null-empty must be left out: OUT is a .npy file, of vectors alone"
+        )
+    if weights is not None and mode != "sum":
+        raise click.UsageError(f"--weights must come with --mode sum, got {mode}")
+    for path in (source, table):
+        if os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
+            raise click.UsageError(f"--out must be another file than {path}")
+    return column
+
+
+def _pool_file(
+    source: str,
+    target: str,
+    column: str,
+    weights: str | None,
+    kept: list[str],
+    field: pa.Field,
+    table: Any,
+    pool: Callable[..., Any],
+) -> _Done:
+    lists = {column: _lists.INTEGERS}
+    if weights is not None:
+        lists[weights] = _lists.NUMBERS
+    vector_bytes = field.type.list_size * field.type.value_type.bit_width // 8
+    n_rows = n_ids = n_invalid = 0
+    with contextlib.ExitStack() as files:
+        with failing(source):
+            opened = files.enter_context(_sources.open_source(source, lists, kept))
+            for name, numbers in lists.items():
+                _lists.check_lists(opened.schema.field(name), numbers)
+        schema = pa.schema([*(opened.schema.field(name) for name in kept), field])
+        show = files.enter_context(progress_bar(source, opened.n_rows, opened.n_bytes))
+
+        def read() -> Iterator[_Chunk]:
+            with failing(source):
+                yield from _chunks(opened.batches, lists, vector_bytes)
+
+        def pool_chunk(chunk: _Chunk) -> _Pooled:
+            ids = chunk.lists[column]
+            with failing(source):
+                sample = None if weights is None else chunk.lists[weights]
+                try:
+                    vectors, n = pool(ids, per_sample_weights=sample)
+                except IndexError as error:
+                    row, found = _lists.first_outside(ids, table.shape[0])
+                    raise IndexError(
+                        f"column {column!r}, row {chunk.start + row}: {found} is no row of a table "
+                        f"of {table.shape[0]} rows (--invalid skip leaves such ids out)"
+                    ) from error
+                except ValueError as error:
+                    raise ValueError(f"from row {chunk.start} on: {error}") from error
+            nulls = embag.empty_bags(ids) if field.nullable else None
+            pooled = _sinks.as_column(vectors, field, nulls)
+            columns = [*(chunk.table[name] for name in kept), pooled]
+            n_ids = pc.sum(pc.list_value_length(ids)).as_py() or 0
+            return _Pooled(pa.Table.from_arrays(columns, schema=schema), n_ids, n)
+
+        def write_chunk(pooled: _Pooled) -> None:
+            nonlocal n_rows, n_ids, n_invalid
+            write(pooled.table)
+            n_rows += len(pooled.table)
+            n_ids += pooled.n_ids
+            n_invalid += pooled.n_invalid
+            show(n_rows, opened.tell())
+
+        # Outside of all: what is not said to be of the source is of the target.
+        with failing(target):
+            with _sinks.open_sink(target, schema) as write:
+                seconds = _stages.overlap(read(), pool_chunk, write_chunk, embag.get_num_threads())
+                start = time.perf_counter()
+            seconds["writing"] += time.perf_counter() - start  # to the disk
+    return _Done(n_rows, n_ids, n_invalid, seconds)
+
+
+def _chunks(
+    batches: Iterable[pa.RecordBatch], lists: dict[str, pa.DataType], vector_bytes: int
+) -> Iterator[_Chunk]:
+    """Cut and join batches to chunks that take, with their vectors, about _CHUNK_BYTES."""
+    start = n_bytes = 0
+    waiting: list[pa.RecordBatch] = []
+    for piece in _pieces(batches, vector_bytes):
+        waiting.append(piece)
+        n_bytes += piece.nbytes + len(piece) * vector_bytes
+        if n_bytes >= _CHUNK_BYTES:
+            yield _chunk(start, waiting, lists)
+            start += sum(map(len, waiting))
+            waiting, n_bytes = [], 0
+    if waiting:
+        yield _chunk(start, waiting, lists)
+
+
+def _pieces(batches: Iterable[pa.RecordBatch], vector_bytes: int) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        n_bytes = batch.nbytes + len(batch) * vector_bytes
+        step = max(1, len(batch) // max(1, math.ceil(n_bytes / _CHUNK_BYTES)))
+        for first in range(0, len(batch), step):
+            yield batch.slice(first, step)
+
+
+def _chunk(start: int, batches: list[pa.RecordBatch], lists: dict[str, pa.DataType]) -> _Chunk:
+    table = pa.Table.from_batches(batches)
+    columns = {}
+    for name, numbers in lists.items():
+        try:
+            columns[name] = _lists.as_lists(table[name], numbers)
+        except _lists.BadRow as error:
+            raise ValueError(f"column {name!r}, row {start + error.row}: {error}") from error
+    return _Chunk(start, table, columns)
+
+
+def _text(summary: dict[str, Any], invalid: str) -> str:
+    lines = [
+        f"{summary['rows']:,} rows, {summary['ids']:,} ids -> {summary['out']}, "
+        f"{megabytes(summary['bytes_out'])}",
+        f"{summary['seconds']:.2f} s, {summary['rows_per_second']:,} rows/s; at the same time: "
+        + ", ".join(f"{stage} {summary[f'{stage}_seconds']:.2f} s" for stage in _stages.STAGES),
+    ]
+    if summary["peak_memory_bytes"] is not None:
+        lines.append(f"at most {megabytes(summary['peak_memory_bytes'])} of memory")
+    if invalid == "skip":
+        lines.append(f"{summary['invalid_ids']:,} ids left out that are no rows of the table")
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""``embag quantize``: a table of floats to one of 8, 4 or 2 bits, file to file.
+
+Tested in tests/test_cli_tables.py.
+"""
+
+import json
+import os
+import time
+
+import click
+
+import embag
+from embag.cli._failing import failing
+from embag.cli._output import megabytes, progress_bar
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option(
+    "--bits", type=click.Choice([8, 4, 2]), default=8, show_default=True, help="Bits of an entry."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(source: str, target: str, bits: int, as_json: bool) -> None:
+    """Quantize the table in IN to 8, 4 or 2 bits an entry, and tell how far it is off.
+
+    A chunk of rows at a time: neither table need fit in memory. OUT is there when it is whole,
+    or not at all.
+
+    \b
+      embag quantize items.npy items8.npy --bits 8
+
+    \b
+    IN, OUT    .npy or .safetensors
+    """
+    start = time.perf_counter()
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+        raise click.UsageError(f"OUT must be another file than {source}")
+    with failing(source):
+        table = embag.load_table(source)
+        if isinstance(table, embag.QuantizedTable):
+            raise ValueError(f"table must be of floats, got {table}")
+    n_rows, dim = table.shape
+    with progress_bar(source, n_rows, table.nbytes) as show, failing(target):
+        embag.save_table(target, table, bits=bits, progress=lambda done, _: show(done, done))
+        small = embag.load_table(target)
+        assert isinstance(small, embag.QuantizedTable)
+        error = small.error(table)
+    summary = {
+        "out": target,
+        "rows": n_rows,
+        "dim": dim,
+        "bits": bits,
+        "bytes_in": table.nbytes,
+        "bytes_out": small.nbytes,
+        "largest_error": error.max_abs,
+        "mean_error": error.mean_abs,
+        "mean_cosine": error.cosine,
+        "seconds": round(time.perf_counter() - start, 4),
+    }
+    if as_json:
+        print(json.dumps(summary))
+        return
+    print(
+        f"{n_rows:,} x {dim} of {table.dtype}, {megabytes(table.nbytes)} -> {target}, "
+        f"{bits} bits, {megabytes(small.nbytes)}\n"
+        f"entries are off by {error.max_abs:.3g} at most, {error.mean_abs:.3g} on average; "
+        f"mean cosine of the rows {error.cosine:.6f}\n"
+        f"{summary['seconds']:.2f} s"
+    )

@@ -1,0 +1,289 @@
+"""`embag pool` that fails: what it says, its status, and that no file is left.
+
+In processes of their own where a signal or a full disk is at work.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from cli_cases import TABLE, columns, pa, run
+
+import embag
+
+import pyarrow.parquet as pq  # isort: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a table, a file of ids and an old result."""
+    np.save(tmp_path / "table.npy", TABLE)
+    pq.write_table(columns(), tmp_path / "in.parquet", row_group_size=3)
+    (tmp_path / "out.parquet").write_bytes(b"old")
+    return tmp_path
+
+
+def arguments(folder, source="in.parquet", out="out.parquet", column="ids", table="table.npy"):
+    return [
+        *("pool", folder / source, "--column", column),
+        *("--table", folder / table, "--out", folder / out),
+    ]
+
+
+def check_untouched(folder):
+    assert (folder / "out.parquet").read_bytes() == b"old"
+    assert not list(folder.glob(".embag-*"))
+
+
+def failure(capsys, folder, *more, **names):
+    """Run a command that fails, and return the line that says why."""
+    printed = run(capsys, *arguments(folder, **names), *more, status=1)
+    assert printed.out == ""
+    assert printed.err.startswith("embag pool: error: ")
+    assert printed.err.count("\n") == 1
+    check_untouched(folder)
+    return printed.err.removeprefix("embag pool: error: ").strip().replace(f"{folder}/", "")
+
+
+# What is in the file
+
+
+def test_an_id_that_is_no_row(folder, capsys):
+    lists = [[1]] * 5000 + [[3, 4], [2, 50, -1], [60]]
+    pq.write_table(pa.table({"ids": lists}), folder / "in.parquet", row_group_size=100)
+    assert failure(capsys, folder) == (
+        "in.parquet: column 'ids', row 5001: 50 is no row of a table of 50 rows "
+        "(--invalid skip leaves such ids out)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found"), [("int8", -1), ("uint8", 50), ("int64", 2**62), ("uint64", 2**63 + 5)]
+)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_id_of_any_type_that_is_no_row(dtype, found, quantized, folder, capsys):
+    if quantized:
+        embag.save_table(folder / "table.npy", TABLE, bits=8)
+    lists = pa.array([[1], None, [2, None, found]], pa.list_(getattr(pa, dtype)()))
+    pq.write_table(pa.table({"ids": lists}), folder / "in.parquet")
+    assert f"'ids', row 2: {found} is no row of a table of 50 rows" in failure(capsys, folder)
+
+
+def test_text_that_is_no_number(folder, capsys):
+    (folder / "in.csv").write_text("ids\n" + "1 2\n" * 3000 + "3 four\n7\n")
+    assert failure(capsys, folder, source="in.csv") == (
+        "in.csv: column 'ids', row 3000: 'four' is not an integer"
+    )
+
+
+def test_weights_of_another_length(folder, capsys):
+    table = pa.table({"ids": [[1, 2], [3]], "w": [[1.0, 2.0], [3.0, 4.0]]})
+    pq.write_table(table, folder / "in.parquet")
+    message = failure(capsys, folder, "--mode", "sum", "--weights", "w")
+    assert message.startswith("in.parquet: from row 0 on: per_sample_weights must have as many")
+
+
+def test_a_column_that_is_not_there(folder, capsys):
+    assert failure(capsys, folder, column="idz") == (
+        "in.parquet: there is no column 'idz'; did you mean 'ids'? (its columns: user, ids)"
+    )
+    assert failure(capsys, folder, "--keep", "zzz") == (
+        "in.parquet: there is no column 'zzz' (its columns: user, ids)"
+    )
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.arrow"])
+def test_a_column_that_is_not_there_in_any_format(name, folder, capsys):
+    text = '{"user": 1, "ids": [1]}\n' if name == "in.jsonl" else "user,ids\n1,1\n"
+    (folder / name).write_text(text)
+    if name == "in.arrow":
+        with pa.ipc.new_file(folder / name, columns().schema) as writer:
+            writer.write_table(columns())
+    message = failure(capsys, folder, source=name, column="idz")
+    assert "did you mean 'ids'? (its columns: user, ids)" in message
+
+
+def test_a_column_of_something_else(folder, capsys):
+    assert failure(capsys, folder, column="user") == (
+        "in.parquet: column 'user' must have lists of integers, got int64"
+    )
+    pq.write_table(pa.table({"ids": [[1.5]]}), folder / "in.parquet")
+    assert failure(capsys, folder) == (
+        "in.parquet: column 'ids' must have lists of integers, got list<element: double>"
+    )
+
+
+# Files that are broken, or none
+
+
+@pytest.mark.parametrize("name", ["in.parquet", "in.arrow", "in.arrows", "in.npy"])
+@pytest.mark.parametrize("cut", [0, 10, -30])
+def test_a_file_that_is_cut_off(name, cut, folder, capsys):
+    table = pa.table({"ids": [[1, 2]] * 300})
+    if name == "in.npy":
+        np.save(folder / name, np.ones((300, 2), np.int64))
+    elif name == "in.arrows":
+        with pa.ipc.new_stream(folder / name, table.schema) as writer:
+            writer.write_table(table)
+    elif name == "in.arrow":
+        with pa.ipc.new_file(folder / name, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, folder / name)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:cut] if cut else b"")
+    command = arguments(folder, source=name)
+    if name == "in.npy":
+        command[2:4] = []
+    printed = run(capsys, *command, status=1)
+    assert printed.err.startswith(f"embag pool: error: {folder}/{name}: ")
+    assert printed.err.count("\n") == 1
+    check_untouched(folder)
+
+
+def test_bytes_that_are_wrong_in_the_middle(folder, capsys):
+    pq.write_table(pa.table({"ids": [list(range(50))] * 20_000}), folder / "in.parquet")
+    whole = bytearray((folder / "in.parquet").read_bytes())
+    whole[len(whole) // 4 : len(whole) // 2] = os.urandom(len(whole) // 2 - len(whole) // 4)
+    (folder / "in.parquet").write_bytes(whole)
+    assert failure(capsys, folder).startswith("in.parquet: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"ids": [1]}\n{"ids": [1\n', "in.jsonl: JSON parse error"),
+        ('{"ids": [1]}\n{"ids": [1.5]}\n', "in.jsonl: Failed to convert JSON to int64"),
+        ("", "in.jsonl: Empty JSON"),
+    ],
+)
+def test_json_that_is_broken(text, message, folder, capsys):
+    (folder / "in.jsonl").write_text(text)
+    assert failure(capsys, folder, source="in.jsonl").startswith(message)
+
+
+def test_csv_with_a_row_too_long(folder, capsys):
+    (folder / "in.csv").write_text("user,ids\n1,2\n1,2,3\n")
+    assert "Expected 2 columns, got 3" in failure(capsys, folder, source="in.csv")
+
+
+def test_files_that_are_not_there(folder, capsys):
+    assert "No such file" in failure(capsys, folder, source="no.parquet")
+    assert failure(capsys, folder, table="no.npy") == "no.npy: No such file or directory"
+    message = failure(capsys, folder, out="no/out.parquet")
+    assert message.startswith("no/out.parquet: ")
+    assert "No such file" in message
+
+
+def test_names_that_tell_no_format(folder, capsys):
+    assert failure(capsys, folder, out="out.xls").startswith("out.xls: name must end in .parquet")
+    assert failure(capsys, folder, source="in.xls").startswith("in.xls: name must end in .parquet")
+    assert "path must end in .npy or .safetensors" in failure(capsys, folder, table="in.parquet")
+
+
+def test_a_table_that_is_broken(folder, capsys):
+    (folder / "table.npy").write_bytes((folder / "table.npy").read_bytes()[:-4])
+    assert failure(capsys, folder).startswith("table.npy: file must have 1000 bytes of table")
+
+
+# A wrong command line
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--mode", "median"], "Invalid value for '--mode'"),
+        (["--weights", "user"], "--weights must come with --mode sum, got mean"),
+        (["--threads", "0"], "0 is not in the range"),
+        (["--keep", "ids,ids_vector"], "the names of --keep and of the vectors must differ"),
+        (["--out", "x.npy", "--keep", "user"], "OUT is a .npy file, of vectors alone"),
+        (["--colum", "x"], "No such option"),
+    ],
+)
+def test_wrong_command_lines(more, message, folder, capsys):
+    printed = run(capsys, *arguments(folder), *more, status=2)
+    assert message in " ".join(printed.err.split())
+    assert printed.out == ""
+    check_untouched(folder)
+
+
+def test_inputs_are_not_overwritten(folder, capsys):
+    printed = run(capsys, *arguments(folder, out="in.parquet"), status=2)
+    assert "--out must be another file" in printed.err
+    assert pq.read_table(folder / "in.parquet").equals(columns())
+
+
+# Signals and a full disk
+
+
+def slow_source(folder):
+    """A file that takes some seconds: a million lists of 200."""
+    ids = pa.array(np.arange(200 * 20_000, dtype=np.int32) % 50)
+    lists = pa.FixedSizeListArray.from_arrays(ids, 200).cast(pa.list_(pa.int32()))
+    table = pa.table({"ids": lists})
+    with pq.ParquetWriter(folder / "in.parquet", table.schema) as writer:
+        for _ in range(50):
+            writer.write_table(table)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")],
+)
+def test_a_signal_leaves_nothing_behind(number, message, folder):
+    slow_source(folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embag", *map(str, arguments(folder))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=os.path.dirname(__file__),
+        encoding="utf-8",
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in folder.glob(".embag-*")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, output) == (128 + number, "")
+    assert errors.strip().splitlines() == [f"embag pool: {message}"]
+    check_untouched(folder)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(["mount", *options], capture_output=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.arrow", "out.npy"])
+def test_a_full_disk(name, folder, tiny_disk, capsys):
+    pq.write_table(pa.table({"ids": [[1, 2]] * 200_000}), folder / "in.parquet")
+    (tiny_disk / name).write_bytes(b"old")
+    command = arguments(folder)
+    command[-1] = tiny_disk / name
+    printed = run(capsys, *command, status=1)
+    assert printed.err.startswith(f"embag pool: error: {tiny_disk}/{name}: ")
+    assert "No space left on device" in printed.err
+    assert printed.err.count("\n") == 1
+    assert [path.name for path in tiny_disk.iterdir()] == [name]
+    assert (tiny_disk / name).read_bytes() == b"old"

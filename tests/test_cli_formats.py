@@ -1,0 +1,203 @@
+"""`embag pool` and `embag info`: each format in and out, each way to write a list."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from cli_cases import LISTS, TABLE, USERS, as_text, columns, means, pa, pool, read, run, vectors
+
+import pyarrow.csv  # isort: skip
+import pyarrow.feather  # isort: skip
+import pyarrow.parquet as pq  # isort: skip
+
+
+def write_arrow(table, path):
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+
+
+def write_arrow_stream(table, path):
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+
+
+def write_text(table, path, delimiter=","):
+    text = table.set_column(1, "ids", pa.array(as_text(table["ids"].to_pylist())))
+    options = pyarrow.csv.WriteOptions(delimiter=delimiter)
+    pyarrow.csv.write_csv(text, path, options)
+
+
+def write_json(table, path):
+    with open(path, "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+
+
+def write_json_gz(table, path):
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+
+
+def write_csv_zst(table, path):
+    with pa.CompressedOutputStream(str(path), "zstd") as file:
+        write_text(table, file)
+
+
+WRITERS = {
+    "in.parquet": lambda table, path: pq.write_table(table, path, row_group_size=3),
+    "in.PQ": pq.write_table,
+    "in.arrow": write_arrow,
+    "in.feather": pyarrow.feather.write_feather,
+    "in.arrows": write_arrow_stream,
+    "stream.arrow": write_arrow_stream,
+    "in.csv": write_text,
+    "in.tsv": lambda table, path: write_text(table, path, "\t"),
+    "in.csv.zst": write_csv_zst,
+    "in.jsonl": write_json,
+    "in.ndjson.gz": write_json_gz,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_in(name, tmp_path, capsys):
+    source = tmp_path / name
+    WRITERS[name](columns(), str(source))
+    out, summary = pool(capsys, source, tmp_path, "--keep", "user")
+    pooled = pq.read_table(out)
+    assert pooled.column_names == ["user", "ids_vector"]
+    assert pooled["user"].to_pylist() == USERS
+    np.testing.assert_array_equal(vectors(pooled["ids_vector"]), means(LISTS))
+    assert (summary["rows"], summary["ids"], summary["invalid_ids"]) == (8, 17, 0)
+    assert summary["bytes_in"] == source.stat().st_size
+    assert summary["bytes_out"] == out.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.arrow", "out.feather", "out.arrows"])
+def test_every_format_out(name, tmp_path, capsys):
+    pq.write_table(columns(), tmp_path / "in.parquet")
+    out, _ = pool(capsys, tmp_path / "in.parquet", tmp_path, "--keep", "user", out=name)
+    pooled = read(out)
+    assert pooled["user"].to_pylist() == USERS
+    assert pooled.schema.field("ids_vector").type.list_size == 5
+    np.testing.assert_array_equal(vectors(pooled["ids_vector"]), means(LISTS))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_npy_in_and_out(dtype, tmp_path, capsys):
+    ids = np.random.default_rng(1).integers(0, 50, (700, 3))
+    np.save(tmp_path / "in.npy", ids)
+    out, summary = pool(
+        capsys, tmp_path / "in.npy", tmp_path, "--dtype", dtype, out="out.npy", column=None
+    )
+    expected = np.asarray(means(ids.tolist())).astype(dtype)
+    np.testing.assert_array_equal(np.load(out), expected)
+    assert summary["dtype"] == dtype
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", ">i4", "uint64"])
+def test_npy_of_any_integers(dtype, tmp_path, capsys):
+    ids = np.arange(24).reshape(8, 3).astype(dtype)
+    np.save(tmp_path / "in.npy", np.asfortranarray(ids))
+    out, _ = pool(capsys, tmp_path / "in.npy", tmp_path, column=None)
+    np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), means(ids.tolist()))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(pa.list_(kind()) for kind in (pa.int8, pa.uint8, pa.int16, pa.int32, pa.uint64)),
+        pa.large_list(pa.int64()),
+        pa.list_view(pa.int32()),
+        pa.large_list_view(pa.int64()),
+    ],
+    ids=str,
+)
+def test_every_kind_of_list(dtype, tmp_path, capsys):
+    write_arrow(columns(dtype=dtype), tmp_path / "in.arrow")
+    out, _ = pool(capsys, tmp_path / "in.arrow", tmp_path)
+    np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), means(LISTS))
+
+
+def test_null_ids_are_left_out(tmp_path, capsys):
+    pq.write_table(columns([[1, None, 3], [None], [5]]), tmp_path / "in.parquet")
+    out, _ = pool(capsys, tmp_path / "in.parquet", tmp_path)
+    np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), means([[1, 3], [], [5]]))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        str,
+        lambda bag: ",".join(map(str, bag)),
+        lambda bag: " ; ".join(map(str, bag)),
+        lambda bag: "|".join(map(str, bag)),
+        lambda bag: "{" + ",".join(map(str, bag)) + "}",
+        lambda bag: f"  {tuple(bag)}  ",
+        lambda bag: "\t".join(map(str, bag)),
+    ],
+)
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet"])
+def test_lists_that_are_text(name, write, tmp_path, capsys):
+    table = pa.table({"ids": as_text(LISTS, write)})
+    source = tmp_path / name
+    if name == "in.csv":
+        pyarrow.csv.write_csv(table, source)
+    else:
+        pq.write_table(table, source)
+    out, _ = pool(capsys, source, tmp_path)
+    np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), means(LISTS))
+
+
+def test_csv_of_single_ids_is_text_too(tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("ids,note\n7,a\n3,b\n")
+    out, _ = pool(capsys, tmp_path / "in.csv", tmp_path, "--keep", "note")
+    np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), TABLE[[7, 3]])
+
+
+def test_json_of_empty_lists_first(tmp_path, capsys):
+    lists = [[]] * 100 + [[3]]
+    with open(tmp_path / "in.jsonl", "w") as file:
+        file.writelines(json.dumps({"ids": bag}) + "\n" for bag in lists)
+    out, _ = pool(capsys, tmp_path / "in.jsonl", tmp_path)
+    np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), means(lists))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_info_of_every_format(name, tmp_path, capsys):
+    source = tmp_path / name
+    WRITERS[name](columns(), str(source))
+    known = json.loads(run(capsys, "info", source, "--json").out)
+    assert list(known["columns"]) == ["user", "ids"]
+    np.save(tmp_path / "table.npy", TABLE[:45])
+    text = run(capsys, "info", source, "--column", "ids", "--table", tmp_path / "table.npy").out
+    assert "8 rows" in text
+    least = 1 if "sv" in name else 0  # where there is no text, a list is null
+    assert f"17 ids, {least} to 9 in a list" in text
+    assert "from 0 to 49" in text
+    assert "1 are no rows of the table of 45 rows" in text
+
+
+def test_info_tells_null_and_empty_apart(tmp_path, capsys):
+    pq.write_table(columns([[1, None], None, []]), tmp_path / "in.parquet")
+    found = json.loads(
+        run(capsys, "info", tmp_path / "in.parquet", "--column", "ids", "--json").out
+    )
+    assert found["columns"] == {"user": "int64", "ids": "list<element: int64>"}
+    assert found["column"] == {
+        "name": "ids",
+        "null": 1,
+        "empty": 1,
+        "ids": 2,
+        "null_ids": 1,
+        "lengths": [0, 2],
+        "mean_length": 1.0,
+        "range": [1, 1],
+    }
+
+
+def test_info_of_npy_ids(tmp_path, capsys):
+    np.save(tmp_path / "in.npy", np.arange(6).reshape(2, 3))
+    found = json.loads(run(capsys, "info", tmp_path / "in.npy", "--json").out)
+    assert found["rows"] == 2
+    assert found["column"]["range"] == [0, 5]
+    assert found["columns"] == {"ids": "fixed_size_list<item: int64>[3]"}
