@@ -581,7 +581,7 @@ class ScipyMatrix(Matrix):
 
 
 class EmbagMatrix(Matrix, Embag):
-    """The matrix's own arrays."""
+    """`embedding_bag(X, W)`: the entries of X are the weights of a sum."""
 
     @classmethod
     def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
@@ -590,14 +590,7 @@ class EmbagMatrix(Matrix, Embag):
     def run(self, batches: Sequence[Any]) -> Any:
         function, table, result = self.module.embedding_bag, self.table, None
         for matrix in batches:
-            result = function(
-                matrix.indices,
-                table,
-                matrix.indptr,
-                mode="sum",
-                per_sample_weights=matrix.data,
-                include_last_offset=True,
-            )
+            result = function(matrix, table, mode="sum")
         return result
 
 

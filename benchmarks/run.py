@@ -18,12 +18,8 @@ from benchmarks.contenders import ALL, CONTENDERS
 from benchmarks.worker import Worker
 from benchmarks.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
-BASELINES = (
-    "torch",
-    "torch-uncoalesced",
-    "fbgemm",
-    "scipy",
-)  # others are as many times as fast as these
+# Others are as many times as fast as these.
+BASELINES = ("torch", "torch-uncoalesced", "fbgemm", "scipy")
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Pool a Parquet file in every way, in turn: `python -m benchmarks.pipeline --json FILE`.
 
 Each contender is a process of its own, timed from its start to its end, with the largest
-memory that it had. They run in turn, A B A B, and each is compared with its neighbour
-`embag pool` on the same file. Before the first round, each shows that its result is right
-on that file, and what it takes for a thousand rows: its start, and loading the table.
+memory that it had. They run in turn, A B A B, and each is compared with `embag pool` on the
+same file in the same round. Before the first round, each shows that its result is right on
+that file, and what it takes for a thousand rows: its start, and loading the table.
 """
 
 import argparse
@@ -90,10 +90,11 @@ def measure(
     """Measure those who get this file, and beside them who is compared with all."""
     contenders = {n: c for n, c in contenders.items() if c.file == file or n == BASELINE}
     rows = folder / f"{file}.parquet"
-    starts = {name: run(c, folder / "start.parquet")["seconds"] for name, c in contenders.items()}
-    for contender in contenders.values():
-        run(contender, rows, check=True)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    starts, runs = {}, {}
+    for name, contender in contenders.items():
+        run(contender, rows, check=True)  # its modules and its table are in the page cache then
+        starts[name] = run(contender, folder / "start.parquet")["seconds"]
+        runs[name] = []
     for _ in range(n_rounds):
         for name, contender in contenders.items():
             runs[name].append(run(contender, rows))
@@ -108,7 +109,7 @@ def run(contender: Contender, events: Path, check: bool = False) -> dict[str, An
         os.sync()  # what others wrote is on the disk
         start = time.perf_counter()
         process = subprocess.Popen(
-            contender.arguments(events, out), cwd=ROOT, stdout=subprocess.PIPE, text=True
+            contender.command(events, out), cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         words = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -123,7 +124,7 @@ def run(contender: Contender, events: Path, check: bool = False) -> dict[str, An
             "seconds": seconds,
             "CPU seconds": usage.ru_utime + usage.ru_stime,
             "peak bytes": usage.ru_maxrss * 1024,
-            "parts": json.loads(words) if words.startswith("{") else {},
+            "parts": contender.parts(words),
         }
 
 
@@ -133,7 +134,6 @@ def summarize(
     def seconds(name: str, without_start: bool = False) -> list[float]:
         return [one["seconds"] - without_start * starts[name] for one in runs[name]]
 
-    parts = runs[name][0]["parts"] if CONTENDERS[name].tells_parts else []
     figures = {
         "rows": n_rows,
         "rows/s": n_rows / statistics.median(seconds(name)),
@@ -141,7 +141,8 @@ def summarize(
         "start, s": starts[name],
         "peak bytes": statistics.median(one["peak bytes"] for one in runs[name]),
         "parts, s": {
-            part: statistics.median(one["parts"][part] for one in runs[name]) for part in parts
+            part: statistics.median(one["parts"][part] for one in runs[name])
+            for part in runs[name][0]["parts"]
         },
         "runs": runs[name],
     }

@@ -19,7 +19,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.pipeline.pools import POOLS, VECTORS, Pool
 
+# Vectors neither repeat nor compress.
+PLAIN = {"use_dictionary": False, "compression": "none", "write_statistics": False}
 N_BATCH = 65_536  # rows; the fastest of 16,384 to 131,072 for embag and torch
+N_BUFFER = 1 << 20  # bytes
 N_WAITING = 2  # batches between two threads
 Item = TypeVar("Item")
 
@@ -34,7 +37,7 @@ class Pipeline:
         self._write(ahead(self._pool(ahead(self._read(events)))), out)
 
     def _read(self, events: Path) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(events, pre_buffer=True) as file:
+        with pq.ParquetFile(events, buffer_size=N_BUFFER) as file:
             batches = file.iter_batches(N_BATCH)
             while (batch := self._timed("read", next, batches, None)) is not None:
                 yield batch
@@ -44,7 +47,7 @@ class Pipeline:
             yield self._timed("pool", self.pool, batch)
 
     def _write(self, tables: Iterable[pa.Table], out: Path) -> None:
-        with pq.ParquetWriter(out, VECTORS, use_dictionary=False) as writer:
+        with pq.ParquetWriter(out, VECTORS, **PLAIN) as writer:
             for table in tables:
                 self._timed("write", writer.write_table, table)
 

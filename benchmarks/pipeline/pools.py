@@ -4,8 +4,11 @@ What they make takes a batch of events and returns user_id and vector. A package
 where it is used, because each contender runs in a process without the others.
 """
 
+import importlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,108 +17,94 @@ from numpy.typing import NDArray
 from benchmarks.pipeline.data import DIM, DIMENSIONS
 
 # Nothing in it may be null: a Parquet writer has less to do then.
+ENTRY = pa.field("item", pa.float32(), nullable=False)
 VECTORS = pa.schema(
     [
         pa.field("user_id", pa.int64(), nullable=False),
-        pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False), DIM), False),
+        pa.field("vector", pa.list_(ENTRY, DIM), nullable=False),
     ]
 )
 Pool = Callable[[pa.RecordBatch], pa.Table]
-Function = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
 
-def embag(folder: Path) -> Pool:
-    """`embedding_bag`, on the table as `aligned_copy` has it."""
-    import embag
-
-    table = embag.aligned_copy(np.load(folder / "items.npy", mmap_mode="r"))
-
-    def pool(ids: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.float32]:
-        return embag.embedding_bag(ids, table, bounds, mode="mean", include_last_offset=True)
-
-    return _of_arrays(pool)
-
-
-def torch(folder: Path) -> Pool:
-    """`embedding_bag` in inference mode. Nothing is copied but the offsets, into int64."""
-    import torch
-
-    table = torch.from_numpy(np.load(folder / "items.npy"))
-
-    def pool(ids: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            vectors = torch.nn.functional.embedding_bag(
-                torch.from_dlpack(ids),
-                table,
-                torch.from_dlpack(bounds),
-                mode="mean",
-                include_last_offset=True,
-            )
-        return vectors.numpy()
-
-    return _of_arrays(pool)
-
-
-def numpy(folder: Path) -> Pool:
-    """The loop that one writes first."""
-    table = np.load(folder / "items.npy")
-
-    def pool(ids: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.float32]:
-        vectors = np.zeros((len(bounds) - 1, DIM), np.float32)
-        for bag, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-            if start < stop:
-                vectors[bag] = table[ids[start:stop]].mean(axis=0)
-        return vectors
-
-    return _of_arrays(pool)
-
-
-def numpy_take(folder: Path) -> Pool:
-    """The fastest such loop that we found."""
-    table = np.load(folder / "items.npy")
-
-    def pool(ids: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.float32]:
-        vectors = np.zeros((len(bounds) - 1, DIM), np.float32)
-        places = bounds.tolist()  # Python's own integers are faster than NumPy's
-        for bag, (start, stop) in enumerate(zip(places[:-1], places[1:], strict=True)):
-            if start < stop:
-                vectors[bag] = table.take(ids[start:stop], axis=0).sum(axis=0) / (stop - start)
-        return vectors
-
-    return _of_arrays(pool)
-
-
-def polars(folder: Path) -> Pool:
-    """Explode, join, group by: there is no mean of lists of ids otherwise."""
-    import polars as pl
-
-    items = pl.read_parquet(folder / "items.parquet").lazy()
+def make_embag(folder: Path) -> Pool:
+    """`embedding_bag` of the column, on the table as `load_table` maps it."""
+    embag = importlib.import_module("embag")
+    table = embag.load_table(folder / "items.npy")
 
     def pool(batch: pa.RecordBatch) -> pa.Table:
-        events = pl.from_arrow(batch).lazy()
-        pooled = polars_query(events, items).collect(engine="streaming")
-        return pooled.to_arrow().cast(VECTORS)
+        return _with_users(batch, embag.embedding_bag(batch["item_ids"], table, mode="mean"))
 
     return pool
 
 
-def polars_query(events, items):  # type: ignore[no-untyped-def]  # polars' types, where it is
-    import polars as pl
+def make_torch(folder: Path) -> Pool:
+    """`embedding_bag` in inference mode. Nothing is copied but the bounds, into int64."""
+    torch = importlib.import_module("torch")
+    # In its own memory, which begins on a cache line; NumPy's does not, and torch would be slower.
+    with open(folder / "items.npy", "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+        table = torch.empty(shape)
+        file.readinto(table.numpy())
 
-    return (
-        events.explode("item_ids")
-        .join(items, left_on="item_ids", right_on="item_id")
-        .group_by("user_id")
-        .agg(pl.col(DIMENSIONS).mean())
-        .select("user_id", vector=pl.concat_arr(DIMENSIONS))
-    )
+    def pool(batch: pa.RecordBatch) -> pa.Table:
+        ids, bounds = map(torch.from_dlpack, _ids_and_bounds(batch))
+        with torch.inference_mode():
+            vectors = torch.nn.functional.embedding_bag(
+                ids, table, bounds, mode="mean", include_last_offset=True
+            )
+        return _with_users(batch, vectors.numpy())
+
+    return pool
 
 
-def duckdb(folder: Path) -> Pool:
-    """Unnest, join, group by."""
-    import duckdb
+def make_numpy(folder: Path) -> Pool:
+    """The loop that one writes first."""
+    table = np.load(folder / "items.npy")
 
-    connection = duckdb.connect()
+    def pool(batch: pa.RecordBatch) -> pa.Table:
+        ids, bounds = _ids_and_bounds(batch)
+        vectors = np.zeros((len(batch), DIM), np.float32)
+        for row, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if start < stop:
+                vectors[row] = table[ids[start:stop]].mean(axis=0)
+        return _with_users(batch, vectors)
+
+    return pool
+
+
+def make_numpy_take(folder: Path) -> Pool:
+    """The fastest such loop that we found."""
+    table = np.load(folder / "items.npy")
+
+    def pool(batch: pa.RecordBatch) -> pa.Table:
+        ids, bounds = _ids_and_bounds(batch)
+        vectors = np.zeros((len(batch), DIM), np.float32)
+        places = bounds.tolist()  # slicing by Python's integers is faster than by NumPy's
+        for row, (start, stop) in enumerate(itertools.pairwise(places)):
+            if start < stop:
+                vectors[row] = table.take(ids[start:stop], axis=0).sum(axis=0) / (stop - start)
+        return _with_users(batch, vectors)
+
+    return pool
+
+
+def make_polars(folder: Path) -> Pool:
+    """A query for each batch."""
+    polars = importlib.import_module("polars")
+    items = polars.read_parquet(folder / "items.parquet").lazy()
+
+    def pool(batch: pa.RecordBatch) -> pa.Table:
+        query = polars_query(polars.from_arrow(batch).lazy(), items)
+        return query.collect(engine="streaming").to_arrow().cast(VECTORS)
+
+    return pool
+
+
+def make_duckdb(folder: Path) -> Pool:
+    """A query for each batch."""
+    connection = importlib.import_module("duckdb").connect()
     connection.execute(f"CREATE TABLE items AS FROM '{folder}/items.parquet'")
 
     def pool(batch: pa.RecordBatch) -> pa.Table:
@@ -125,36 +114,44 @@ def duckdb(folder: Path) -> Pool:
     return pool
 
 
+def polars_query(events: Any, items: Any) -> Any:
+    """Explode, join, group by: polars has no other way from lists of ids to means."""
+    concat_arr = importlib.import_module("polars").concat_arr
+    means = importlib.import_module("polars").col(DIMENSIONS).mean()
+    rows = events.explode("item_ids").join(items, left_on="item_ids", right_on="item_id")
+    return rows.group_by("user_id").agg(means).select("user_id", vector=concat_arr(DIMENSIONS))
+
+
 def duckdb_query(events: str, items: str) -> str:
+    """Unnest, join, group by."""
     means = ", ".join(f"sum({name}) / count(*)" for name in DIMENSIONS)  # faster than avg
     return f"""
         SELECT user_id, [{means}]::FLOAT[{DIM}] AS vector
-        FROM (SELECT user_id, unnest(item_ids) AS item_id FROM {events}) JOIN {items} USING (item_id)
+        FROM (SELECT user_id, unnest(item_ids) AS item_id FROM {events})
+        JOIN {items} USING (item_id)
         GROUP BY user_id
     """
 
 
-def _of_arrays(function: Function) -> Pool:
-    """Make a pool of a function of ids and bounds, which are not copied on the way."""
+def _ids_and_bounds(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids of all lists, in place, and where lists start and the last one ends."""
+    lists = batch["item_ids"]
+    bounds = lists.offsets.to_numpy()
+    ids = lists.values[bounds[0] : bounds[-1]]
+    return ids.to_numpy(), (bounds - bounds[0]).astype(np.int64)
 
-    def pool(batch: pa.RecordBatch) -> pa.Table:
-        lists = batch["item_ids"]
-        bounds = lists.offsets.to_numpy()
-        ids = lists.values[bounds[0] : bounds[-1]].to_numpy()
-        vectors = function(ids, (bounds - bounds[0]).astype(np.int64))
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array(vectors.ravel()), type=VECTORS.field("vector").type
-        )
-        return pa.table([batch["user_id"], column], schema=VECTORS)
 
-    return pool
+def _with_users(batch: pa.RecordBatch, vectors: NDArray[np.float32]) -> pa.Table:
+    entries = pa.array(vectors.reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(entries, type=VECTORS.field("vector").type)
+    return pa.table([batch["user_id"], column], schema=VECTORS)
 
 
 POOLS = {
-    "embag": embag,
-    "torch": torch,
-    "numpy": numpy,
-    "numpy-take": numpy_take,
-    "polars": polars,
-    "duckdb": duckdb,
+    "embag": make_embag,
+    "torch": make_torch,
+    "numpy": make_numpy,
+    "numpy-take": make_numpy_take,
+    "polars": make_polars,
+    "duckdb": make_duckdb,
 }

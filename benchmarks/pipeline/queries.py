@@ -3,6 +3,7 @@
 The engine reads, joins, pools and writes as it thinks best.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,15 +11,12 @@ from benchmarks.pipeline.pools import duckdb_query, polars_query
 
 
 def polars(events: Path, items: Path, out: Path) -> None:
-    import polars as pl
-
-    polars_query(pl.scan_parquet(events), pl.scan_parquet(items)).sink_parquet(out)
+    scan_parquet = importlib.import_module("polars").scan_parquet
+    polars_query(scan_parquet(events), scan_parquet(items)).sink_parquet(out)
 
 
 def duckdb(events: Path, items: Path, out: Path) -> None:
-    import duckdb
-
-    connection = duckdb.connect()
+    connection = importlib.import_module("duckdb").connect()
     connection.execute("SET preserve_insertion_order = false")  # so it need not hold all of it
     query = duckdb_query(f"'{events}'", f"'{items}'")
     connection.execute(f"COPY ({query}) TO '{out}'")
@@ -27,5 +25,5 @@ def duckdb(events: Path, items: Path, out: Path) -> None:
 QUERIES = {"polars": polars, "duckdb": duckdb}
 
 if __name__ == "__main__":
-    events = Path(sys.argv[2])
-    QUERIES[sys.argv[1]](events, events.parent / "items.parquet", Path(sys.argv[3]))
+    name, events, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    QUERIES[name](events, events.parent / "items.parquet", out)
