@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--folder", type=Path, help="where there are 6 GB; default: for temporaries"
+        "--folder", type=Path, help="where there are 7 GB; default: for temporaries"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
     return parser.parse_args()

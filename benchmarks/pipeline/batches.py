@@ -22,7 +22,7 @@ from benchmarks.pipeline.pools import POOLS, VECTORS, Pool
 # Vectors neither repeat nor compress.
 PLAIN = {"use_dictionary": False, "compression": "none", "write_statistics": False}
 N_BATCH = 65_536  # rows; the fastest of 16,384 to 131,072 for embag and torch
-N_BUFFER = 1 << 20  # bytes
+N_BUFFER = 1 << 20  # bytes; otherwise pyarrow holds all of the file
 N_WAITING = 2  # batches between two threads
 Item = TypeVar("Item")
 
@@ -37,7 +37,7 @@ class Pipeline:
         self._write(ahead(self._pool(ahead(self._read(events)))), out)
 
     def _read(self, events: Path) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(events, buffer_size=N_BUFFER) as file:
+        with pq.ParquetFile(events, pre_buffer=False, buffer_size=N_BUFFER) as file:
             batches = file.iter_batches(N_BATCH)
             while (batch := self._timed("read", next, batches, None)) is not None:
                 yield batch
