@@ -559,6 +559,45 @@ class Scipy(PlainSum):
         return result
 
 
+class Matrix(Contender):
+    """What the contenders at sparse matrices share: one in CSR, as scipy makes it."""
+
+    def convert(self, batch: Batch) -> Any:
+        sparse = importlib.import_module("scipy.sparse")
+        parts = batch.sample_weights, batch.indices, np.append(batch.offsets, len(batch.indices))
+        return sparse.csr_array(parts, shape=(self.workload.n_bags, self.workload.n_rows))
+
+
+class ScipyMatrix(Matrix):
+    """`X @ W`."""
+
+    package = "scipy"
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        table, result = self.table, None
+        for matrix in batches:
+            result = matrix @ table
+        return result
+
+
+class EmbagMatrix(Matrix, Embag):
+    """`embedding_bag(X, W)`: the entries of X are the weights of a sum."""
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        return Scipy.missing()
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, table, result = self.module.embedding_bag, self.table, None
+        for matrix in batches:
+            result = function(matrix, table, mode="sum")
+        return result
+
+
+class EmbagNumpyMatrix(EmbagMatrix, EmbagNumpy):
+    """The same with a table that NumPy allocated."""
+
+
 class Numpy(PlainSum):
     """`np.add.reduceat` of the gathered rows, which has no empty bags."""
 
@@ -718,6 +757,12 @@ CONTENDERS: dict[str, dict[str, type[Contender]]] = {
     "quantize": {
         "torch": TorchQuantize,
         "embag": EmbagQuantize,
+    },
+    "matrix": {
+        "scipy": ScipyMatrix,
+        "embag": EmbagMatrix,
+        "embag-numpy": EmbagNumpyMatrix,
+        "limit": Limit,
     },
 }
 # By name alone, for what does not depend on the workload.

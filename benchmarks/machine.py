@@ -11,7 +11,7 @@ import embag
 
 PACKAGES = (
     *("numpy", "torch", "fbgemm-gpu-cpu", "ml_dtypes", "numba", "scipy"),
-    *("fastapi", "uvicorn"),
+    *("pyarrow", "polars", "duckdb", "fastapi", "uvicorn"),
 )
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

@@ -1,7 +1,7 @@
 """Run the workloads: `python -m benchmarks.run`, from the root of the repository.
 
 A process per contender. They work in turn, one at a time (A B A B), and each round is
-compared with the neighbouring rounds of torch, coalescing or not, and of FBGEMM: on a
+compared with the neighbouring rounds of torch, coalescing or not, of FBGEMM and SciPy: on a
 shared machine times drift by a factor of two within minutes, the median of such ratios
 does not. Absolute figures are medians too, for orientation.
 """
@@ -18,7 +18,8 @@ from benchmarks.contenders import ALL, CONTENDERS
 from benchmarks.worker import Worker
 from benchmarks.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
-BASELINES = ("torch", "torch-uncoalesced", "fbgemm")  # others are as many times as fast as these
+# Others are as many times as fast as these.
+BASELINES = ("torch", "torch-uncoalesced", "fbgemm", "scipy")
 
 
 def main() -> None:

@@ -495,18 +495,40 @@ _INFERENCE = [
         targets={"embag": {"torch": 1}},
     ),
 ]
+_MATRICES = [
+    Workload(
+        "csr-d64-10k",
+        "`X @ W`, D = 64, 10 k rows, 512 rows of X with 40 entries",
+        *(10_000, 64, 512),
+        kind="matrix",
+        weighted=True,
+        contenders=("scipy", "embag", "embag-numpy"),
+        targets={"embag": {"scipy": 3}},
+    ),
+    Workload(
+        "csr-d64-2m",
+        "`X @ W`, D = 64, 2 M rows",
+        *(2_000_000, 64),
+        kind="matrix",
+        weighted=True,
+        contenders=("scipy", "embag", "embag-numpy", "limit"),
+        targets={"embag": {"scipy": 3}},
+    ),
+]
 # One of each kind, encoding and option.
 QUICK = ("one-bag", "weighted-d64-2m", "ragged-d64-2m", "max-d64-1m", "padding-d64-1m")
 QUICK += ("dense-mean-d64-10k", "dense-max-d64-10k", "sparse-weighted-d64-1m")
 QUICK += ("weights-d64-1m", "step-d64-1m")
 QUICK += ("int8-d64-2m", "int4-d64-10k", "int2-d128-2m", "float16-d64-2m", "bfloat16-d64-2m")
-QUICK += ("26-tables-request", "26-tables-batch-int8", "quantize-int8-1m")
-WORKLOADS = {workload.name: workload for workload in [*_FORWARD, *_GRADIENTS, *_INFERENCE]}
-GROUPS = {
-    "forward": [workload.name for workload in _FORWARD],
-    "gradients": [workload.name for workload in _GRADIENTS],
-    "inference": [workload.name for workload in _INFERENCE],
+QUICK += ("26-tables-request", "26-tables-batch-int8", "quantize-int8-1m", "csr-d64-10k")
+_GROUPS = {
+    "forward": _FORWARD,
+    "gradients": _GRADIENTS,
+    "inference": _INFERENCE,
+    "matrices": _MATRICES,
 }
+WORKLOADS = {workload.name: workload for group in _GROUPS.values() for workload in group}
+GROUPS = {name: [workload.name for workload in group] for name, group in _GROUPS.items()}
 
 
 def get_workload(name: str, quick: bool = False) -> Workload:

@@ -11,6 +11,7 @@ from processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_SCIPY = importlib.util.find_spec("scipy") is not None
 HAS_FBGEMM = HAS_TORCH and importlib.util.find_spec("fbgemm_gpu") is not None
 EMBAG = {"embag"}
 EXPECTED = {  # of each kind of workload, beside the peers
@@ -20,6 +21,7 @@ EXPECTED = {  # of each kind of workload, beside the peers
     "quantized": EMBAG | {"limit"},
     "collection": EMBAG | {"limit"},
     "quantize": EMBAG,
+    "matrix": EMBAG | {"embag-numpy", "limit"} if HAS_SCIPY else {"limit"},
 }
 
 pytestmark = pytest.mark.skipif(
@@ -30,8 +32,11 @@ pytestmark = pytest.mark.skipif(
 def expected_contenders(workload, missing):
     expected = EXPECTED[workload["kind"]] - set(missing)
     is_collection = workload["kind"] == "collection"
-    if HAS_TORCH and not (is_collection and workload["dtype"] == "int8"):
+    is_int8 = workload["dtype"] == "int8"
+    if HAS_TORCH and workload["kind"] != "matrix" and not (is_collection and is_int8):
         expected.add("torch")
+    if HAS_SCIPY and workload["kind"] == "matrix":
+        expected.add("scipy")
     if HAS_TORCH and workload["kind"] == "backward" and workload["gradient"] == "sparse":
         expected.add("torch-uncoalesced")
     if HAS_FBGEMM and is_collection:
@@ -49,6 +54,7 @@ def results_file(tmp_path_factory):
     contenders = ["embag", "embag-numpy", "limit", "numpy"]
     contenders += ["torch", "torch-uncoalesced"] if HAS_TORCH else []
     contenders += ["fbgemm"] if HAS_FBGEMM else []
+    contenders += ["scipy"] if HAS_SCIPY else []
     run_module("benchmarks.run", "--quick", "--json", path, "--contenders", *contenders)
     return path
 
@@ -66,13 +72,14 @@ def test_results_are_whole(results_file):
     for workload in workloads.values():
         contenders = workload["contenders"]
         expected = expected_contenders(workload, results["missing"])
-        assert set(contenders) - {"numpy"} == expected
+        others = {"numpy"} if workload["kind"] == "matrix" else {"numpy", "scipy"}
+        assert set(contenders) - others == expected
         for figures in contenders.values():
             assert len(figures["seconds"]) == 2
             for key in ("ns per row", "us per call", "GB/s"):
                 assert math.isfinite(figures[key])
                 assert figures[key] > 0
-            for baseline in ("torch", "torch-uncoalesced", "fbgemm"):
+            for baseline in ("torch", "torch-uncoalesced", "fbgemm", "scipy"):
                 assert (figures[f"times {baseline}"] is not None) == (baseline in contenders)
             assert (figures["share of limit"] is not None) == ("limit" in contenders)
             assert set(figures["targets met"]) == set(figures["targets"]) & set(contenders)
@@ -82,7 +89,7 @@ def test_tables_are_written_and_checked(results_file, tmp_path):
     readme = tmp_path / "README.md"
     markers = [
         f"<!-- {name} table: start -->\n<!-- {name} table: end -->\n"
-        for name in ("benchmark", "gradient", "inference")
+        for name in ("benchmark", "gradient", "inference", "matrix")
     ]
     empty = "before\n" + "between\n".join(markers) + "after\n"
     readme.write_text(empty)
@@ -93,10 +100,11 @@ def test_tables_are_written_and_checked(results_file, tmp_path):
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    forward, gradients, inference = text.split("\nbetween\n")
+    forward, gradients, inference, matrices = text.split("\nbetween\n")
     assert "| max, D = 64, 1 M rows |" in forward
     assert "| dense gradient, max, 10 k rows |" in gradients
     assert "| 8-bit sum, D = 64, 2 M rows | 72 |" in inference
+    assert "| `X @ W`, D = 64, 10 k rows, 512 rows of X with 40 entries |" in matrices
 
 
 def test_a_table_that_the_results_do_not_have_is_left_alone(results_file, tmp_path):
@@ -146,3 +154,56 @@ def test_figures_of_waiting_are_whole(tmp_path):
         assert len(figures) == 4
         assert all(math.isfinite(figure) for figure in figures.values())
         assert figures["a call, ms"] > 0
+
+
+@pytest.fixture(scope="module")
+def pipeline_file(tmp_path_factory):
+    for package in ("pyarrow", "click", "rich"):  # of `embag pool`
+        pytest.importorskip(package)
+    path = tmp_path_factory.mktemp("pipeline") / "pipeline.json"
+    sizes = ["--rows=3000", "--part=2000", "--items=500", "--rounds=1", "--folder", path.parent]
+    names = ["embag", "embag-serial", "torch-threads", "numpy-take", "polars", "duckdb-batches"]
+    run_module("benchmarks.pipeline", *sizes, "--json", path, "--contenders", *names)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks the system what a child has used")
+def test_figures_of_pipelines_are_whole(pipeline_file):
+    results = json.loads(pipeline_file.read_text())
+    whole, part = results["files"]["events"], results["files"]["part"]
+    missing = set(results["missing"])
+    assert set(whole) == {"embag", "embag-serial", "torch-threads"} - missing
+    assert set(part) == {"embag", "numpy-take", "polars", "duckdb-batches"} - missing
+    for file, n_rows in ((whole, 3000), (part, 2000)):
+        for name, figures in file.items():
+            assert figures["rows"] == n_rows
+            assert figures["rows/s"] > 0
+            assert figures["times"] > 0
+            assert figures["peak bytes"] > 10_000_000
+            assert len(figures["parts, s"]) == (0 if name == "polars" else 3 + ("-" in name))
+    assert {one["best"] for one in results["targets"]} <= {*whole, *part} - {"embag"}
+    assert not list(pipeline_file.parent.glob("*/"))  # the files are gone
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks the system what a child has used")
+def test_the_table_of_pipelines_is_written(pipeline_file, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- pipeline table: start -->\n<!-- pipeline table: end -->\n")
+    run_module("benchmarks.pipeline.table", pipeline_file, readme)
+    text = readme.read_text()
+    assert "| `embag pool` | 3,000 |" in text
+    assert "50 times as fast as a NumPy loop end to end" in text
+
+
+def test_wrong_vectors_are_noticed(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    run_module("benchmarks.pipeline.data", tmp_path, "--rows=50", "--part=50", "--items=20")
+    events, out = tmp_path / "events.parquet", tmp_path / "out.parquet"
+    run_module("benchmarks.pipeline.batches", "numpy", "serial", events, out)
+    run_module("benchmarks.pipeline.check", events, out)
+    pooled = pq.read_table(out)
+    pq.write_table(pooled.slice(0, 20), out)
+    assert run_module("benchmarks.pipeline.check", events, out, check=False).returncode
+    turned = pooled["vector"].take(list(reversed(range(len(pooled)))))
+    pq.write_table(pooled.set_column(1, "vector", turned), out)
+    assert run_module("benchmarks.pipeline.check", events, out, check=False).returncode

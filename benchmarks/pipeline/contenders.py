@@ -1,0 +1,70 @@
+"""Who pools a file: the command line of each, and which package it needs."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PYTHON = sys.executable, "-m"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A program of the benchmark's own."""
+
+    title: str
+    package: str
+    program: tuple[str, ...]  # what comes before the names of the files
+    file: str = "events"  # or "part", for those who would need long for so many rows
+
+    def missing(self) -> str | None:
+        """Say why this contender cannot run on this machine."""
+        if importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        return None
+
+    def command(self, events: Path, out: Path) -> list[str]:
+        return [*PYTHON, *self.program, str(events), str(out)]
+
+    def parts(self, words: str) -> dict[str, float]:
+        """Return the seconds of the parts of the work, if it printed some."""
+        return json.loads(words or "{}")  # type: ignore[no-any-return]
+
+
+class EmbagPool(Contender):
+    """The command of embag."""
+
+    def command(self, events: Path, out: Path) -> list[str]:
+        table = events.parent / "items.npy"
+        options = ("--column", "item_ids", "--table", str(table), "--mode", "mean")
+        kept = ("--keep", "user_id", "--out", str(out), "--json")
+        return [*PYTHON, *self.program, str(events), *options, *kept]
+
+    def parts(self, words: str) -> dict[str, float]:
+        summary = json.loads(words)
+        stages = {"read": "reading", "pool": "pooling", "write": "writing"}
+        return {part: summary[f"{stage}_seconds"] for part, stage in stages.items()}
+
+
+def _batches(title: str, package: str, *who_and_how: str, file: str = "events") -> Contender:
+    return Contender(title, package, ("benchmarks.pipeline.batches", *who_and_how), file)
+
+
+def _query(title: str, package: str) -> Contender:
+    return Contender(title, package, ("benchmarks.pipeline.queries", package), "part")
+
+
+CONTENDERS: dict[str, Contender] = {
+    "embag": EmbagPool("`embag pool`", "click", ("embag", "pool")),
+    "embag-serial": _batches("embag, in turn", "embag", "embag", "serial"),
+    "embag-threads": _batches("embag, in threads", "embag", "embag", "threads"),
+    "torch-serial": _batches("torch, in turn", "torch", "torch", "serial"),
+    "torch-threads": _batches("torch, in threads", "torch", "torch", "threads"),
+    "numpy": _batches("NumPy loop", "numpy", "numpy", "serial", file="part"),
+    "numpy-take": _batches("fastest NumPy loop", "numpy", "numpy-take", "serial", file="part"),
+    "polars": _query("polars, one query", "polars"),
+    "polars-batches": _batches("polars, by batch", "polars", "polars", "serial", file="part"),
+    "duckdb": _query("DuckDB, one query", "duckdb"),
+    "duckdb-batches": _batches("DuckDB, by batch", "duckdb", "duckdb", "serial", file="part"),
+}
