@@ -403,7 +403,7 @@ def _whole(
     else:
         first, last, other = int(offsets[0]), int(offsets[-1]), int(factors.offsets[0])
         if first == other:
-            same = np.array_equal(offsets, factors.offsets)
+            same = factors.offsets is offsets or np.array_equal(offsets, factors.offsets)
             items, sample = items[: max(0, last)], sample[: max(0, last)]
         else:
             # The kernel has one place for an index and its weight.
@@ -412,12 +412,16 @@ def _whole(
             offsets = offsets - first
         if not same or len(items) != len(sample):
             return None
-    sample = np.require(sample, dtype, ["C", "A"])
+    if not (sample.flags.c_contiguous and sample.flags.aligned):
+        return None
     return Piece(start, chunk.n, items, offsets, sample)
 
 
 def cut_alike(columns: list[Column]) -> Iterator[list[Chunk]]:
     """Yield chunks of columns with equally many bags, cut where any has a cut."""
+    if all(len(column.chunks) == 1 for column in columns):
+        yield [column.chunks[0] for column in columns]
+        return
     ends = sorted({end for c in columns for end in np.cumsum([chunk.n for chunk in c.chunks])})
     rest = [iter(column.chunks) for column in columns]
     at = [0] * len(columns)
