@@ -506,6 +506,15 @@ _MATRICES = [
         targets={"embag": {"scipy": 3}},
     ),
     Workload(
+        "csr-d64-10k-4096",
+        "the same, 4096 rows of X",
+        *(10_000, 64, 4096),
+        kind="matrix",
+        weighted=True,
+        contenders=("scipy", "embag", "embag-numpy"),
+        targets={"embag": {"scipy": 3}},
+    ),
+    Workload(
         "csr-d64-2m",
         "`X @ W`, D = 64, 2 M rows",
         *(2_000_000, 64),
