@@ -8,12 +8,12 @@ import pytest
 from cli_cases import LISTS, TABLE, USERS, as_text, columns, means, pa, pool, read, run, vectors
 
 import pyarrow.csv  # isort: skip
-import pyarrow.feather  # isort: skip
 import pyarrow.parquet as pq  # isort: skip
 
 
-def write_arrow(table, path):
-    with pa.ipc.new_file(path, table.schema) as writer:
+def write_arrow(table, path, compression=None):
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_file(path, table.schema, options=options) as writer:
         writer.write_table(table, max_chunksize=3)
 
 
@@ -47,7 +47,7 @@ WRITERS = {
     "in.parquet": lambda table, path: pq.write_table(table, path, row_group_size=3),
     "in.PQ": pq.write_table,
     "in.arrow": write_arrow,
-    "in.feather": pyarrow.feather.write_feather,
+    "in.feather": lambda table, path: write_arrow(table, path, "lz4"),
     "in.arrows": write_arrow_stream,
     "stream.arrow": write_arrow_stream,
     "in.csv": write_text,

@@ -55,6 +55,9 @@ def progress_bar(
     )
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda rows, read: None
+        return
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -63,7 +66,6 @@ def progress_bar(
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     )
     with progress:
         total = n_bytes if n_rows is None else n_rows

@@ -36,16 +36,26 @@ def has_no_columns(path: str) -> bool:
     return _suffix(path) == ".npy"
 
 
-def vectors_field(name: str, dtype: np.dtype[Any], dim: int, *, nullable: bool) -> pa.Field:
-    """Return the field of a column of vectors."""
+def vectors_field(
+    path: str, name: str, dtype: np.dtype[Any], dim: int, *, nullable: bool
+) -> pa.Field:
+    """Return the field of a column of vectors in a file."""
     # What is not nullable needs no levels of its own in a Parquet file: a tenth faster.
     entry = pa.field("item", pa.from_numpy_dtype(dtype), nullable=False)
+    if nullable and _SINKS.get(_suffix(path)) is _parquet:
+        # Null lists of one size are neither written nor read by pyarrow before 26.
+        return pa.field(name, pa.list_(entry))
     return pa.field(name, pa.list_(entry, dim), nullable=nullable)
 
 
 def as_column(vectors: NDArray[Any], field: pa.Field, mask: NDArray[np.bool_] | None) -> pa.Array:
-    """Return vectors as a column, in place; null where the mask is True."""
+    """Return vectors as a column, null where the mask is True; in place as far as it can be."""
     nulls = None if mask is None else pa.array(mask)
+    if mask is not None and pa.types.is_list(field.type):
+        ends = np.cumsum(~mask, dtype=np.int32) * np.int32(vectors.shape[1])
+        offsets = np.concatenate([np.zeros(1, np.int32), ends])
+        values = pa.array(vectors[~mask].reshape(-1))
+        return pa.ListArray.from_arrays(pa.array(offsets), values, type=field.type, mask=nulls)
     return pa.FixedSizeListArray.from_arrays(
         pa.array(vectors.reshape(-1)), type=field.type, mask=nulls
     )

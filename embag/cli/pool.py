@@ -14,7 +14,6 @@ Tested in tests/test_cli_pool.py, test_cli_formats.py and test_cli_failures.py.
 import contextlib
 import functools
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -148,7 +147,8 @@ def command(
         dtype_of_vectors = pool(np.zeros((0, 1), np.int64))[0].dtype  # checks the options, too
         if table.shape[1] == 0:
             raise ValueError("table must have columns, got none")
-    field = _sinks.vectors_field(name, dtype_of_vectors, table.shape[1], nullable=null_empty)
+    dim = table.shape[1]
+    field = _sinks.vectors_field(target, name, dtype_of_vectors, dim, nullable=null_empty)
 
     done = _pool_file(source, target, column, weights, kept, field, table, pool)
     seconds = time.perf_counter() - start
@@ -157,7 +157,7 @@ def command(
         "rows": done.n_rows,
         "ids": done.n_ids,
         "invalid_ids": done.n_invalid,
-        "dim": table.shape[1],
+        "dim": dim,
         "dtype": dtype_of_vectors.name,
         "seconds": round(seconds, 4),
         **{f"{stage}_seconds": round(part, 4) for stage, part in done.seconds.items()},
@@ -214,7 +214,7 @@ def _pool_file(
     lists = {column: _lists.INTEGERS}
     if weights is not None:
         lists[weights] = _lists.NUMBERS
-    vector_bytes = field.type.list_size * field.type.value_type.bit_width // 8
+    vector_bytes = table.shape[1] * field.type.value_type.bit_width // 8
     n_rows = n_ids = n_invalid = 0
     with contextlib.ExitStack() as files:
         with failing(source):
@@ -271,23 +271,19 @@ def _chunks(
     """Cut and join batches to chunks that take, with their vectors, about _CHUNK_BYTES."""
     start = n_bytes = 0
     waiting: list[pa.RecordBatch] = []
-    for piece in _pieces(batches, vector_bytes):
-        waiting.append(piece)
-        n_bytes += piece.nbytes + len(piece) * vector_bytes
-        if n_bytes >= _CHUNK_BYTES:
-            yield _chunk(start, waiting, lists)
-            start += sum(map(len, waiting))
-            waiting, n_bytes = [], 0
+    for batch in batches:
+        # Buffers, since Arrow does not know how many bytes a part of a list view has.
+        row_bytes = vector_bytes + batch.get_total_buffer_size() / max(1, len(batch))
+        step = max(1, int(_CHUNK_BYTES / row_bytes))
+        for first in range(0, len(batch), step):
+            waiting.append(batch.slice(first, step))
+            n_bytes += len(waiting[-1]) * row_bytes
+            if n_bytes >= _CHUNK_BYTES:
+                yield _chunk(start, waiting, lists)
+                start += sum(map(len, waiting))
+                waiting, n_bytes = [], 0
     if waiting:
         yield _chunk(start, waiting, lists)
-
-
-def _pieces(batches: Iterable[pa.RecordBatch], vector_bytes: int) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        n_bytes = batch.nbytes + len(batch) * vector_bytes
-        step = max(1, len(batch) // max(1, math.ceil(n_bytes / _CHUNK_BYTES)))
-        for first in range(0, len(batch), step):
-            yield batch.slice(first, step)
 
 
 def _chunk(start: int, batches: list[pa.RecordBatch], lists: dict[str, pa.DataType]) -> _Chunk:
