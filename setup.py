@@ -22,8 +22,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# Modules that are compiled once.
+# Modules that are compiled once. The latter has no threads.
 ONCE = ("_teams", "_arrow")
+SERIAL = ("_arrow",)
 # One module per x86-64 psABI level (and one for any other processor), all from
 # embag/_core.pyx. `embag/_dispatch.py` picks one at import.
 #   module       flags of gcc and clang                              flags of MSVC
@@ -94,7 +95,8 @@ class BuildLevels(build_ext):
 
     def build_extensions(self):
         msvc = self.compiler.compiler_type == "msvc"
-        compile_args, link_args = self.openmp_flags(msvc)
+        openmp_args = self.openmp_flags(msvc)
+        compile_args, link_args = [], []
         if msvc:
             compile_args += MSVC_FLAGS
         else:
@@ -115,8 +117,9 @@ class BuildLevels(build_ext):
                 warnings.warn(f"this compiler cannot build {level}: left out", stacklevel=2)
                 self.extensions.remove(extension)
                 continue
-            extension.extra_compile_args = compile_args + level_args
-            extension.extra_link_args = link_args
+            with_openmp = ([], []) if level in SERIAL else openmp_args
+            extension.extra_compile_args = with_openmp[0] + compile_args + level_args
+            extension.extra_link_args = with_openmp[1] + link_args
         super().build_extensions()
 
     def is_clang(self):

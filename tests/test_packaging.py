@@ -98,7 +98,7 @@ def test_sdist_has_the_sources_and_no_generated_file(sdist):
 
 def test_wheel_has_all_levels_and_no_sources(wheel):
     modules = {Path(name).name.partition(".")[0] for name in wheel if name.endswith(".so")}
-    assert modules == {"_core", "_core_v3", "_core_v4", "_teams"}
+    assert modules == {"_core", "_core_v3", "_core_v4", "_teams", "_arrow"}
     assert {"embag/py.typed", "embag/_core.pyi"} <= set(wheel)
     assert not [name for name in wheel if name.endswith((".c", ".h", ".pyx", ".pxi"))]
     own = ("embag/", "embag_cpu.libs/", metadata_folder(wheel))
@@ -114,7 +114,8 @@ def test_wheel_holds_libgomp_and_its_modules_load_that(wheel):
     assert re.fullmatch(r"libgomp-[0-9a-f]+\.so\.1\.\d+\.\d+", Path(library).name)
     for name in wheel:
         if name.endswith(".so"):
-            assert Path(library).name.encode() in wheel[name]
+            has_threads = "_arrow" not in name
+            assert (Path(library).name.encode() in wheel[name]) == has_threads
     materials = json.loads(wheel[metadata_folder(wheel) + "sboms/auditwheel.cdx.json"])
     (package,) = (p["purl"] for p in materials["components"] if "gomp" in p["purl"])
     print(Path(library).name, "is from", package)
@@ -161,8 +162,8 @@ def test_a_library_without_a_known_license_is_refused(tmp_path):
 
 
 def test_installed_wheel_passes_the_tests_without_a_compiler(tmp_path):
-    # Without ml_dtypes, safetensors and scipy, whole files of tests are skipped.
-    packages = ("pytest", "hypothesis", "ml_dtypes", "safetensors", "scipy")
+    # Without these, whole files of tests are skipped.
+    packages = ("pytest", "hypothesis", "ml_dtypes", "safetensors", "scipy", "pyarrow")
     python = new_environment(tmp_path, in_dist("*.whl"), *packages)
     nothing = {"PATH": str(python.parent), "CC": "/bin/false", "LD_LIBRARY_PATH": ""}
     which = "import shutil; print([c for c in ('cc', 'gcc', 'clang', 'ld') if shutil.which(c)])"
