@@ -537,7 +537,7 @@ def as_column(value: Any, name: str, always: bool = False) -> Column | None:
         return column
     if issubclass(kind, (np.ndarray, list, tuple)):
         return _of_sequences(value, name, always)
-    read = _READERS.get(getattr(kind, "__module__", "").partition(".")[0])
+    read = _READERS.get(str(kind.__module__).partition(".")[0])
     chunks = None if read is None else read(value, name)
     if chunks is not None:
         return chunks
@@ -615,7 +615,7 @@ def _joined(bags: list[Any], offsets: AnyArray, name: str) -> Chunk:
     """Return lists as one chunk; None in them is a null."""
     valid = None
     try:
-        if all(type(bag) is np.ndarray for bag in bags):
+        if all(is_plain(bag) for bag in bags):
             items = np.concatenate(bags) if bags else np.zeros(0, np.int64)
         else:
             # Integers of Python's own: NumPy takes a mixture of its types for floats.

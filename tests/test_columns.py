@@ -85,6 +85,14 @@ def test_columns_of_few_and_of_empty_lists(maker, lists):
     assert_same_bits(got, pool_arrays(lists, mode="sum"))
 
 
+def test_arrays_of_objects():
+    square = np.array([[1, 2], [3, None]], object)
+    assert_same_bits(embag.embedding_bag(square, W), pool_arrays([[1, 2], [3]]))
+    mixed = np.empty(3, object)
+    mixed[:] = [np.array([1, 2], object), (3,), float("nan")]
+    assert_same_bits(embag.embedding_bag(mixed, W), pool_arrays([[1, 2], [3], []]))
+
+
 @BY_NAME
 @pytest.mark.parametrize("lists", [[None], [None, None], [[None]]], ids=["one", "two", "item"])
 def test_columns_of_nothing_but_nulls(maker, lists):
