@@ -25,8 +25,9 @@ what the gradients are made with.
 
 Ragged columns (Arrow's lists, whatever library they are of; scipy's CSR matrices; awkward,
 torch, TensorFlow; lists of lists) are read piece by piece, without a copy where they can be:
-_ragged.py, and _arrow.pyx for Arrow's C structs. `to_arrow` (arrow.py) makes a column of a
-result, `empty_bags` (ragged.py) tells which rows of it are of no ids. embag.polars and
+_containers.py, _ragged.py for the pieces, _arrow.pyx for Arrow's C structs. `to_arrow`
+(arrow.py) makes a column of a result, `empty_bags` (ragged.py) tells which rows of it are of
+no ids. embag.polars and
 embag.pandas (not imported here) are the same as methods of columns.
 
 For serving: `quantize` makes a `QuantizedTable` of 8, 4 or 2 bits an entry, or takes the

@@ -9,4 +9,6 @@ Chunk: TypeAlias = tuple[
     int, Bits, NDArray[Any] | None, NDArray[Any] | None, int, NDArray[Any] | int | None, Bits
 ]
 
+TYPES: dict[str, int]
+
 def read_lists(column: object) -> tuple[str, str, list[Chunk] | None]: ...

@@ -93,7 +93,7 @@ cdef class Stream:
 def read_lists(object column):
     """What a column of lists consists of: (format, format of the items, chunks).
 
-    `column` has `__arrow_c_array__` or `__arrow_c_stream__`. A table of one column is that
+    `column` has `__arrow_c_stream__` or `__arrow_c_array__`. A table of one column is that
     column. The formats are Arrow's. `chunks` is None for any other type, else a list of
 
         (n_lists, valid, offsets, sizes, list_size, items, items_valid)
@@ -108,7 +108,7 @@ def read_lists(object column):
     cdef Stream stream
     cdef list chunks = []
     cdef int error
-    if hasattr(column, "__arrow_c_array__"):
+    if not hasattr(column, "__arrow_c_stream__"):
         schema_capsule, array_capsule = column.__arrow_c_array__()
         schema, memory = take_schema(schema_capsule), take_array(array_capsule)
         lists, items, wanted = formats_of(&schema.schema)
@@ -185,17 +185,39 @@ cdef bint is_table(const ArrowSchema* schema):
     return text(schema.format) == "+s" and schema.n_children == 1
 
 
+cdef const ArrowSchema* child_of(const ArrowSchema* schema, int64_t i) except NULL:
+    demand(schema.children != NULL and schema.children[i] != NULL, "a type without its children")
+    return schema.children[i]
+
+
+cdef const ArrowArray* only_child_of(const ArrowArray* array) except NULL:
+    demand(array.n_children == 1 and array.children != NULL and array.children[0] != NULL,
+           "an array without its child")
+    return array.children[0]
+
+
 cdef tuple formats_of(const ArrowSchema* schema):
-    """(format, format of the items, whether it is one of lists)."""
-    cdef const ArrowSchema* child
+    """(format, format of the items, whether it is one of lists). A table of several columns
+    has the format of the first one that is of lists for its items."""
+    cdef int64_t i
     if is_table(schema):
-        schema = schema.children[0]
+        schema = child_of(schema, 0)
     lists = text(schema.format)
-    if not (lists in ("+l", "+L", "+vl", "+vL") or lists.startswith("+w:")):
+    if lists == "n":
+        return lists, "n", True
+    if lists == "+s":
+        for i in range(schema.n_children):
+            if is_of_lists(text(child_of(schema, i).format)):
+                return lists, text(child_of(schema, i).format), False
+    if not is_of_lists(lists):
         return lists, "", False
     demand(schema.n_children == 1, f"lists with {schema.n_children} children")
-    child = schema.children[0]
-    return lists, "dictionary" if child.dictionary != NULL else text(child.format), True
+    schema = child_of(schema, 0)
+    return lists, "dictionary" if schema.dictionary != NULL else text(schema.format), True
+
+
+cdef bint is_of_lists(str format):
+    return format in ("+l", "+L", "+vl", "+vL") or format.startswith("+w:")
 
 
 cdef tuple read_chunk(Memory memory, const ArrowSchema* schema, str lists, str items):
@@ -209,14 +231,14 @@ cdef tuple read_chunk(Memory memory, const ArrowSchema* schema, str lists, str i
     check_counts(array)
     n, start = array.length, array.offset
     if is_table(schema):
-        demand(array.n_children == 1, "a table without its column")
         demand(no_nulls(array), "a table with rows that are null")
-        array = array.children[0]
+        array = only_child_of(array)
         check_counts(array)
         demand(array.length - n >= start, "a column shorter than its table")
         start = start + array.offset
-    demand(array.n_children == 1, "lists without items")
-    child = array.children[0]
+    if lists == "n":   # nothing but nulls
+        return n, None, None, None, 0, 0, None
+    child = only_child_of(array)
     check_counts(child)
     first_item, n_items = child.offset, child.length
 
@@ -242,6 +264,7 @@ cdef tuple read_chunk(Memory memory, const ArrowSchema* schema, str lists, str i
 
 
 cdef check_counts(const ArrowArray* array):
+    demand(array.n_buffers == 0 or array.buffers != NULL, "an array without its buffers")
     demand(0 <= array.length <= MOST and 0 <= array.offset <= MOST - array.length,
            f"{array.length} entries from {array.offset} on")
 

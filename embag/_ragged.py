@@ -1,38 +1,26 @@
-"""Ragged columns: what they are, and the pieces in which the kernels read them.
+"""Ragged columns, and the pieces in which the kernels read them.
 
-Whatever holds lists becomes a `Column` of chunks, without a copy where there is something to
-point at: Arrow's lists (_arrow.pyx), scipy's CSR matrices, awkward arrays, torch's nested
-tensors, TensorFlow's ragged tensors. None of these packages is imported here. Lists of lists
-and arrays of arrays are copied into one chunk.
-
-A chunk goes to the kernels as it is, one piece, if its lists lie end to end and its items are
-int32 or int64. What is in the way (other integers, nulls, ListViews out of order) is
-converted in blocks of some bags, so that memory stays bounded.
+A `Column` is chunks of lists, pointed at where they lie (_containers.py makes them). A chunk
+goes to the kernels as it is, one piece, if its lists lie end to end and its items are int32 or
+int64. What is in the way (other integers, nulls, ListViews out of order) is converted in blocks
+of some bags, so that memory stays bounded.
 
 Tested in tests/test_columns.py.
 """
 
-import itertools
-import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embag import _arguments, _arrow
-from embag._arguments import describe
+from embag import _arguments
 from embag._dispatch import kernels
 
 AnyArray: TypeAlias = NDArray[Any]
 
 BLOCK_BAGS = 1 << 16
 BLOCK_ITEMS = 1 << 20
-
-_BAGS = (list, tuple, np.ndarray)  # what may be a list in a list
-
-_FORMATS = {"b": "booleans", "u": "strings", "U": "strings", "vu": "strings", "+s": "structs"}
 
 
 class Mask(NamedTuple):
@@ -110,10 +98,14 @@ class Chunk(NamedTuple):
         if self.valid is None:
             return True
         # Lists that are null have no items, but there may be some behind them.
-        nulls = np.flatnonzero(~self.valid.unpack(0, self.n))
-        if self.offsets is None:
-            return len(nulls) == 0
-        return not (self.offsets[nulls] != self.offsets[nulls + 1]).any()
+        for first in range(0, self.n, BLOCK_BAGS):
+            nulls = ~self.valid.unpack(first, min(BLOCK_BAGS, self.n - first))
+            if self.offsets is not None:
+                some = self.offsets[first : first + len(nulls) + 1]
+                nulls &= some[1:] != some[:-1]
+            if nulls.any():
+                return False
+        return True
 
     def arrays(self) -> list[AnyArray]:
         """Return all its memory."""
@@ -308,9 +300,9 @@ class Column:
             f"is out of range for a table of {n_rows} rows"
         )
 
-    def n_entries(self) -> AnyArray:
-        """Return how many items each list has, nulls aside."""
-        counts = np.zeros(self.n_bags, np.int64)
+    def empty(self) -> NDArray[np.bool_]:
+        """Return which lists have no items, nulls aside."""
+        empty = np.ones(self.n_bags, np.bool_)
         start = 0
         for chunk in self.chunks:
             for first, last in self._blocks(start, chunk) if chunk.items.size else ():
@@ -319,9 +311,9 @@ class Column:
                 _, kept = _gather(chunk.items, chunk.items_valid, starts, whole)
                 if kept is not None:
                     whole = np.concatenate(([0], np.cumsum(kept)))[whole]
-                counts[start + first : start + last] = np.diff(whole)
+                empty[start + first : start + last] = np.diff(whole) == 0
             start += chunk.n
-        return counts
+        return empty
 
     def arrays(self) -> list[AnyArray]:
         """Return all its memory."""
@@ -337,12 +329,12 @@ class Column:
 
 
 def together(pieces: Iterator[Piece], n_items: int) -> Iterator[list[Piece]]:
-    """Yield neighbouring pieces that have about so many items in all."""
+    """Yield neighbouring pieces that have about so many items and bags in all."""
     some: list[Piece] = []
     n = 0
     for piece in pieces:
         some.append(piece)
-        n += piece.n_used
+        n += piece.n_used + piece.n
         if n >= n_items:
             yield some
             some, n = [], 0
@@ -391,6 +383,9 @@ def _whole(
         items = items.reshape(chunk.n, chunk.list_size)
     elif not kernels.is_index_array(offsets):
         return None
+    if offsets is not None:
+        # A slice has the items of its whole: what lies behind the last list is no work.
+        items = items[: max(0, int(offsets[-1]))]
     if factors is None:
         return Piece(start, chunk.n, items, offsets, None)
     sample = factors.items
@@ -400,19 +395,12 @@ def _whole(
         if offsets is not factors.offsets or chunk.list_size != factors.list_size:
             return None
         sample = sample.reshape(items.shape)
+    elif factors.offsets is offsets or np.array_equal(offsets, factors.offsets):
+        # The kernel has one place for an index and its weight.
+        sample = sample[: len(items)]
     else:
-        first, last, other = int(offsets[0]), int(offsets[-1]), int(factors.offsets[0])
-        if first == other:
-            same = factors.offsets is offsets or np.array_equal(offsets, factors.offsets)
-            items, sample = items[: max(0, last)], sample[: max(0, last)]
-        else:
-            # The kernel has one place for an index and its weight.
-            same = np.array_equal(offsets - first, factors.offsets - other)
-            items, sample = items[first:last], sample[other : other + last - first]
-            offsets = offsets - first
-        if not same or len(items) != len(sample):
-            return None
-    if not (sample.flags.c_contiguous and sample.flags.aligned):
+        return None
+    if len(items) != len(sample) or not (sample.flags.c_contiguous and sample.flags.aligned):
         return None
     return Piece(start, chunk.n, items, offsets, sample)
 
@@ -436,269 +424,3 @@ def cut_alike(columns: list[Column]) -> Iterator[list[Chunk]]:
             at[i] += end - start
         yield parts
         start = end
-
-
-# --- What is ragged -----------------------------------------------------------
-
-
-def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
-    """Return a ragged column as a `Column`, anything else as an array the kernels read."""
-    column = as_column(value, name)
-    if column is not None:
-        if column.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be lists of integers, got lists of {column.dtype}")
-        return column
-    return _arguments.as_index_array(value, name)
-
-
-def check_matrix(column: Column, n_rows: int) -> None:
-    """Raise for a matrix that the table cannot be multiplied with."""
-    if column.n_columns is not None and column.n_columns != n_rows:
-        raise ValueError(
-            f"{column.name} must have as many columns as the table has rows, {n_rows}, where it "
-            f"is a matrix, got {column.n_columns}"
-        )
-
-
-def column_of(array: AnyArray, offsets: AnyArray | None, n_bags: int, name: str) -> Column:
-    """Return an array, 2-D or with offsets of which the last ends the last bag, as a column."""
-    list_size = array.shape[1] if offsets is None else 0
-    return Column([Chunk(n_bags, array.reshape(-1), offsets, list_size=list_size)], name)
-
-
-def check_alone(offsets: Any, lengths: Any) -> None:
-    """Raise for what would tell the bags of a ragged column once more."""
-    for name, seen in (("offsets", offsets), ("lengths", lengths)):
-        if seen is not None:
-            raise ValueError(f"{name} must be None where input is ragged, got {describe(seen)}")
-
-
-def is_plain(array: Any) -> bool:
-    """Return whether this is an array of numbers, or other things that are not ragged."""
-    return type(array) is np.ndarray and array.dtype != object
-
-
-def alike(indices: Any, weights: Any, mode: Any, name: str) -> tuple[Any, Any]:
-    """Return ids and weights, both as columns if the weights are ragged, where they can be.
-
-    Lists that happen to be of one length are an array to NumPy; their weights need not be.
-    """
-    if type(mode) is not str or mode != "sum":
-        return indices, weights
-    if type(indices) is Column or indices.ndim == 2:
-        column = as_column(weights, "per_sample_weights")
-        if column is not None:
-            weights = column
-            if type(indices) is not Column:
-                indices = column_of(indices, None, len(indices), name)
-    return indices, weights
-
-
-def as_weights(value: Any, column: Column, mode: str, dtype: np.dtype[Any]) -> Column | None:
-    """Return weights of a ragged column as one, checked but for the lengths of its lists.
-
-    By themselves only a matrix has some: its data, for sums.
-    """
-    if value is None:
-        if column.weights is None or mode != "sum":
-            return None
-        _arguments.check_castable(f"the data of {column.name}", column.weights.dtype, dtype)
-        return column.weights
-    name = "per_sample_weights"
-    _arguments.check_weighted(mode, value)
-    if column.weights is not None:
-        raise ValueError(
-            f"{name} must be None where {column.name} is a matrix, whose data are the weights, "
-            f"got {describe(value)}"
-        )
-    weights = as_column(value, name, always=True)
-    if weights is None:
-        raise ValueError(
-            f"{name} must be ragged where {column.name} is, with as many entries in each list, "
-            f"got {describe(value)}"
-        )
-    _arguments.check_castable(name, weights.dtype, dtype)
-    if weights.n_bags != column.n_bags:
-        raise ValueError(
-            f"{name} must have as many lists as {column.name}, which has {column.n_bags}, "
-            f"got {weights.n_bags}"
-        )
-    return weights
-
-
-def as_column(value: Any, name: str, always: bool = False) -> Column | None:
-    """Return what is ragged as a `Column`; None for anything else.
-
-    Rectangles of numbers, such as ``[[1, 2], [3, 4]]``, are ragged only if `always`.
-    """
-    kind = type(value)
-    if kind is Column:
-        column: Column = value
-        return column
-    if issubclass(kind, (np.ndarray, list, tuple)):
-        return _of_sequences(value, name, always)
-    read = _READERS.get(str(kind.__module__).partition(".")[0])
-    chunks = None if read is None else read(value, name)
-    if chunks is not None:
-        return chunks
-    if isinstance(getattr(value, "dtype", None), np.dtype):  # a Series of pandas, say
-        return _of_sequences(np.asarray(value), name, always)
-    if hasattr(kind, "__arrow_c_array__") or hasattr(kind, "__arrow_c_stream__"):
-        return _of_arrow(value, name)
-    return None
-
-
-def _of_arrow(value: Any, name: str) -> Column | None:
-    try:
-        lists, items, read = _arrow.read_lists(value)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{name} must be a column, got {describe(value)}: {error}") from error
-    if read is None:
-        if lists == "+s":
-            raise TypeError(f"{name} must be one column, got {describe(value)} of several")
-        return None
-    chunks = []
-    for n, valid, offsets, sizes, list_size, found, items_valid in read:
-        if found is None:
-            seen = _FORMATS.get(items, f"Arrow's type {items!r}")
-            raise TypeError(f"{name} must be lists of numbers, got lists of {seen}")
-        lists_mask, items_mask = (bits and Mask(*bits) for bits in (valid, items_valid))
-        if isinstance(found, int):  # that many nulls
-            numbers = np.zeros(found, np.int32)
-            items_mask = Mask.of(np.zeros(found, np.bool_))
-        else:
-            numbers = found
-        chunks.append(Chunk(n, numbers, offsets, sizes, list_size, lists_mask, items_mask))
-    return Column(chunks, name)
-
-
-def _of_sequences(value: Any, name: str, always: bool) -> Column | None:
-    """Read lists of lists, or an array of arrays: the one way that copies all."""
-    array = value
-    if not _arguments.is_array(value):
-        first = next((entry for entry in value if entry is not None), None)
-        if not isinstance(first, _BAGS) and (first is not None or not value):
-            return None
-        try:
-            array = np.asarray(value)
-        except ValueError:  # NumPy's word for ragged
-            array = None
-    array = None if array is None else np.ndarray.view(array, np.ndarray)
-    if array is not None and array.dtype != object:
-        if not (always and array.ndim == 2):
-            return None
-        n, list_size = array.shape
-        return Column([Chunk(n, array.reshape(-1), list_size=list_size)], name)
-    if array is not None and array.ndim == 1 and _arguments.is_array(value):
-        bags: list[Any] = list(array)
-        if bags and not any(bag is None or isinstance(bag, _BAGS) for bag in bags):
-            return None
-    elif array is None or array.ndim <= 2:
-        bags = list(value)
-    else:
-        return None
-    lengths = np.zeros(len(bags) + 1, np.int64)
-    flat: list[Any] = []
-    for b, bag in enumerate(bags):
-        if bag is None or (isinstance(bag, float) and math.isnan(bag)):  # so pandas has a null
-            continue
-        if not isinstance(bag, _BAGS):
-            raise TypeError(f"{name}[{b}] must be a list or an array, got {describe(bag)}")
-        flat.append(bag)
-        lengths[b + 1] = len(bag)
-    return Column([_joined(flat, np.cumsum(lengths), name)], name)
-
-
-def _joined(bags: list[Any], offsets: AnyArray, name: str) -> Chunk:
-    """Return lists as one chunk; None in them is a null."""
-    valid = None
-    try:
-        if all(is_plain(bag) for bag in bags):
-            items = np.concatenate(bags) if bags else np.zeros(0, np.int64)
-        else:
-            # Integers of Python's own: NumPy takes a mixture of its types for floats.
-            each = (bag.tolist() if type(bag) is np.ndarray else bag for bag in bags)
-            flat = list(itertools.chain.from_iterable(each))
-            if None in flat:
-                valid = Mask.of(np.array([item is not None for item in flat]))
-                flat = [0 if item is None else item for item in flat]
-            items = np.array(flat) if flat else np.zeros(0, np.int64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{name} must be lists of numbers, got others: {error}") from error
-    if items.ndim != 1 or items.dtype.kind not in "iuf" or len(items) != offsets[-1]:
-        seen = items.dtype if items.ndim == 1 else f"arrays of shape {items.shape[1:]}"
-        raise TypeError(f"{name} must be lists of numbers, got lists of {seen}")
-    return Chunk(len(offsets) - 1, items, offsets, items_valid=valid)
-
-
-def _of_scipy(value: Any, name: str) -> Column | None:
-    form = getattr(value, "format", None)
-    if form is None:
-        return None
-    if form != "csr" or value.ndim != 2:
-        raise TypeError(f"{name} must be a CSR matrix where it is sparse, got {form}: see tocsr()")
-    n = value.shape[0]
-    indices, offsets, data = map(np.asarray, (value.indices, value.indptr, value.data))
-    column = Column([Chunk(n, indices, offsets)], name)
-    column.weights = Column([Chunk(n, data, offsets)], name)
-    column.n_columns = value.shape[1]
-    return column
-
-
-def _of_awkward(value: Any, name: str) -> Column | None:
-    ak = sys.modules["awkward"]
-    if not isinstance(value, ak.Array):
-        return None
-    if value.ndim != 2:
-        raise TypeError(f"{name} must be lists of numbers, got awkward's type {value.type}")
-    layout = value.layout
-    if not (layout.is_list and layout.content.is_numpy):
-        # Nulls, an index between lists and items, or no items at all: converted.
-        flat = ak.flatten(value, axis=1)
-        known = ~np.asarray(ak.is_none(flat))
-        kept = np.asarray(ak.drop_none(flat))
-        items = np.zeros(len(known), kept.dtype if len(kept) else np.int64)
-        items[known] = kept
-        counts = np.asarray(ak.fill_none(ak.num(value, axis=1), 0))
-        offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        return Column([Chunk(len(counts), items, offsets, items_valid=Mask.of(known))], name)
-    items = np.asarray(layout.content.data)
-    if layout.is_regular:
-        return Column([Chunk(len(layout), items, list_size=layout.size)], name)
-    starts, stops = np.asarray(layout.starts), np.asarray(layout.stops)
-    if hasattr(layout, "offsets"):
-        return Column([Chunk(len(starts), items, np.asarray(layout.offsets))], name)
-    return Column([Chunk(len(starts), items, starts, stops - starts)], name)
-
-
-def _of_torch(value: Any, name: str) -> Column | None:
-    torch = sys.modules["torch"]
-    if not (isinstance(value, torch.Tensor) and value.is_nested):
-        return None
-    if value.layout != torch.jagged or value.dim() != 2:
-        raise TypeError(f"{name} must be nested with torch.jagged, and 2-D, got another layout")
-    items, offsets = value.values().detach().numpy(), value.offsets().numpy()
-    lengths = value.lengths()
-    if lengths is None:
-        return Column([Chunk(len(offsets) - 1, items, offsets)], name)
-    return Column([Chunk(len(lengths), items, offsets[: len(lengths)], lengths.numpy())], name)
-
-
-def _of_tensorflow(value: Any, name: str) -> Column | None:
-    if not hasattr(value, "ragged_rank"):
-        return None
-    if value.ragged_rank != 1 or value.flat_values.shape.rank != 1:
-        raise TypeError(f"{name} must be lists of numbers, got a ragged tensor of {value.shape}")
-    offsets = value.row_splits.numpy()
-    return Column([Chunk(len(offsets) - 1, value.flat_values.numpy(), offsets)], name)
-
-
-# By the package that a type is of.
-_READERS: dict[str, Callable[[Any, str], Column | None]] = {
-    "scipy": _of_scipy,
-    "awkward": _of_awkward,
-    "torch": _of_torch,
-    "tensorflow": _of_tensorflow,
-}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _encodings, _ragged, _threads
+from embag import _arguments, _containers, _encodings, _ragged, _threads
 from embag._dispatch import kernels
 from embag.functional import Invalid, Mode
 from embag.quantized import QuantizedTable
@@ -454,15 +454,17 @@ class EmbeddingBagCollection:
             given_sample = weights.get(name)
             as_given = given, given_offsets, given_sample
             with _arguments.where(f"feature {name!r}"):
-                indices = _ragged.as_input(given, "ids")
-                if given_sample is not None and not _ragged.is_plain(given_sample):
-                    indices, given_sample = _ragged.alike(
+                indices = _containers.as_input(given, "ids")
+                if given_sample is not None and not _containers.is_plain(given_sample):
+                    indices, given_sample = _containers.alike(
                         indices, given_sample, feature.mode, "ids"
                     )
                 if type(indices) is _ragged.Column:
                     bounds, n_bags = None, indices.n_bags
-                    _ragged.check_alone(given_offsets, None)
-                    sample: Any = _ragged.as_weights(given_sample, indices, feature.mode, _FLOAT32)
+                    _containers.check_alone(given_offsets, None)
+                    sample: Any = _containers.as_weights(
+                        given_sample, indices, feature.mode, _FLOAT32
+                    )
                 else:
                     bounds, sample, n_bags = _as_arrays(
                         indices, given_offsets, given_sample, feature.mode, include_last_offset
@@ -560,13 +562,15 @@ class EmbeddingBagCollection:
         if any(type(part.input) is _ragged.Column for part in parts):
             parts = self._as_columns(state, parts, include_last_offset)
             include_last_offset = kernels.PART
-        if out is not None or self._has_empty_rows:
+        ragged = include_last_offset == kernels.PART
+        # Nothing may be written, and no id be counted, by a call that will raise.
+        if out is not None or self._has_empty_rows or (ragged and self._counts is not None):
             self._check_positions(state, parts, include_last_offset)
             for _ in self._pieces(parts):
                 pass
         for pieces in self._pieces(parts):
             bags = slice(pieces[0].start, pieces[0].start + pieces[0].n)
-            n_indices = sum(piece.indices.size for piece in pieces)
+            n_indices = sum(p.n_used if ragged else p.indices.size for p in pieces)
             n_threads = self._threads_for(n_indices, pieces[0].n * len(pieces), num_threads)
             done = _threads.run(
                 state.compiled.pool_each,
@@ -590,7 +594,7 @@ class EmbeddingBagCollection:
         for feature, part, n_rows in zip(self.features, parts, state.n_rows, strict=True):
             with _arguments.where(f"feature {feature.name!r}"):
                 if type(part.input) is _ragged.Column:
-                    _ragged.check_matrix(part.input, n_rows)
+                    _containers.check_matrix(part.input, n_rows)
                     columns.append(part)
                     continue
                 _arguments.check_offsets(part.offsets, part.input.size, part.given_offsets, "ids")
@@ -598,7 +602,9 @@ class EmbeddingBagCollection:
                 if offsets is not None and not include_last_offset:
                     offsets = np.append(offsets, part.input.size)
                 input, sample = (
-                    None if array is None else _ragged.column_of(array, offsets, part.n_bags, "ids")
+                    None
+                    if array is None
+                    else _containers.column_of(array, offsets, part.n_bags, "ids")
                     for array in (part.input, part.sample)
                 )
                 columns.append(part._replace(input=input, sample=sample))

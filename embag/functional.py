@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from embag import _arguments, _encodings, _ragged, _threads
+from embag import _arguments, _containers, _encodings, _ragged, _threads
 from embag._dispatch import kernels
 from embag.quantized import QuantizedTable
 
@@ -244,9 +244,9 @@ def embedding_bag(
     """
     indices: Any = input
     if not kernels.is_index_array(input):
-        indices = _ragged.as_input(input, "input")
-    if per_sample_weights is not None and not _ragged.is_plain(per_sample_weights):
-        indices, per_sample_weights = _ragged.alike(indices, per_sample_weights, mode, "input")
+        indices = _containers.as_input(input, "input")
+    if per_sample_weights is not None and not _containers.is_plain(per_sample_weights):
+        indices, per_sample_weights = _containers.alike(indices, per_sample_weights, mode, "input")
     if type(indices) is _ragged.Column:
         return _pool_column(
             indices,
@@ -407,10 +407,10 @@ def _pool_column(
     return_n_invalid: Any,
 ) -> Any:
     """`embedding_bag` of a ragged column: the same steps, and a kernel's run for each piece."""
-    _ragged.check_alone(offsets, lengths)
+    _containers.check_alone(offsets, lengths)
     encoded = _encodings.as_table(weight)
     n_rows, dim = len(encoded.rows), encoded.dim
-    _ragged.check_matrix(column, n_rows)
+    _containers.check_matrix(column, n_rows)
     _arguments.check_flags(
         scale_grad_by_freq=scale_grad_by_freq,
         sparse=sparse,
@@ -420,7 +420,7 @@ def _pool_column(
     )
     _arguments.check_invalid(invalid)
     _arguments.check_mode(mode, sparse, scale_grad_by_freq, return_max_indices)
-    weights = _ragged.as_weights(per_sample_weights, column, mode, encoded.sums_dtype)
+    weights = _containers.as_weights(per_sample_weights, column, mode, encoded.sums_dtype)
     padding = -1 if padding_idx is None else _arguments.as_padding_row(padding_idx, n_rows)
     norm_type = _arguments.as_norm_type(norm_type)
     if max_norm is not None:

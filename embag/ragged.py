@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _ragged
+from embag import _arguments, _containers, _ragged
 from embag._dispatch import kernels
 
 
@@ -47,11 +47,10 @@ def empty_bags(
     >>> embag.empty_bags([3, 1, 4], [0, 2, 2])
     array([False,  True, False])
     """
-    indices = _ragged.as_input(input, "input")
+    indices = _containers.as_input(input, "input")
     if type(indices) is _ragged.Column:
-        _ragged.check_alone(offsets, lengths)
-        no_entries: NDArray[np.bool_] = indices.n_entries() == 0
-        return no_entries
+        _containers.check_alone(offsets, lengths)
+        return indices.empty()
     _arguments.check_flags(include_last_offset=include_last_offset)
     bounds = None
     if lengths is not None:

@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import itertools
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -91,6 +93,61 @@ def test_arrays_of_objects():
     mixed = np.empty(3, object)
     mixed[:] = [np.array([1, 2], object), (3,), float("nan")]
     assert_same_bits(embag.embedding_bag(mixed, W), pool_arrays([[1, 2], [3], []]))
+
+
+def test_integers_that_numpy_takes_for_floats():
+    expected = pool_arrays([[1, 2], [], [3]])
+    for lists in (
+        [np.array([1, 2]), np.array([]), np.array([3])],
+        [np.array([1, 2], np.uint64), [], np.array([3], np.int8)],
+        [[np.uint64(1), np.int64(2)], [], [3]],
+    ):
+        assert_same_bits(embag.embedding_bag(lists, W), expected)
+        assert_same_bits(embag.embedding_bag(MAKERS["tuples"].make(lists, None), W), expected)
+
+
+def test_what_pandas_has_for_nulls():
+    pd = pytest.importorskip("pandas")
+    column = pd.Series([[1, pd.NA], pd.NA, float("nan"), None, [3]])
+    assert_same_bits(embag.embedding_bag(column, W), pool_arrays([[1], [], [], [], [3]]))
+
+
+def test_lists_of_nothing_but_the_type_null():
+    pa = pytest.importorskip("pyarrow")
+    pl = pytest.importorskip("polars")
+    for column in (
+        pa.nulls(3),
+        pl.Series([None] * 3),
+        pa.chunked_array([pa.nulls(2), pa.nulls(1)]),
+    ):
+        assert_same_bits(embag.embedding_bag(column, W), np.zeros((3, 6), np.float32))
+        assert embag.empty_bags(column).all()
+
+
+def test_awkward_arrays_of_other_layouts():
+    ak = pytest.importorskip("awkward")
+    lists = [[1, 2], [], [3]]
+    expected = pool_arrays(lists)
+    contents, index = ak.contents, ak.index.Index64
+    items = contents.NumpyArray(np.array([1, 2, 3]))
+    starts, stops = index(np.array([0, 100, 2])), index(np.array([2, 100, 3, 9]))
+    layouts = [
+        contents.ListArray(starts, stops, items),
+        contents.UnmaskedArray(
+            contents.ListOffsetArray(index(np.array([0, 2, 2, 3])), contents.UnmaskedArray(items))
+        ),
+    ]
+    for layout in layouts:
+        assert_same_bits(embag.embedding_bag(ak.Array(layout), W), expected)
+    for column in (ak.Array([[{"a": 1}]]), ak.Array([["a"]])):
+        with pytest.raises(TypeError, match=r"^input must be lists of "):
+            embag.embedding_bag(column, W)
+
+
+def test_several_chunks_of_nanoarrow():
+    na = pytest.importorskip("nanoarrow")
+    column = na.Array(MAKERS["chunked"].make(LISTS, np.dtype(np.int64)))
+    assert_same_bits(embag.embedding_bag(column, W), pool_arrays(LISTS))
 
 
 @BY_NAME
@@ -289,7 +346,57 @@ def test_weights_that_are_none():
         embag.embedding_bag([1, 2, 3], W, [0, 2], mode="sum", per_sample_weights=[[1, 2], [3]])
 
 
+def test_weights_that_are_a_matrix_are_its_data():
+    sparse = pytest.importorskip("scipy.sparse")
+    lists, factors = [[1], [2, 3]], [[5.0], [7.0, 9.0]]
+    matrix = sparse.csr_array(([5.0, 7.0, 9.0], [1, 0, 2], [0, 1, 3]), (2, 3))
+    got = embag.embedding_bag(lists, W, mode="sum", per_sample_weights=matrix)
+    assert_same_bits(got, pool_arrays(lists, factors, mode="sum"))
+    column = sparse.csr_array([[5.0], [7.0]])
+    got = embag.embedding_bag(np.array([[1], [2]]), W, mode="sum", per_sample_weights=column)
+    assert_same_bits(got, pool_arrays([[1], [2]], [[5.0], [7.0]], mode="sum"))
+
+
+def test_masked_weights_are_nulls():
+    weights = [np.ma.array([1.0, 2.0], mask=[False, True]), np.ma.array([3.0])]
+    with pytest.raises(ValueError, match=r"^per_sample_weights must not be null .* in list 0"):
+        embag.embedding_bag([[1, 2], [3]], W, mode="sum", per_sample_weights=weights)
+    ids = [[1, None], [3]]
+    got = embag.embedding_bag(ids, W, mode="sum", per_sample_weights=weights)
+    assert_same_bits(got, pool_arrays(ids, [[1.0, 2.0], [3.0]], mode="sum"))
+
+
 # --- In place -----------------------------------------------------------------
+
+
+def test_a_slice_has_no_more_items_than_its_lists(seen):
+    pa = pytest.importorskip("pyarrow")
+    column = pa.array([[1, 2]] * 100).slice(10, 20)
+    weights = pa.array([[1.0, 2.0]] * 100, pa.list_(pa.float32())).slice(10, 20)
+    embag.embedding_bag(column, W)
+    embag.embedding_bag(column, W, mode="sum", per_sample_weights=weights)
+    for indices, offsets, _ in seen:
+        assert (len(indices), offsets[0], offsets[-1]) == (60, 20, 60)
+
+
+def test_memory_does_not_grow_with_the_column():
+    pa = pytest.importorskip("pyarrow")
+    n, zeros = 1_000_000, np.zeros(250_000, np.uint8)
+    empty = pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], pa.uint8()))
+    null = pa.Array.from_buffers(
+        empty.type, n, [pa.py_buffer(zeros), empty.buffers()[1]], children=[empty.values]
+    )
+    full = pa.ListArray.from_arrays(
+        np.arange(0, 4 * n + 1, 4, dtype=np.int32), pa.array(np.ones(4 * n, np.uint8))
+    )
+    out = np.empty((n, 1), np.float32)
+    for column in (empty, null, full):
+        tracemalloc.start()
+        embag.embedding_bag(column, W[:, :1].copy(), out=out)
+        embag.empty_bags(column)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 24e6  # converted as wholes they take more than 32 MB
 
 
 def address(array):
@@ -411,7 +518,7 @@ def test_matrices_that_do_not_fit():
         (sparse.csr_array((3, 9)), {}, ValueError,
          "input must have as many columns as the table has rows, 10, where it is a matrix, got 9"),
         (sparse.csc_array((3, 10)), {}, TypeError,
-         "input must be a CSR matrix where it is sparse, got csc: see tocsr()"),
+         "input must be a CSR matrix where it is sparse, got csc with 2 axes: see tocsr()"),
         (sparse.csr_array((3, 10)), {"per_sample_weights": [[1.0]] * 3}, ValueError,
          "per_sample_weights must be None where input is a matrix, whose data are the weights, "
          "got list"),
@@ -597,6 +704,22 @@ def test_arrow_columns_of_integers_are_arrays_as_ever():
     assert_same_bits(got, embag.embedding_bag([1, 2, 3], W, [0, 2]))
 
 
+def test_what_was_an_array_still_is(monkeypatch):
+    pd, pl, pa, ak = map(pytest.importorskip, ("pandas", "polars", "pyarrow", "awkward"))
+    square = {"a": [1, 2], "b": [3, 4]}
+    expected = embag.embedding_bag([[1, 3], [2, 4]], W)
+    for frame in (pd.DataFrame(square), pl.DataFrame(square), pa.table(square)):
+        assert_same_bits(embag.embedding_bag(frame, W), expected)
+    flat = embag.embedding_bag([1, 2, 3], W, [0, 2])
+    sparse = pd.Series(pd.arrays.SparseArray([1, 2, 3]))
+    nullable = pd.Series([1, 2, 3], dtype="Int64")
+    for ids in (ak.Array([1, 2, 3]), sparse, nullable):
+        assert_same_bits(embag.embedding_bag(ids, W, [0, 2]), flat)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert_same_bits(embag.embedding_bag(nullable, W, [0, 2]), flat)
+    assert_same_bits(embag.embedding_bag(pd.DataFrame(square), W), expected)
+
+
 @pytest.mark.parametrize(
     ("offsets", "message"),
     [
@@ -639,6 +762,11 @@ ArrowArray._fields_ = [
 ]  # fmt: skip
 
 
+# In the place of a producer's own, which would walk through what is not there.
+RELEASE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda array: None)
+LET_BE = ctypes.cast(RELEASE, ctypes.c_void_p).value
+
+
 class Exports:
     """A column whose struct is changed on its way."""
 
@@ -664,6 +792,8 @@ class Exports:
         lambda array: setattr(array.children[0].contents, "length", -1),
         lambda array: setattr(array.children[0].contents, "n_buffers", 0),
         lambda array: array.buffers.__setitem__(1, None),
+        lambda array: setattr(array, "release", LET_BE) or setattr(array, "buffers", None),
+        lambda array: setattr(array, "release", LET_BE) or setattr(array, "children", None),
         lambda array: array.children[0].contents.buffers.__setitem__(1, None),
     ],
 )
@@ -738,6 +868,19 @@ def test_features_may_be_columns(blocks):
             assert_same_bits(parts["w"], parts["x"])
             assert_same_bits(parts["y"], pool_arrays(few))
             assert_same_bits(parts["z"], embag.embedding_bag(square, W, mode="max"))
+
+
+def test_ids_of_a_call_that_raises_are_not_counted():
+    pa = pytest.importorskip("pyarrow")
+    feature = embag.Feature("x", "a")
+    ebc = embag.EmbeddingBagCollection({"a": W}, [feature], invalid="skip")
+    ids = pa.chunked_array([[[1, 99]], [[2, 3]]])
+    weights = pa.chunked_array([[[1.0, 1.0]], [[2.0]]])
+    with pytest.raises(ValueError, match=r"^feature 'x': per_sample_weights must have as many"):
+        ebc({"x": ids}, per_sample_weights={"x": weights})
+    assert ebc.n_invalid == {"x": 0}
+    ebc({"x": ids})
+    assert ebc.n_invalid == {"x": 1}
 
 
 def test_columns_of_features_that_do_not_fit():
