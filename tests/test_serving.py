@@ -120,7 +120,11 @@ def test_torch_has_the_same_scores(example, folder):
     [
         ("feature_99", [1], "values must have names of features as keys, got 'feature_99'"),
         ("feature_03", None, "values must have ids for every feature, got none for 'feature_03'"),
-        ("feature_00", [2**70], "feature 'feature_00': ids must be lists of numbers, got lists of object"),
+        (
+            "feature_00",
+            [2**70],
+            "feature 'feature_00': ids must be lists of numbers, got lists of object",
+        ),
     ],
 )
 def test_bad_features_are_blamed(port, user, name, ids, message):
