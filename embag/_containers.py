@@ -44,7 +44,12 @@ def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
     if column is None:
         return _arguments.as_index_array(value, name)
     if column.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be lists of integers, got lists of {column.dtype}")
+        seen = f"lists of {column.dtype}"
+        if column.dtype.kind == "f" and any(
+            chunk.items_valid is not None or np.isnan(chunk.items).any() for chunk in column.chunks
+        ):
+            seen += " with nulls: if pandas made floats of ids, read with dtype_backend='pyarrow'"
+        raise TypeError(f"{name} must be lists of integers, got {seen}")
     return column
 
 

@@ -199,6 +199,7 @@ def test_a_table_that_is_broken(folder, capsys):
         (["--mode", "median"], "Invalid value for '--mode'"),
         (["--weights", "user"], "--weights must come with --mode sum, got mean"),
         (["--threads", "0"], "0 is not in the range"),
+        (["--padding-idx", "-1"], "-1 is not in the range"),
         (["--keep", "ids,ids_vector"], "the names of --keep and of the vectors must differ"),
         (["--out", "x.npy", "--keep", "user"], "OUT is a .npy file, of vectors alone"),
         (["--colum", "x"], "No such option"),

@@ -195,6 +195,13 @@ def test_info_tells_null_and_empty_apart(tmp_path, capsys):
     }
 
 
+def test_info_does_not_count_rows_of_text_by_itself(tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("ids\n1 2\n")
+    assert run(capsys, "info", tmp_path / "in.csv").out.startswith(
+        "rows not counted without --column, 8 B\n"
+    )
+
+
 def test_info_of_npy_ids(tmp_path, capsys):
     np.save(tmp_path / "in.npy", np.arange(6).reshape(2, 3))
     found = json.loads(run(capsys, "info", tmp_path / "in.npy", "--json").out)

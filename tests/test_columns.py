@@ -106,6 +106,13 @@ def test_integers_that_numpy_takes_for_floats():
         assert_same_bits(embag.embedding_bag(MAKERS["tuples"].make(lists, None), W), expected)
 
 
+def test_ids_that_pandas_made_floats_of():
+    column = np.empty(1, object)
+    column[0] = np.array([1, np.nan])
+    with pytest.raises(TypeError, match=r"got lists of float64 with nulls: if pandas made floats"):
+        embag.embedding_bag(column, W)
+
+
 def test_what_pandas_has_for_nulls():
     pd = pytest.importorskip("pandas")
     column = pd.Series([[1, pd.NA], pd.NA, float("nan"), None, [3]])

@@ -172,7 +172,8 @@ def test_ids_are_not_copied(seen):
             # As pandas reads null items where it is not told to read Arrow's types.
             pd.Series([np.array([1, np.nan])]),
             TypeError,
-            "input must be lists of integers, got lists of float64",
+            "input must be lists of integers, got lists of float64 with nulls: "
+            "if pandas made floats of ids, read with dtype_backend='pyarrow'",
         ),
         (
             pd.Series([[1], 2]),

@@ -183,7 +183,9 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def _text_of_ids(found: dict[str, Any]) -> str:
-    rows = "rows" if found["rows"] is None else f"{found['rows']:,} rows"
+    rows = (
+        "rows not counted without --column" if found["rows"] is None else f"{found['rows']:,} rows"
+    )
     width = max(map(len, found["columns"]), default=0)
     lines = [f"{rows}, {megabytes(found['bytes'])}"]
     for name, dtype in found["columns"].items():

@@ -78,7 +78,12 @@ class _Done(NamedTuple):
     show_default=True,
     help="Of ids that are no rows: fail, or leave them out and count them.",
 )
-@click.option("--padding-idx", metavar="ID", type=int, help="An id to leave out.")
+@click.option(
+    "--padding-idx",
+    metavar="ID",
+    type=click.IntRange(0),
+    help="An id to leave out. One that is no row, such as -1, is left out by --invalid skip.",
+)
 @click.option("--null-empty", is_flag=True, help="Null, not zeros, for a list without ids.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the vectors.")
 @click.option(
@@ -125,7 +130,7 @@ def command(
     OUT   .parquet; .arrow, .feather, .arrows; .npy: the vectors alone
     """
     start = time.perf_counter()
-    kept = [part for text in keep for part in text.split(",")]
+    kept = [part.strip() for text in keep for part in text.split(",")]
     column = _check(source, column, table_path, target, mode, kept, weights, null_empty)
     name = name or f"{column}_vector"
     if len({name, *kept}) <= len(kept):
