@@ -211,18 +211,26 @@ class Column:
         self, start: int, chunk: Chunk, factors: Chunk | None, dtype: np.dtype[Any] | None
     ) -> Piece:
         """Return some lists as the kernels read them, in new arrays where it must be."""
-        starts, stops = self._ranges(start, chunk)
-        whole = np.concatenate(([0], np.cumsum(stops - starts)))
-        items, kept = _gather(chunk.items, chunk.items_valid, starts, whole)
+        items, kept, whole, offsets = self._end_to_end(start, chunk)
         sample = None
         if factors is not None:
             sample = self._converted_weights(start, factors, whole, kept, dtype)
-        offsets = whole
         if kept is not None:
             items = items[kept]
-            offsets = np.concatenate(([0], np.cumsum(kept)))[whole]
         indices = _arguments.as_index_array(items, self.name)
         return Piece(start, chunk.n, indices, offsets, sample, kept, whole)
+
+    def _end_to_end(
+        self, start: int, chunk: Chunk
+    ) -> tuple[AnyArray, AnyArray | None, AnyArray, AnyArray]:
+        """Return the items of lists, which of them are no nulls, and offsets with and without."""
+        starts, stops = self._ranges(start, chunk)
+        whole = np.concatenate(([0], np.cumsum(stops - starts)))
+        items, kept = _gather(chunk.items, chunk.items_valid, starts, whole)
+        offsets = whole
+        if kept is not None:
+            offsets = np.concatenate(([0], np.cumsum(kept)))[whole]
+        return items, kept, whole, offsets
 
     def _converted_weights(
         self,
@@ -306,12 +314,8 @@ class Column:
         start = 0
         for chunk in self.chunks:
             for first, last in self._blocks(start, chunk) if chunk.items.size else ():
-                starts, stops = self._ranges(start + first, chunk.cut(first, last))
-                whole = np.concatenate(([0], np.cumsum(stops - starts)))
-                _, kept = _gather(chunk.items, chunk.items_valid, starts, whole)
-                if kept is not None:
-                    whole = np.concatenate(([0], np.cumsum(kept)))[whole]
-                empty[start + first : start + last] = np.diff(whole) == 0
+                *_, offsets = self._end_to_end(start + first, chunk.cut(first, last))
+                empty[start + first : start + last] = np.diff(offsets) == 0
             start += chunk.n
         return empty
 
@@ -381,11 +385,11 @@ def _whole(
         return None
     if offsets is None:
         items = items.reshape(chunk.n, chunk.list_size)
-    elif not kernels.is_index_array(offsets):
-        return None
-    if offsets is not None:
+    elif kernels.is_index_array(offsets):
         # A slice has the items of its whole: what lies behind the last list is no work.
         items = items[: max(0, int(offsets[-1]))]
+    else:
+        return None
     if factors is None:
         return Piece(start, chunk.n, items, offsets, None)
     sample = factors.items

@@ -1,6 +1,6 @@
 """`embedding_bag`: five steps from arguments to result.
 
-check the arguments           `_arguments.py`; what is ragged: `_ragged.py`
+check the arguments           `_arguments.py`; what is ragged: `_containers.py`
 decide how to run             `_threads.py`
 allocate the output           here: the only memory that grows with the call
 run the kernel                `_core.pyx`, at the level that `_dispatch.py` chose

@@ -1,4 +1,4 @@
-"""`empty_bags`: what a result does not tell.
+"""`empty_bags`, the public part of ragged columns: _ragged.py and _containers.py read them.
 
 Tested in tests/test_columns.py.
 """
