@@ -14,6 +14,7 @@ Tested in tests/test_errors.py.
 """
 
 import contextlib
+import math
 import numbers
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from embag._dispatch import kernels
 AnyArray = NDArray[Any]
 
 _INT64 = np.dtype(np.int64)
+_FLOAT64 = np.dtype(np.float64)
 
 
 def describe(value: Any) -> str:
@@ -38,7 +40,18 @@ def describe(value: Any) -> str:
         return repr(value.item() if issubclass(kind, np.generic) else value)
     if issubclass(kind, str) and len(value) <= 40:
         return repr(value)
+    if is_array(value) and value.ndim == 0:
+        return "a 0-d array"
     return kind.__name__
+
+
+def how_to_pass(value: Any, name: str) -> str:
+    """Return the end of a message: how to pass a value where only an ndarray will do."""
+    kind = type(value)
+    if hasattr(kind, "numpy"):  # a tensor of torch or TensorFlow
+        detached = ".detach()" if getattr(value, "requires_grad", False) is True else ""
+        return f": pass {name}{detached}.numpy()"
+    return f": pass np.asarray({name})" if hasattr(kind, "__array__") else ""
 
 
 def is_array(value: Any) -> bool:
@@ -73,7 +86,8 @@ def check_table(
     Where other tables are taken too, `kinds` and `dtypes` say so and `is_known` tells.
     """
     if not is_array(weight):
-        raise TypeError(f"{name} must be {kinds}, got {describe(weight)}")
+        remedy = how_to_pass(weight, name)
+        raise TypeError(f"{name} must be {kinds}, got {describe(weight)}{remedy}")
     if not is_known(weight.dtype):
         raise TypeError(
             f"{name} must be {dtypes}, "
@@ -108,6 +122,58 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
         ) from error
 
 
+def _from_objects(
+    objects: AnyArray,
+    name: str,
+    kind: str,
+    dtype: np.dtype[Any],
+    convert: Callable[[Any], float],
+) -> AnyArray:
+    """Return an array of Python's numbers in a dtype: `convert` raises TypeError for others."""
+    array = np.empty(objects.shape, dtype)
+    for place, value in np.ndenumerate(objects):
+        try:
+            array[place] = convert(value)
+        except TypeError:
+            at = f"{name}[{', '.join(map(str, place))}] = " if place else ""
+            raise TypeError(f"{name} must be {kind}, got {at}{describe(value)}") from None
+    return array
+
+
+def _clip(value: Any) -> int:
+    """Return an integer as one of int64; what is beyond stays out of range of every table."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError
+    return min(max(operator.index(value), -(2**63)), 2**63 - 1)
+
+
+def to_float(value: Any) -> float:
+    """Return a real number as a float; what is too large is infinite."""
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def as_numbers(value: Any, name: str) -> AnyArray:
+    """Return an array of numbers, in float64 where there are integers too large for NumPy."""
+    array = _as_array(value, name, "numbers")
+    if array.dtype == object:
+        return _from_objects(array, name, "numbers", _FLOAT64, to_float)
+    return array
+
+
+def cast(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+    """Return numbers as the kernels read them: in a dtype, contiguous.
+
+    Those that are too large become infinite, those that are too small 0, without a warning.
+    """
+    with np.errstate(all="ignore"):
+        return np.require(array, dtype, ["C", "A"])
+
+
 def as_indices(indices: Any, name: str) -> AnyArray:
     """Return integers as the kernels read them; those that can be are not copied."""
     if type(indices) is not np.ndarray or not kernels.is_index_array(indices):
@@ -118,8 +184,13 @@ def as_indices(indices: Any, name: str) -> AnyArray:
 def as_index_array(indices: Any, name: str) -> AnyArray:
     """Return integers as the kernels read them: int32 or int64, contiguous, native."""
     array = _as_array(indices, name, "integers")
-    if array.size == 0 and isinstance(indices, (list, tuple)):
-        array = array.astype(_INT64)  # NumPy takes [] for float64
+    if array.dtype == object:
+        array = _from_objects(array, name, "integers", _INT64, _clip)
+    elif array.dtype.kind == "f" and not hasattr(type(indices), "__array__"):
+        # NumPy takes [] for float64, and integers beyond int64 beside others.
+        with contextlib.suppress(TypeError):
+            objects = np.array(indices, object)
+            array = _from_objects(objects, name, "integers", _INT64, _clip)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
@@ -137,7 +208,7 @@ def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]
 
     One row repeated without memory of its own (`np.broadcast_to`) stays that.
     """
-    array = _as_array(grad_output, "grad_output", "numbers")
+    array = as_numbers(grad_output, "grad_output")
     check_castable("grad_output", array.dtype, dtype)
     if array.shape != (n_bags, dim):
         raise ValueError(
@@ -146,8 +217,7 @@ def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]
     if array.dtype == dtype and kernels.is_table(array):
         return array
     repeated = n_bags > 1 and array.strides[0] == 0
-    with np.errstate(all="ignore"):  # numbers too large for the dtype become infinite
-        copy = np.array(array[:1] if repeated else array, dtype, order="C", subok=False)
+    copy = cast(array[:1] if repeated else array, dtype)
     return np.broadcast_to(copy, (n_bags, dim)) if repeated else copy
 
 
@@ -158,7 +228,7 @@ def as_max_indices(max_indices: Any, n_bags: int, dim: int, n_rows: int, mode: s
             f"max_indices must be None where mode is {mode!r}, got {describe(max_indices)}"
         )
     given = _as_array(max_indices, "max_indices", "integers")
-    array = as_index_array(given, "max_indices").astype(np.int64, copy=False)
+    array = as_index_array(max_indices, "max_indices").astype(np.int64, copy=False)
     if array.shape != (n_bags, dim):
         raise ValueError(
             f"max_indices must have the output's shape {(n_bags, dim)}, got {array.shape}"
@@ -168,7 +238,7 @@ def as_max_indices(max_indices: Any, n_bags: int, dim: int, n_rows: int, mode: s
     if bad.any():
         b, d = np.unravel_index(int(bad.argmax()), bad.shape)
         raise IndexError(
-            f"max_indices[{b}, {d}] = {int(given[b, d])} "
+            f"max_indices[{b}, {d}] = {integer_at(max_indices, (int(b), int(d)))} "
             f"is out of range for a table of {n_rows} rows"
         )
     return array
@@ -269,11 +339,11 @@ def as_sample_weights(
     """Return the weights as the kernels read them: the table's dtype, contiguous."""
     name = "per_sample_weights"
     check_weighted(mode, per_sample_weights)
-    array = _as_array(per_sample_weights, name, "numbers")
+    array = as_numbers(per_sample_weights, name)
     check_castable(name, array.dtype, dtype)
     if array.shape != input.shape:
         raise ValueError(f"{name} must have {whose} shape {input.shape}, got {array.shape}")
-    return np.require(array, dtype, ["C", "A"])
+    return cast(array, dtype)
 
 
 def as_integer(value: Any, name: str) -> int:
@@ -369,7 +439,8 @@ def check_out(
 ) -> None:
     """Raise unless the result can be written to `out`, apart from inputs of these names."""
     if not is_array(out):
-        raise TypeError(f"out must be a numpy.ndarray, got {describe(out)}")
+        remedy = how_to_pass(out, "out")
+        raise TypeError(f"out must be a numpy.ndarray, got {describe(out)}{remedy}")
     if out.dtype != dtype:
         raise TypeError(f"out must have the result's dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
@@ -416,7 +487,7 @@ def as_offsets(lengths: Any, input: AnyArray, offsets: Any, include_last_offset:
         b = int(bad.argmax())
         raise ValueError(
             f"lengths must be 0 to {len(input)}, the entries of input, "
-            f"got lengths[{b}] = {int(np.asarray(lengths)[b])}"
+            f"got lengths[{b}] = {integer_at(lengths, b)}"
         )
     bounds = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=bounds[1:])
@@ -462,7 +533,7 @@ def check_positions(
     if start:
         place = (place[0] + start,)
     raise IndexError(
-        f"{name}[{', '.join(map(str, place))}] = {int(np.asarray(given_input)[place])} "
+        f"{name}[{', '.join(map(str, place))}] = {integer_at(given_input, place)} "
         f"is out of range for a table of {n_rows} rows (bag {bag})"
     )
 
@@ -474,15 +545,22 @@ def check_offsets(
     if offsets is not None:
         i = kernels.first_bad_offset(offsets, n_indices)
         if i >= 0:
-            _raise_for_offset(np.asarray(given_offsets), i, n_indices, input_name)
+            _raise_for_offset(given_offsets, i, n_indices, input_name)
 
 
-def _raise_for_offset(offsets: AnyArray, i: int, n_indices: int, input_name: str) -> NoReturn:
-    value = int(offsets[i])
+def integer_at(given: Any, place: int | tuple[int, ...]) -> int:
+    """Return the integer at a place of an argument before its conversion."""
+    # NumPy would round large integers in a list.
+    dtype = None if hasattr(type(given), "__array__") else object
+    return int(np.asarray(given, dtype)[place])
+
+
+def _raise_for_offset(offsets: Any, i: int, n_indices: int, input_name: str) -> NoReturn:
+    value = integer_at(offsets, i)
     seen = f"got offsets[{i}] = {value}"
     if i == 0 and value != 0:
         raise ValueError(f"offsets must start at 0, {seen}")
-    if i > 0 and value < (previous := int(offsets[i - 1])):
+    if i > 0 and value < (previous := integer_at(offsets, i - 1)):
         raise ValueError(f"offsets must not decrease, {seen} after offsets[{i - 1}] = {previous}")
     raise ValueError(f"offsets must not exceed the {n_indices} entries of {input_name}, {seen}")
 

@@ -1,16 +1,18 @@
-"""What is ragged: containers of lists, read as a `Column` (_ragged.py).
+"""Containers of lists: which inputs are ragged, and how each is read as a `Column` (_ragged.py).
 
-Where there is something to point at nothing is copied: Arrow's lists (_arrow.pyx), scipy's CSR
-matrices, awkward arrays, torch's nested tensors, TensorFlow's ragged tensors. None of these
-packages is imported here. Lists of lists and arrays of arrays are copied into one chunk.
+What is ragged depends on types, never on values. Where there is something to point at nothing
+is copied: Arrow's lists (_arrow.pyx), scipy's CSR matrices, awkward arrays, torch's nested
+tensors, TensorFlow's ragged tensors. None of these packages is imported here. Sequences of
+lists, of arrays, of series, of tensors are copied into one chunk.
 
-Tested in tests/test_columns.py.
+Tested in tests/test_columns.py and tests/test_containers.py.
 """
 
 import itertools
 import math
+import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,17 @@ from embag import _arguments, _arrow
 from embag._arguments import AnyArray, describe
 from embag._ragged import Chunk, Column, Mask
 
-_BAGS = (list, tuple, np.ndarray)  # what may be a list in a list
+_FORMATS = {
+    "b": "booleans",
+    "u": "strings",
+    "U": "strings",
+    "vu": "strings",
+    "+s": "structs",
+    "+m": "maps",
+}
 
-_FORMATS = {"b": "booleans", "u": "strings", "U": "strings", "vu": "strings", "+s": "structs"}
+
+_chain = itertools.chain.from_iterable
 
 
 class _NotReadable(ValueError):
@@ -30,10 +40,9 @@ class _NotReadable(ValueError):
 
 def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
     """Return a ragged column as a `Column`, anything else as an array the kernels read."""
-    if type(value) is list or type(value) is tuple:
-        array = _rectangle(value)
-        if array is not None and array.dtype != object and array.size:
-            return _arguments.as_index_array(array, name)
+    rectangle = _as_rectangle(value)
+    if rectangle is not None:
+        return rectangle
     try:
         column = as_column(value, name)
     except _NotReadable as error:
@@ -43,7 +52,7 @@ def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
             raise ValueError(str(error)) from error
     if column is None:
         return _arguments.as_index_array(value, name)
-    if column.dtype.kind not in "iu":
+    if column.dtype.kind not in "iuO":
         seen = f"lists of {column.dtype}"
         if column.dtype.kind == "f" and any(
             chunk.items_valid is not None or np.isnan(chunk.items).any() for chunk in column.chunks
@@ -51,6 +60,22 @@ def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
             seen += " with nulls: if pandas made floats of ids, read with dtype_backend='pyarrow'"
         raise TypeError(f"{name} must be lists of integers, got {seen}")
     return column
+
+
+def _as_rectangle(value: Any) -> AnyArray | None:
+    """Return lists of integers that have one length as a 2-D array, None for anything else.
+
+    They are ragged as well, with the same result. An array is faster, and names positions as
+    NumPy does.
+    """
+    if not (issubclass(type(value), (list, tuple)) and set(map(type, value)) <= {list, tuple}):
+        return None
+    if len(set(map(len, value))) != 1 or set(map(type, _chain(value))) != {int}:
+        return None
+    try:
+        return np.array(value, np.int64)
+    except (OverflowError, ValueError):  # too large, or changed meanwhile
+        return None
 
 
 def check_matrix(column: Column, n_rows: int) -> None:
@@ -81,22 +106,16 @@ def is_plain(array: Any) -> bool:
 
 
 def alike(indices: Any, weights: Any, mode: Any, name: str) -> tuple[Any, Any]:
-    """Return ids and weights, both as columns if the weights are ragged, where they can be.
-
-    Lists that happen to be of one length are an array to NumPy; their weights need not be.
-    """
-    if type(mode) is not str or mode != "sum":
+    """Return 2-D ids and ragged weights as columns, other ids and weights as they are."""
+    if type(mode) is not str or mode != "sum" or type(indices) is Column or indices.ndim != 2:
         return indices, weights
-    if type(indices) is Column or indices.ndim == 2:
-        try:
-            column = as_column(weights, "per_sample_weights")
-        except _NotReadable:  # an array, then, or nothing
-            column = None
-        if column is not None:
-            weights = column
-            if type(indices) is not Column:
-                indices = column_of(indices, None, len(indices), name)
-    return indices, weights
+    try:
+        column = as_column(weights, "per_sample_weights", weights=True)
+    except _NotReadable:  # it may be an array
+        return indices, weights
+    if column is None:
+        return indices, weights
+    return column_of(indices, None, len(indices), name), column
 
 
 def as_weights(value: Any, column: Column, mode: str, dtype: np.dtype[Any]) -> Column | None:
@@ -116,7 +135,7 @@ def as_weights(value: Any, column: Column, mode: str, dtype: np.dtype[Any]) -> C
             f"{name} must be None where {column.name} is a matrix, whose data are the weights, "
             f"got {describe(value)}"
         )
-    weights = as_column(value, name, always=True)
+    weights = as_column(value, name, weights=True)
     if weights is None:
         raise ValueError(
             f"{name} must be ragged where {column.name} is, with as many entries in each list, "
@@ -132,40 +151,44 @@ def as_weights(value: Any, column: Column, mode: str, dtype: np.dtype[Any]) -> C
     return weights
 
 
-def as_column(value: Any, name: str, always: bool = False) -> Column | None:
-    """Return what is ragged as a `Column`; None for anything else.
+def as_column(value: Any, name: str, weights: bool = False) -> Column | None:
+    """Return a ragged input as a `Column`; None for anything else.
 
-    Rectangles of numbers, such as ``[[1, 2], [3, 4]]``, are ragged only if `always`.
+    For `weights` any numbers will do, and a 2-D array has a list in each row.
     """
     kind = type(value)
     if kind is Column:
         column: Column = value
         return column
     if issubclass(kind, (np.ndarray, list, tuple)):
-        return _of_sequences(value, name, always)
+        return _of_sequence(value, name, weights)
     read = _READERS.get(str(kind.__module__).partition(".")[0])
-    chunks = None if read is None else read(value, name)
-    if chunks is not None:
-        return chunks
+    column_read = None if read is None else read(value, name)
+    if column_read is not None:
+        return column_read
     dtype = getattr(value, "dtype", None)
     if isinstance(dtype, np.dtype):  # a Series of pandas, say
-        if not always and dtype.kind != "O":
+        if not weights and dtype.kind != "O":
             return None
-        return _of_sequences(np.asarray(value), name, always)
+        return _of_sequence(np.asarray(value), name, weights)
     if hasattr(kind, "__arrow_c_array__") or hasattr(kind, "__arrow_c_stream__"):
         return _of_arrow(value, name)
+    if _is_sequence(kind) and not _is_array_like(value):
+        return _of_sequence(list(value), name, weights)
     return None
 
 
 def _of_arrow(value: Any, name: str) -> Column | None:
     try:
-        _, items, read = _arrow.read_lists(value)
+        form, items, read = _arrow.read_lists(value)
     except MemoryError:
         raise
     except Exception as error:
         message = f"{name} must be a column, got {describe(value)}: {error}"
         raise _NotReadable(message) from error
     if read is None:
+        if form == "+m":
+            raise TypeError(f"{name} must be lists of numbers, got maps")
         if items:  # a table with a column of lists; without, it is as good as an array
             raise TypeError(f"{name} must be one column, got {describe(value)} of several")
         return None
@@ -175,89 +198,166 @@ def _of_arrow(value: Any, name: str) -> Column | None:
     chunks = []
     for n, valid, offsets, sizes, list_size, found, items_valid in read:
         lists_mask, items_mask = (bits and Mask(*bits) for bits in (valid, items_valid))
-        numbers: Any = found
-        if isinstance(found, int):  # that many nulls
-            numbers = np.zeros(found, np.int32)
-            items_mask = Mask.of(np.zeros(found, np.bool_))
-        chunks.append(Chunk(n, numbers, offsets, sizes, list_size, lists_mask, items_mask))
+        values: Any = found
+        all_null = isinstance(found, int)
+        if isinstance(found, int):  # that many nulls, which take no memory
+            values = np.broadcast_to(np.int64(0), (found,))
+        chunks.append(Chunk(n, values, offsets, sizes, list_size, lists_mask, items_mask, all_null))
     return Column(chunks, name)
 
 
-def _of_sequences(value: Any, name: str, always: bool) -> Column | None:
-    """Read lists of lists, or an array of arrays: the one way that copies all."""
-    array = value
-    if not _arguments.is_array(value):
-        first = next((entry for entry in value if entry is not None), None)
-        if not isinstance(first, _BAGS) and (first is not None or not value):
+def _of_sequence(value: Any, name: str, weights: bool) -> Column | None:
+    """Read a list of lists, or an array of arrays: the one way that copies all."""
+    entries: Sequence[Any] = value
+    from_array = _arguments.is_array(value)
+    if from_array:
+        array = np.ndarray.view(value, np.ndarray)
+        if array.dtype != object:
+            if not (weights and array.ndim == 2):
+                return None
+            n, list_size = array.shape
+            return Column([Chunk(n, array.reshape(-1), list_size=list_size)], name)
+        if array.ndim not in (1, 2):
             return None
-        array = _rectangle(value)
-    array = None if array is None else np.ndarray.view(array, np.ndarray)
-    if array is not None and array.dtype != object:
-        if not (always and array.ndim == 2):
-            return None
-        n, list_size = array.shape
-        return Column([Chunk(n, array.reshape(-1), list_size=list_size)], name)
-    if array is not None and array.ndim == 1 and _arguments.is_array(value):
-        bags: list[Any] = list(array)
-        if bags and not any(bag is None or isinstance(bag, _BAGS) for bag in bags):
-            return None
-    elif array is None or array.ndim <= 2:
-        bags = list(value)
-    else:
+        entries = list(array)
+    kinds = set(map(type, entries))
+    if not from_array and kinds <= {int, float}:  # numbers, or nothing
         return None
-    lengths = np.zeros(len(bags) + 1, np.int64)
-    flat: list[Any] = []
-    for b, bag in enumerate(bags):
-        if _is_null(bag) or (isinstance(bag, float) and math.isnan(bag)):  # so pandas has a null
-            continue
-        if not isinstance(bag, _BAGS):
-            raise TypeError(f"{name}[{b}] must be a list or an array, got {describe(bag)}")
-        flat.append(bag)
-        lengths[b + 1] = len(bag)
-    return Column([_joined(flat, np.cumsum(lengths), name)], name)
+    bags: Sequence[Any] | None = entries
+    if not kinds <= {list, tuple}:
+        bags = _lists_among(entries, kinds, name, "numbers" if weights else "integers")
+    return None if bags is None else Column([_joined(bags, name, weights)], name)
 
 
-def _rectangle(lists: Any) -> AnyArray | None:
-    """Return what NumPy makes of lists; None if that is nothing."""
-    try:
-        return np.asarray(lists)
-    except MemoryError:
-        raise
-    except Exception:  # NumPy's word for ragged is ValueError, entries have words of their own
-        return None
-
-
-def _joined(bags: list[Any], offsets: AnyArray, name: str) -> Chunk:
-    """Return lists as one chunk; None in them is a null."""
-    valid = None
-    try:
-        bags = [bag for bag in bags if len(bag)]  # NumPy takes [] for floats
-        if bags and all(is_plain(bag) and bag.dtype == bags[0].dtype for bag in bags):
-            items = np.concatenate(bags)
+def _lists_among(
+    entries: Sequence[Any], kinds: set[type], name: str, items: str
+) -> Sequence[Any] | None:
+    """Return the lists that entries are, () for nulls; None if the entries are numbers."""
+    sequences = {kind for kind in kinds if _is_sequence(kind)}
+    is_list = [type(entry) in sequences and getattr(entry, "ndim", 1) != 0 for entry in entries]
+    if all(is_list):
+        return entries
+    lists = []
+    for b, entry in enumerate(entries):
+        if is_list[b]:
+            lists.append(entry)
+        elif _is_null(entry) or (isinstance(entry, float) and math.isnan(entry)):
+            lists.append(())  # pandas has NaN for a null
+        elif _is_number(entry) and not any(is_list):
+            return None
         else:
-            # Numbers of Python's own: NumPy takes a mixture of its integers for floats. What
-            # is masked is None then, too.
-            each = (bag.tolist() if isinstance(bag, np.ndarray) else bag for bag in bags)
-            flat = [
-                item.item() if isinstance(item, np.generic) else item
-                for item in itertools.chain.from_iterable(each)
-            ]
-            known = [not _is_null(item) for item in flat]
-            if not all(known):
-                valid = Mask.of(np.array(known))
-                flat = [item if good else 0 for item, good in zip(flat, known, strict=True)]
-            items = np.array(flat) if flat else np.zeros(0, np.int64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{name} must be lists of numbers, got others: {error}") from error
-    if items.ndim != 1 or items.dtype.kind not in "iuf" or len(items) != offsets[-1]:
-        seen = items.dtype if items.ndim == 1 else f"arrays of shape {items.shape[1:]}"
-        raise TypeError(f"{name} must be lists of numbers, got lists of {seen}")
-    return Chunk(len(offsets) - 1, items, offsets, items_valid=valid)
+            seen = _arguments.describe(entry)
+            raise TypeError(f"{name}[{b}] must be a list or an array of {items}, got {seen}")
+    return lists
+
+
+def _is_sequence(kind: type) -> bool:
+    """Return whether values of a type are sequences: not text, bytes, mappings or sets."""
+    return all(hasattr(kind, name) for name in ("__len__", "__getitem__", "__iter__")) and not (
+        issubclass(kind, (str, bytes, bytearray, Mapping, Set))
+    )
+
+
+def _is_number(entry: Any) -> bool:
+    return isinstance(entry, (numbers.Number, np.generic)) or hasattr(type(entry), "__index__")
 
 
 def _is_null(entry: Any) -> bool:
     pandas = sys.modules.get("pandas")
     return entry is None or (pandas is not None and entry is getattr(pandas, "NA", None))
+
+
+def _joined(bags: Sequence[Any], name: str, weights: bool) -> Chunk:
+    """Return lists as one chunk; None in them is a null."""
+    try:
+        if not set(map(type, bags)) <= {list, tuple, np.ndarray}:
+            bags = [_as_items(bag) for bag in bags]
+        offsets = np.zeros(len(bags) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, bags), np.int64, len(bags)), out=offsets[1:])
+        items, valid = _concatenated(bags, int(offsets[-1]), weights)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a user's object raises
+        raise ValueError(f"{name} must be lists of numbers, got others: {error}") from error
+    is_number = items.dtype.kind in "iufb" or np.can_cast(items.dtype, np.float64, "same_kind")
+    if items.ndim != 1 or len(items) != offsets[-1] or not is_number:
+        seen = items.dtype if items.ndim == 1 else f"arrays of shape {items.shape[1:]}"
+        raise TypeError(f"{name} must be lists of numbers, got lists of {seen}")
+    return Chunk(len(bags), items, offsets, items_valid=valid)
+
+
+def _concatenated(bags: Sequence[Any], n: int, weights: bool) -> tuple[AnyArray, Mask | None]:
+    """Return the n items of lists, tuples and arrays end to end, and which are valid.
+
+    Integers are int64, or objects if one of them is larger.
+    """
+    if not set(map(type, bags)) <= {list, tuple}:
+        bags = [bag for bag in bags if len(bag)]  # NumPy takes [] for floats
+        if bags and all(is_plain(bag) and bag.dtype == bags[0].dtype for bag in bags):
+            return np.concatenate(bags), None
+        # NumPy takes a mixture of integers for floats. What is masked is None in a list.
+        bags = [bag.tolist() if isinstance(bag, np.ndarray) else bag for bag in bags]
+    kinds = set(map(type, _chain(bags)))
+    valid = None
+    if not kinds <= {int, float}:
+        flat = [_as_number(item) for item in _chain(bags)]
+        known = [item is not None for item in flat]
+        if not all(known):
+            valid = Mask.of(np.array(known))
+            flat = [0 if item is None else item for item in flat]
+        bags, kinds = [flat], set(map(type, flat))
+    if kinds <= {int}:
+        try:
+            return np.fromiter(_chain(bags), np.int64, n), valid
+        except OverflowError:
+            objects = np.fromiter(_chain(bags), object, n)
+            return (_arguments.as_numbers(objects, "") if weights else objects), valid
+    if kinds <= {int, float}:
+        return np.fromiter(map(_arguments.to_float, _chain(bags)), np.float64, n), valid
+    if kinds <= {int, float, bool}:  # which are numbers, but no ids
+        return np.fromiter(_chain(bags), np.float64 if weights else np.bool_, n), valid
+    return np.array(flat), valid
+
+
+def _as_items(bag: Any) -> Any:
+    """Return one of the lists as a list, a tuple or an array; nulls are None or pandas.NA."""
+    kind = type(bag)
+    if issubclass(kind, (list, tuple, np.ndarray)):
+        return bag
+    speaks_arrow = hasattr(kind, "__arrow_c_array__") or hasattr(kind, "__arrow_c_stream__")
+    if _is_array_like(bag):
+        array = np.asarray(bag)
+        # Arrow's nulls, which may be NaN to NumPy.
+        may_have_nulls = speaks_arrow and not isinstance(getattr(bag, "dtype", None), np.dtype)
+        if not (may_have_nulls and array.dtype.kind in "fO"):
+            return array
+    for method in ("tolist", "to_list", "to_pylist", "as_py"):
+        if hasattr(kind, method):
+            items = getattr(bag, method)()
+            return () if items is None else items
+    return list(bag)
+
+
+def _is_array_like(value: Any) -> bool:
+    """Return whether NumPy reads this as a whole, not entry by entry."""
+    if hasattr(type(value), "__array__"):
+        return True
+    try:
+        memoryview(value)
+    except Exception:
+        return False
+    return True
+
+
+def _as_number(item: Any) -> Any:
+    """Return an item as a number of Python's own, None for a null; others as they are."""
+    if _is_null(item):
+        return None
+    if isinstance(item, np.generic) or getattr(item, "ndim", None) == 0:
+        return item.item()
+    if isinstance(item, int) and not isinstance(item, bool):
+        return int(item)
+    return item
 
 
 def _of_scipy(value: Any, name: str) -> Column | None:

@@ -62,6 +62,7 @@ class Chunk(NamedTuple):
     list_size: int = 0
     valid: Mask | None = None  # a list that is not has no items
     items_valid: Mask | None = None
+    all_null: bool = False  # all items are, whatever they hold
 
     def cut(self, start: int, stop: int) -> "Chunk":
         """Return some of the lists."""
@@ -93,7 +94,9 @@ class Chunk(NamedTuple):
 
     def lie_end_to_end(self) -> bool:
         """Return whether the kernels can read the lists where they are, but for the items' type."""
-        if self.items_valid is not None or (self.sizes is not None and self.n > 0):
+        if self.items_valid is not None or self.all_null:
+            return False
+        if self.sizes is not None and self.n > 0:
             return False
         if self.valid is None:
             return True
@@ -122,7 +125,9 @@ class Chunk(NamedTuple):
             for array in (self.items, self.offsets, self.sizes)
         )
         assert items is not None
-        return Chunk(self.n, items, offsets, sizes, self.list_size, valid, items_valid)
+        return self._replace(
+            items=items, offsets=offsets, sizes=sizes, valid=valid, items_valid=items_valid
+        )
 
 
 class Piece(NamedTuple):
@@ -214,7 +219,11 @@ class Column:
         items, kept, whole, offsets = self._end_to_end(start, chunk)
         sample = None
         if factors is not None:
-            sample = self._converted_weights(start, factors, whole, kept, dtype)
+            starts = self._weight_starts(start, factors, whole)
+            if chunk.all_null:
+                sample = np.zeros(0, dtype)
+            else:
+                sample = self._converted_weights(start, factors, starts, whole, kept, dtype)
         if kept is not None:
             items = items[kept]
         indices = _arguments.as_index_array(items, self.name)
@@ -226,20 +235,16 @@ class Column:
         """Return the items of lists, which of them are no nulls, and offsets with and without."""
         starts, stops = self._ranges(start, chunk)
         whole = np.concatenate(([0], np.cumsum(stops - starts)))
+        if chunk.all_null:
+            return chunk.items[:0], None, whole, np.zeros_like(whole)
         items, kept = _gather(chunk.items, chunk.items_valid, starts, whole)
         offsets = whole
         if kept is not None:
             offsets = np.concatenate(([0], np.cumsum(kept)))[whole]
         return items, kept, whole, offsets
 
-    def _converted_weights(
-        self,
-        start: int,
-        factors: Chunk,
-        whole: AnyArray,
-        kept: AnyArray | None,
-        dtype: np.dtype[Any] | None,
-    ) -> AnyArray:
+    def _weight_starts(self, start: int, factors: Chunk, whole: AnyArray) -> AnyArray:
+        """Return where lists of weights start: they have as many entries as those of ids."""
         starts, stops = self._ranges(start, factors)
         differ = stops - starts != np.diff(whole)
         if differ.any():
@@ -249,7 +254,20 @@ class Column:
                 f"got {stops[b] - starts[b]} in list {start + b}, which has "
                 f"{whole[b + 1] - whole[b]} there"
             )
+        return starts
+
+    def _converted_weights(
+        self,
+        start: int,
+        factors: Chunk,
+        starts: AnyArray,
+        whole: AnyArray,
+        kept: AnyArray | None,
+        dtype: np.dtype[Any] | None,
+    ) -> AnyArray:
         sample, known = _gather(factors.items, factors.items_valid, starts, whole)
+        if factors.all_null:
+            known = np.zeros(len(sample), np.bool_)
         if known is not None:
             unknown = ~known if kept is None else kept & ~known
             if unknown.any():
@@ -260,8 +278,8 @@ class Column:
                 )
         if kept is not None:
             sample = sample[kept]
-        with np.errstate(all="ignore"):  # numbers too large for the dtype become infinite
-            return np.require(sample, dtype, ["C", "A"])
+        assert dtype is not None
+        return _arguments.cast(sample, dtype)
 
     def _ranges(self, start: int, chunk: Chunk) -> tuple[AnyArray, AnyArray]:
         """Return where lists start and stop, checked; `start` is the first one's number."""
@@ -303,10 +321,21 @@ class Column:
                 k, bounds = int(np.flatnonzero(piece.kept)[k]), piece.given_offsets
             b = int(np.searchsorted(bounds, k, side="right")) - 1
             item = k - int(bounds[b])
+        if self.dtype == object:  # of integers beyond int64
+            seen = self._integer_at(piece.start + b, item)
         raise IndexError(
             f"{self.name}[{piece.start + b}][{item}] = {seen} "
             f"is out of range for a table of {n_rows} rows"
         )
+
+    def _integer_at(self, b: int, item: int) -> int:
+        """Return an item of a list as it was before its conversion."""
+        for chunk in self.chunks:
+            if b < chunk.n:
+                break
+            b -= chunk.n
+        starts, _ = chunk.cut(b, b + 1).ranges()
+        return int(chunk.cut(b, b + 1).items[starts[0] + item])
 
     def empty(self) -> NDArray[np.bool_]:
         """Return which lists have no items, nulls aside."""

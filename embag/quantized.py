@@ -232,7 +232,7 @@ class QuantizedTable:
         k = kernels.first_bad_index(indices, n_rows)
         if k >= 0:
             raise IndexError(
-                f"rows[{k}] = {int(np.asarray(rows)[k])} "
+                f"rows[{k}] = {_arguments.integer_at(rows, k)} "
                 f"is out of range for a table of {n_rows} rows"
             )
         values = aligned_empty((len(indices), self.dim))

@@ -80,7 +80,7 @@ class SparseRows:
         k = kernels.first_bad_index(rows, n_rows)
         if k >= 0:
             raise IndexError(
-                f"indices[{k}] = {int(np.asarray(indices)[k])} "
+                f"indices[{k}] = {_arguments.integer_at(indices, k)} "
                 f"is out of range for a table of {n_rows} rows"
             )
         unsorted = np.flatnonzero(rows[1:] <= rows[:-1])

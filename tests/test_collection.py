@@ -623,7 +623,7 @@ def named(include_last_offset=False, per_sample_weights=None, **parts):
 CALLS = [
     # end to end
     (ends(offsets=None), ValueError, "offsets must be given where values is an array, got None"),
-    (ends(None), TypeError, "values must be integers, got dtype object"),
+    (ends(None), TypeError, "values must be integers, got None"),
     (ends(VALUES * 1.0), TypeError, "values must be integers, got dtype float64"),
     (ends(VALUES > 0), TypeError, "values must be integers, got dtype bool"),
     (ends(VALUES[None]), ValueError, "values must be 1-D, got shape (1, 8)"),
@@ -793,7 +793,7 @@ CALLS = [
         "feature 'b': ids must be 1-D where offsets is given, got shape (1, 2)",
     ),
     (named(b=([1.5], [0, 1])), TypeError, "feature 'b': ids must be integers, got dtype float64"),
-    (named(b=None), TypeError, "feature 'b': ids must be integers, got dtype object"),
+    (named(b=None), TypeError, "feature 'b': ids must be integers, got None"),
     (
         named(b=([1], [0.0, 1.0])),
         TypeError,

@@ -74,8 +74,14 @@ ERRORS = [
     (call(input=np.array([])), TypeError, "input must be integers, got dtype float64"),
     (call(input=[True]), TypeError, "input must be integers, got dtype bool"),
     (call(input="abc"), TypeError, "input must be integers, got dtype <U3"),
-    (call(input=None), TypeError, "input must be integers, got dtype object"),
-    (call(input=[2**70]), TypeError, "input must be integers, got dtype object"),
+    (call(input=None), TypeError, "input must be integers, got None"),
+    (call(input={1}), TypeError, "input must be integers, got set"),
+    (call(input=[1, None]), TypeError, "input must be integers, got input[1] = None"),
+    (
+        call(input=np.array([1, True], object)),
+        TypeError,
+        "input must be integers, got input[1] = True",
+    ),
     (call(input=3, offsets=None), ValueError, "input must be 1-D or 2-D, got shape ()"),
     (
         call(input=np.zeros((2, 2, 2), int), offsets=None),
@@ -115,6 +121,22 @@ ERRORS = [
         "input[0] = 18446744073709551615 is out of range for a table of 10 rows (bag 0)",
     ),
     (
+        call(input=[2**70]),
+        IndexError,
+        f"input[0] = {2**70} is out of range for a table of 10 rows (bag 0)",
+    ),
+    (
+        # NumPy makes floats of these, and rounds them.
+        call(input=[1, 2**63 + 1, -1]),
+        IndexError,
+        f"input[1] = {2**63 + 1} is out of range for a table of 10 rows (bag 0)",
+    ),
+    (
+        call(input=np.array([1, -(2**70)], object)),
+        IndexError,
+        f"input[1] = {-(2**70)} is out of range for a table of 10 rows (bag 0)",
+    ),
+    (
         call(input=np.array([2**32 - 1], np.uint32)),
         IndexError,
         "input[0] = 4294967295 is out of range for a table of 10 rows (bag 0)",
@@ -149,6 +171,11 @@ ERRORS = [
         call(offsets=np.array([0, 2**63], np.uint64)),
         ValueError,
         "offsets must not exceed the 3 entries of input, got offsets[1] = 9223372036854775808",
+    ),
+    (
+        call(offsets=[0, 2**64]),
+        ValueError,
+        f"offsets must not exceed the 3 entries of input, got offsets[1] = {2**64}",
     ),
     (
         call(offsets=[]),
@@ -208,6 +235,11 @@ ERRORS = [
         call(per_sample_weights="abc"),
         TypeError,
         "per_sample_weights must cast to float32 as 'same_kind', got dtype <U3",
+    ),
+    (
+        call(per_sample_weights=[1.0, None, 2.0]),
+        TypeError,
+        "per_sample_weights must be numbers, got per_sample_weights[1] = None",
     ),
     # padding_idx
     (

@@ -310,7 +310,7 @@ CONSTRUCTOR_ERRORS = [
     ({"shape": (5, 3)}, ValueError, "values must have shape (2, 3), got (2, 2)"),
     ({"indices": [1.0, 3.0]}, TypeError, "indices must be integers, got dtype float64"),
     ({"indices": [True, True]}, TypeError, "indices must be integers, got dtype bool"),
-    ({"indices": None}, TypeError, "indices must be integers, got dtype object"),
+    ({"indices": None}, TypeError, "indices must be integers, got None"),
     ({"indices": [[1, 3]]}, ValueError, "indices must be 1-D, got shape (1, 2)"),
     ({"indices": 3}, ValueError, "indices must be 1-D, got shape ()"),
     (
