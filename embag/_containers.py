@@ -380,6 +380,13 @@ def _of_scipy(value: Any, name: str) -> Column | None:
     return column
 
 
+def _of_pandas(value: Any, name: str) -> Column | None:
+    """Read a frame of one column as that column: its index is no column."""
+    if getattr(value, "ndim", None) != 2 or value.shape[1] != 1:
+        return None
+    return as_column(value.iloc[:, 0], name)
+
+
 def _of_awkward(value: Any, name: str) -> Column | None:
     ak = sys.modules["awkward"]
     if not isinstance(value, ak.Array):
@@ -387,12 +394,15 @@ def _of_awkward(value: Any, name: str) -> Column | None:
     if value.ndim == 1:
         return None
     layout = _unmasked(value.layout)
+    if layout.is_numpy:  # of two axes
+        layout = layout.to_RegularArray()
     content = _unmasked(layout.content) if layout.is_list else layout
     if value.ndim != 2 or not content.is_numpy:
         return _of_awkward_with_nulls(value, name)
     items = np.asarray(content.data)
     if layout.is_regular:
-        return Column([Chunk(len(layout), items, list_size=layout.size)], name)
+        n, list_size = len(layout), layout.size
+        return Column([Chunk(n, items[: n * list_size], list_size=list_size)], name)
     if hasattr(layout, "offsets"):
         return Column([Chunk(len(layout), items, np.asarray(layout.offsets))], name)
     starts = np.asarray(layout.starts)
@@ -448,6 +458,7 @@ def _of_tensorflow(value: Any, name: str) -> Column | None:
 # By the package that a type is of.
 _READERS: dict[str, Callable[[Any, str], Column | None]] = {
     "scipy": _of_scipy,
+    "pandas": _of_pandas,
     "awkward": _of_awkward,
     "torch": _of_torch,
     "tensorflow": _of_tensorflow,
