@@ -45,18 +45,22 @@ def describe(value: Any) -> str:
     return kind.__name__
 
 
-def how_to_pass(value: Any, name: str) -> str:
-    """Return the end of a message: how to pass a value where only an ndarray will do."""
-    kind = type(value)
-    if hasattr(kind, "numpy"):  # a tensor of torch or TensorFlow
-        detached = ".detach()" if getattr(value, "requires_grad", False) is True else ""
-        return f": pass {name}{detached}.numpy()"
-    return f": pass np.asarray({name})" if hasattr(kind, "__array__") else ""
-
-
 def is_array(value: Any) -> bool:
     """Return whether this is an ndarray, whatever its `__class__` says."""
     return issubclass(type(value), np.ndarray)
+
+
+def check_array(value: Any, name: str, kinds: str = "a numpy.ndarray") -> None:
+    """Raise unless this is an ndarray; the message says how others become one."""
+    if is_array(value):
+        return
+    kind, remedy = type(value), ""
+    if hasattr(kind, "numpy"):  # a tensor of torch or TensorFlow
+        detached = ".detach()" if getattr(value, "requires_grad", False) is True else ""
+        remedy = f": pass {name}{detached}.numpy()"
+    elif hasattr(kind, "__array__"):
+        remedy = f": pass np.asarray({name})"
+    raise TypeError(f"{name} must be {kinds}, got {describe(value)}{remedy}")
 
 
 @contextlib.contextmanager
@@ -85,9 +89,7 @@ def check_table(
 
     Where other tables are taken too, `kinds` and `dtypes` say so and `is_known` tells.
     """
-    if not is_array(weight):
-        remedy = how_to_pass(weight, name)
-        raise TypeError(f"{name} must be {kinds}, got {describe(weight)}{remedy}")
+    check_array(weight, name, kinds)
     if not is_known(weight.dtype):
         raise TypeError(
             f"{name} must be {dtypes}, "
@@ -113,13 +115,26 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
     if is_array(value):
         return np.ndarray.view(value, np.ndarray)
     try:
-        return np.asarray(value)
+        n_nulls = count_nulls(value)
+        array = np.asarray(value)
     except MemoryError:
         raise
     except Exception as error:
         raise ValueError(
             f"{name} must be an array of {kind}, got {describe(value)}: {error}"
         ) from error
+    if n_nulls:
+        raise ValueError(f"{name} must have no nulls where it is not ragged, got {n_nulls}")
+    return array
+
+
+def count_nulls(value: Any) -> int:
+    """Return how many entries of a column of a data frame are null. To NumPy they are NaN."""
+    if hasattr(value, "columns") or isinstance(getattr(value, "dtype", None), np.dtype):
+        return 0
+    if hasattr(value, "null_count"):  # of pyarrow a number, of polars a method
+        return int(value.null_count() if callable(value.null_count) else value.null_count)
+    return int(np.sum(value.isna())) if hasattr(value, "isna") else 0
 
 
 def _from_objects(
@@ -186,6 +201,8 @@ def as_index_array(indices: Any, name: str) -> AnyArray:
     array = _as_array(indices, name, "integers")
     if array.dtype == object:
         array = _from_objects(array, name, "integers", _INT64, _clip)
+    elif issubclass(type(indices), (list, tuple)) and bool in set(map(type, indices)):
+        array = array.astype(np.bool_)  # beside integers, NumPy takes it for one
     elif array.dtype.kind == "f" and not hasattr(type(indices), "__array__"):
         # NumPy takes [] for float64, and integers beyond int64 beside others.
         with contextlib.suppress(TypeError):
@@ -438,9 +455,7 @@ def check_out(
     inputs: Sequence[Any],
 ) -> None:
     """Raise unless the result can be written to `out`, apart from inputs of these names."""
-    if not is_array(out):
-        remedy = how_to_pass(out, "out")
-        raise TypeError(f"out must be a numpy.ndarray, got {describe(out)}{remedy}")
+    check_array(out, "out")
     if out.dtype != dtype:
         raise TypeError(f"out must have the result's dtype {dtype}, got {out.dtype}")
     if out.shape != shape:

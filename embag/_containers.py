@@ -279,9 +279,14 @@ def _joined(bags: Sequence[Any], name: str, weights: bool) -> Chunk:
         raise
     except Exception as error:  # whatever a user's object raises
         raise ValueError(f"{name} must be lists of numbers, got others: {error}") from error
-    is_number = items.dtype.kind in "iufb" or np.can_cast(items.dtype, np.float64, "same_kind")
-    if items.ndim != 1 or len(items) != offsets[-1] or not is_number:
-        seen = items.dtype if items.ndim == 1 else f"arrays of shape {items.shape[1:]}"
+    seen: Any = None
+    if items.ndim != 1 or len(items) != offsets[-1]:
+        seen = f"arrays of shape {items.shape[1:]}"
+    elif items.dtype == object:
+        seen = next((type(item).__name__ for item in items if type(item) is not int), None)
+    elif not np.can_cast(items.dtype, np.float64, "same_kind"):
+        seen = items.dtype
+    if seen is not None:
         raise TypeError(f"{name} must be lists of numbers, got lists of {seen}")
     return Chunk(len(bags), items, offsets, items_valid=valid)
 
@@ -324,13 +329,8 @@ def _as_items(bag: Any) -> Any:
     kind = type(bag)
     if issubclass(kind, (list, tuple, np.ndarray)):
         return bag
-    speaks_arrow = hasattr(kind, "__arrow_c_array__") or hasattr(kind, "__arrow_c_stream__")
-    if _is_array_like(bag):
-        array = np.asarray(bag)
-        # Arrow's nulls, which may be NaN to NumPy.
-        may_have_nulls = speaks_arrow and not isinstance(getattr(bag, "dtype", None), np.dtype)
-        if not (may_have_nulls and array.dtype.kind in "fO"):
-            return array
+    if _is_array_like(bag) and not _arguments.count_nulls(bag):
+        return np.asarray(bag)
     for method in ("tolist", "to_list", "to_pylist", "as_py"):
         if hasattr(kind, method):
             items = getattr(bag, method)()

@@ -56,8 +56,7 @@ def to_arrow(array: NDArray[Any], *, mask: ArrayLike | None = None) -> "nanoarro
     >>> column.to_pylist()
     [[1.0, 2.0], None]
     """
-    if not _arguments.is_array(array):
-        raise TypeError(f"array must be a numpy.ndarray, got {_arguments.describe(array)}")
+    _arguments.check_array(array, "array")
     array = np.ndarray.view(array, np.ndarray)
     if array.dtype.name not in _DTYPES:
         raise TypeError(f"array must be float16, float32 or float64, got {array.dtype}")

@@ -403,8 +403,7 @@ class EmbeddingBagCollection:
         dict of str to ndarray
             Views of `out`, of shape (..., the feature's width).
         """
-        if not _arguments.is_array(out):
-            raise TypeError(f"out must be a numpy.ndarray, got {_arguments.describe(out)}")
+        _arguments.check_array(out, "out")
         if out.shape[-1:] != (self.dim,):
             raise ValueError(f"out must have {self.dim} columns, got shape {out.shape}")
         return {name: out[..., columns] for name, columns in self.slices.items()}

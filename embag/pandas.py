@@ -1,8 +1,8 @@
 """Embedding bags of pandas columns: `frame["item_ids"].embag.pool(table)`.
 
-Importing this registers the accessor `embag` of series. Columns of Arrow's types are read
-where they lie; those of Python objects, a list or an array in each row, pyarrow makes Arrow's
-first. The result is an Arrow column in the memory that `embag.embedding_bag` returned.
+Importing this registers the accessor `embag` of series. Columns of Arrow's types are read in
+place. Columns of Python objects, a list or an array in each row, are copied into one column.
+The result is an Arrow column in the memory that `embag.embedding_bag` returned.
 
 Tested in tests/test_pandas.py.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 import embag
+from embag import _containers, _ragged
 from embag.functional import Invalid, Mode
 from embag.quantized import QuantizedTable
 
@@ -97,14 +98,15 @@ class SeriesAccessor:
         >>> baskets.embag.pool(items).to_dict()
         {'ann': [15.0, 16.0], 'bob': [0.0, 0.0], 'eve': [20.0, 21.0]}
         """
-        factors = None
-        if per_sample_weights is not None:
-            if not self._series.index.equals(per_sample_weights.index):
+        factors: Any = per_sample_weights
+        if factors is not None:
+            if not self._series.index.equals(factors.index):
                 raise ValueError(
                     "per_sample_weights must have the index of the series, got another"
                 )
-            factors = _as_arrow(per_sample_weights, "per_sample_weights")
-        ids = _as_arrow(self._series, "the series")
+            if factors.dtype != object:
+                factors = _as_arrow(factors, "per_sample_weights")
+        ids = _as_column(self._series)  # once, for the mask too
         vectors = embag.embedding_bag(
             ids,
             weight,
@@ -122,13 +124,17 @@ class SeriesAccessor:
 
 
 def _as_arrow(series: pd.Series, name: str) -> pa.Array | pa.ChunkedArray:
-    """Return a series as Arrow's: in place, or converted from objects."""
-    try:
-        column = pa.array(series, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise TypeError(f"{name} must be lists of numbers, got others: {error}") from error
-    if pa.types.is_null(column.type):  # objects, none of which tells of what type
-        column = column.cast(pa.list_(pa.int64()))
+    """Return a series of lists as Arrow's, in place."""
+    column = pa.array(series, from_pandas=True)
     if not pa.types.is_nested(column.type):
         raise TypeError(f"{name} must be lists of numbers, got dtype {series.dtype}")
+    return column
+
+
+def _as_column(series: pd.Series) -> Any:
+    """Return a series of lists of ids as embag reads them."""
+    ids = series if series.dtype == object else _as_arrow(series, "the series")
+    column = _containers.as_input(ids, "input")
+    if type(column) is not _ragged.Column:
+        raise TypeError("the series must be lists of integers, got numbers")
     return column

@@ -194,6 +194,8 @@ def _pool(
     vectors = embag.embedding_bag(
         ids, weight, per_sample_weights=factors[0] if factors else None, **options
     )
+    if vectors.shape[1] == 0:
+        raise ValueError("weight must have at least 1 column where polars takes the result, got 0")
     mask = embag.empty_bags(ids) if null_empty else None
     # The name is set last: a Series takes that of an Arrow column, whatever it is told.
     return pl.Series(embag.to_arrow(vectors, mask=mask)).alias(ids.name)

@@ -129,8 +129,7 @@ class QuantizedTable:
                [10., 11., 12., 13.]], dtype=float32)
         """
         bits, dim = _as_format(bits, dim, layout)
-        if not _arguments.is_array(packed):
-            raise TypeError(f"packed must be a numpy.ndarray, got {_arguments.describe(packed)}")
+        _arguments.check_array(packed, "packed")
         # A view: nobody else can change the shape of what is checked here.
         rows = np.ndarray.view(packed, np.ndarray)
         if rows.dtype != np.uint8:

@@ -15,7 +15,7 @@ import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -115,7 +115,7 @@ def save_table(
     if progress is not None:
         raise ValueError(f"progress must be None without bits, got {describe(progress)}")
     header = file_format.header(rows, packing, name)
-    with replacement(target) as file:
+    with _path_in_errors(target), replacement(target) as file:
         file.write(header)
         n_rows = max(1, _BLOCK // max(1, rows.itemsize * rows.shape[1]))
         for start in range(0, len(rows) if rows.size else 0, n_rows):
@@ -203,7 +203,7 @@ def load_table(
         num_threads = as_count(num_threads, "num_threads")
     if stat.S_ISFIFO(os.stat(source).st_mode):  # to open one waits for a writer
         raise ValueError(f"{source}: path must lead to a regular file, got a pipe")
-    with open(source, "rb") as file:
+    with _path_in_errors(source), open(source, "rb") as file:
         n_bytes = os.fstat(file.fileno()).st_size
         try:
             place = file_format.read(file, n_bytes, name)
@@ -217,6 +217,17 @@ def load_table(
         except (ValueError, TypeError) as error:  # TypeError: options that are no integers
             # Cut: a message may quote the file, at any length.
             raise ValueError(f"{source}: {error!s:.300}") from error
+
+
+@contextlib.contextmanager
+def _path_in_errors(path: str) -> Iterator[None]:
+    """Add the path to errors of the system that lack it, as those of maps and reads do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
 
 
 def _format_of(path: Any) -> tuple[str, Format]:
@@ -263,7 +274,7 @@ def _save_quantized(
     header = file_format.header(
         np.broadcast_to(np.uint8(0), shape), Packing(int(bits), dim, "fused"), name
     )
-    with replacement(target) as file:
+    with _path_in_errors(target), replacement(target) as file:
         file.write(header)
         file.flush()
         if n_rows == 0:

@@ -166,7 +166,17 @@ def test_ids_are_not_copied(seen):
         (
             pd.Series(["a"], dtype=object),
             TypeError,
-            "the series must be lists of numbers, got dtype object",
+            "input[0] must be a list or an array of integers, got 'a'",
+        ),
+        (
+            pd.Series([{1, 2}]),
+            TypeError,
+            "input[0] must be a list or an array of integers, got set",
+        ),
+        (
+            pd.Series([1, 2], dtype=object),
+            TypeError,
+            "the series must be lists of integers, got numbers",
         ),
         (
             # As pandas reads null items where it is not told to read Arrow's types.
@@ -178,8 +188,7 @@ def test_ids_are_not_copied(seen):
         (
             pd.Series([[1], 2]),
             TypeError,
-            "the series must be lists of numbers, got others: "
-            "cannot mix list and non-list, non-null values",
+            "input[1] must be a list or an array of integers, got 2",
         ),
     ],
 )
