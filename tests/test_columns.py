@@ -529,6 +529,9 @@ def test_matrices_that_do_not_fit():
         (sparse.csr_array((3, 10)), {"per_sample_weights": [[1.0]] * 3}, ValueError,
          "per_sample_weights must be None where input is a matrix, whose data are the weights, "
          "got list"),
+        (sparse.csr_array((3, 10)), {"per_sample_weights": sparse.csr_array((3, 10))}, ValueError,
+         "per_sample_weights must be None where input is a matrix, whose data are the weights, "
+         "got csr_array"),
         (sparse.csr_array(np.ones((3, 10), complex)), {}, TypeError,
          "the data of input must cast to float32 as 'same_kind', got dtype complex128"),
     ):  # fmt: skip

@@ -16,6 +16,26 @@ def readonly(array):
     return array
 
 
+class Tensor:
+    """A tensor of torch or TensorFlow, as far as messages go."""
+
+    requires_grad = False
+
+    def numpy(self):
+        raise NotImplementedError
+
+    __array__ = numpy
+
+
+class Parameter(Tensor):
+    requires_grad = True
+
+
+class OtherArray:
+    def __array__(self, dtype=None, copy=None):
+        raise NotImplementedError
+
+
 def call(**changes):
     arguments = {"input": I3, "weight": W, "offsets": O1, "mode": "sum"} | changes
     return lambda: embag.embedding_bag(**arguments)
@@ -27,6 +47,23 @@ ERRORS = [
         call(weight=[[1.0]]),
         TypeError,
         "weight must be a numpy.ndarray or a QuantizedTable, got list",
+    ),
+    (
+        call(weight=Tensor()),
+        TypeError,
+        "weight must be a numpy.ndarray or a QuantizedTable, got Tensor: pass weight.numpy()",
+    ),
+    (
+        call(weight=Parameter()),
+        TypeError,
+        "weight must be a numpy.ndarray or a QuantizedTable, got Parameter: "
+        "pass weight.detach().numpy()",
+    ),
+    (
+        call(weight=OtherArray()),
+        TypeError,
+        "weight must be a numpy.ndarray or a QuantizedTable, got OtherArray: "
+        "pass np.asarray(weight)",
     ),
     (
         call(weight=W.astype(int)),
@@ -269,6 +306,7 @@ ERRORS = [
     (call(norm_type=True), TypeError, "norm_type must be a number, got True"),
     # out
     (call(out=[[0, 0]]), TypeError, "out must be a numpy.ndarray, got list"),
+    (call(out=Tensor()), TypeError, "out must be a numpy.ndarray, got Tensor: pass out.numpy()"),
     (
         call(out=np.zeros((1, 2))),
         TypeError,

@@ -56,6 +56,27 @@ def test_objects_that_are_arrays(dtype):
     assert_pooled(series.embag.pool(TABLE), expected(lists))
 
 
+def test_objects_of_other_types():
+    for lists in ([[1, 2], [3, 4]], [[1, 2], [3, 4, 5]]):
+        for make in (pd.Series, tuple, lambda bag: range(bag[0], bag[-1] + 1)):
+            series = pd.Series([*map(make, lists), None])
+            pooled = series.embag.pool(TABLE, null_empty=True)
+            assert pooled.isna().to_list() == [False, False, True]
+            assert_pooled(pooled.dropna(), expected(lists))
+
+
+@pytest.mark.parametrize("large", [2**63, 2**64, -(2**63) - 1])
+def test_objects_with_large_ids(large):
+    series = pd.Series([[large, 1], None, [2, -1]])
+    assert_pooled(series.embag.pool(TABLE, invalid="skip"), expected([[1], [], [2]]))
+    with pytest.raises(IndexError, match=rf"^input\[0\]\[0\] = {large} is out of range"):
+        series.embag.pool(TABLE)
+
+
+def test_tables_without_columns():
+    assert pd.Series([[1], [2]]).embag.pool(TABLE[:, :0]).to_list() == [[], []]
+
+
 def test_index_name_and_type():
     for index in (INDEX, pd.MultiIndex.from_product([[1, 2, 3], list("abc")]), [0] * len(LISTS)):
         series = arrow_series(LISTS, index=index, name="ids")

@@ -333,6 +333,11 @@ def test_a_missing_column_is_polars_own_error(frame):
         ((TABLE, "men"), ValueError, "mode must be 'sum', 'mean' or 'max', got 'men'"),
         ((TABLE[0],), ValueError, "weight must be 2-D (n_rows, dim), got shape (6,)"),
         (
+            (TABLE[:, :0],),
+            ValueError,
+            "weight must have at least 1 column where polars takes the result, got 0",
+        ),
+        (
             (TABLE, "mean", "factors"),
             ValueError,
             "per_sample_weights must be None where mode is 'mean', got",

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import mmap
 import os
 import pickle
 import re
@@ -338,6 +339,21 @@ def test_the_limit_of_memory_is_some_number():
     assert 1 << 20 < tables._memory_limit() < float("inf")
 
 
+def test_a_map_that_fails_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.npy"
+    embag.save_table(path, floats(np.float32))
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    with pytest.raises(OSError, match="Cannot allocate memory") as caught:
+        embag.load_table(path)
+    assert caught.value.errno == errno.ENOMEM
+    assert caught.value.filename == str(path)
+    assert str(path) in str(caught.value)
+
+
 def test_a_table_larger_than_memory(tmp_path):
     """64 GiB, of which the disk holds the rows that were written."""
     path = tmp_path / "t.npy"
@@ -433,11 +449,13 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, suffix, fa
     embag.save_table(path, floats(np.float32))
 
     def fail(*_):
-        raise error
+        raise type(error)(*error.args)
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         embag.save_table(path, floats(np.float64))
+    if isinstance(error, OSError):
+        assert caught.value.filename == str(path)
     with pytest.raises(type(error)):
         embag.save_table(tmp_path / f"new{suffix}", floats(np.float64))
     monkeypatch.undo()
