@@ -29,6 +29,7 @@ AnyArray = NDArray[Any]
 
 _INT64 = np.dtype(np.int64)
 _FLOAT64 = np.dtype(np.float64)
+_BOOLS = frozenset((bool, np.bool_))
 
 
 def describe(value: Any) -> str:
@@ -129,7 +130,7 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
 
 
 def count_nulls(value: Any) -> int:
-    """Return how many entries of a column of a data frame are null. To NumPy they are NaN."""
+    """Return how many entries of a series or an Arrow array are null: NumPy makes NaN of them."""
     if hasattr(value, "columns") or isinstance(getattr(value, "dtype", None), np.dtype):
         return 0
     if hasattr(value, "null_count"):  # of pyarrow a number, of polars a method
@@ -157,7 +158,7 @@ def _from_objects(
 
 def _clip(value: Any) -> int:
     """Return an integer as one of int64; what is beyond stays out of range of every table."""
-    if isinstance(value, (bool, np.bool_)):
+    if type(value) in _BOOLS:
         raise TypeError
     return min(max(operator.index(value), -(2**63)), 2**63 - 1)
 
@@ -201,8 +202,8 @@ def as_index_array(indices: Any, name: str) -> AnyArray:
     array = _as_array(indices, name, "integers")
     if array.dtype == object:
         array = _from_objects(array, name, "integers", _INT64, _clip)
-    elif issubclass(type(indices), (list, tuple)) and bool in set(map(type, indices)):
-        array = array.astype(np.bool_)  # beside integers, NumPy takes it for one
+    elif issubclass(type(indices), (list, tuple)) and not _BOOLS.isdisjoint(map(type, indices)):
+        array = array.astype(np.bool_)  # NumPy takes a bool beside integers for one
     elif array.dtype.kind == "f" and not hasattr(type(indices), "__array__"):
         # NumPy takes [] for float64, and integers beyond int64 beside others.
         with contextlib.suppress(TypeError):

@@ -1,9 +1,9 @@
 """Containers of lists: which inputs are ragged, and how each is read as a `Column` (_ragged.py).
 
-What is ragged depends on types, never on values. Where there is something to point at nothing
-is copied: Arrow's lists (_arrow.pyx), scipy's CSR matrices, awkward arrays, torch's nested
-tensors, TensorFlow's ragged tensors. None of these packages is imported here. Sequences of
-lists, of arrays, of series, of tensors are copied into one chunk.
+Types decide which inputs are ragged, never lengths or values. Arrow's lists (_arrow.pyx),
+scipy's CSR matrices, awkward arrays, torch's nested tensors and TensorFlow's ragged tensors are
+read in place; none of these packages is imported here. Sequences of lists, arrays, series or
+tensors are copied into one chunk.
 
 Tested in tests/test_columns.py and tests/test_containers.py.
 """
@@ -65,8 +65,7 @@ def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
 def _as_rectangle(value: Any) -> AnyArray | None:
     """Return lists of integers that have one length as a 2-D array, None for anything else.
 
-    They are ragged as well, with the same result. An array is faster, and names positions as
-    NumPy does.
+    The ragged way has the same result. The array's is faster, and errors name `input[1, 2]`.
     """
     if not (issubclass(type(value), (list, tuple)) and set(map(type, value)) <= {list, tuple}):
         return None
@@ -207,7 +206,7 @@ def _of_arrow(value: Any, name: str) -> Column | None:
 
 
 def _of_sequence(value: Any, name: str, weights: bool) -> Column | None:
-    """Read a list of lists, or an array of arrays: the one way that copies all."""
+    """Read a list of lists, or an array of arrays, by copying all of it."""
     entries: Sequence[Any] = value
     from_array = _arguments.is_array(value)
     if from_array:
@@ -294,7 +293,7 @@ def _joined(bags: Sequence[Any], name: str, weights: bool) -> Chunk:
 def _concatenated(bags: Sequence[Any], n: int, weights: bool) -> tuple[AnyArray, Mask | None]:
     """Return the n items of lists, tuples and arrays end to end, and which are valid.
 
-    Integers are int64, or objects if one of them is larger.
+    Integers are int64; ids of which one does not fit that are objects.
     """
     if not set(map(type, bags)) <= {list, tuple}:
         bags = [bag for bag in bags if len(bag)]  # NumPy takes [] for floats
@@ -305,23 +304,28 @@ def _concatenated(bags: Sequence[Any], n: int, weights: bool) -> tuple[AnyArray,
     kinds = set(map(type, _chain(bags)))
     valid = None
     if not kinds <= {int, float}:
-        flat = [_as_number(item) for item in _chain(bags)]
+        flat = [*_chain(bags)]
+        if not kinds <= {int, float, type(None)}:
+            flat = [_as_number(item) for item in flat]
         known = [item is not None for item in flat]
         if not all(known):
             valid = Mask.of(np.array(known))
             flat = [0 if item is None else item for item in flat]
         bags, kinds = [flat], set(map(type, flat))
-    if kinds <= {int}:
-        try:
-            return np.fromiter(_chain(bags), np.int64, n), valid
-        except OverflowError:
-            objects = np.fromiter(_chain(bags), object, n)
-            return (_arguments.as_numbers(objects, "") if weights else objects), valid
-    if kinds <= {int, float}:
-        return np.fromiter(map(_arguments.to_float, _chain(bags)), np.float64, n), valid
-    if kinds <= {int, float, bool}:  # which are numbers, but no ids
-        return np.fromiter(_chain(bags), np.float64 if weights else np.bool_, n), valid
-    return np.array(flat), valid
+    dtype: Any = np.int64
+    if kinds <= {int, float, bool}:
+        if bool in kinds and not weights:
+            dtype = np.bool_  # booleans are no ids
+        elif kinds - {int}:
+            dtype = np.float64
+    else:
+        return np.array(flat), valid
+    try:
+        return np.fromiter(_chain(bags), dtype, n), valid
+    except OverflowError:  # an integer too large
+        if weights or float in kinds:
+            return np.fromiter(map(_arguments.to_float, _chain(bags)), np.float64, n), valid
+        return np.fromiter(_chain(bags), object, n), valid
 
 
 def _as_items(bag: Any) -> Any:
@@ -351,6 +355,8 @@ def _is_array_like(value: Any) -> bool:
 
 def _as_number(item: Any) -> Any:
     """Return an item as a number of Python's own, None for a null; others as they are."""
+    if type(item) is int or type(item) is float:
+        return item
     if _is_null(item):
         return None
     if isinstance(item, np.generic) or getattr(item, "ndim", None) == 0:
