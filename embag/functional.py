@@ -108,7 +108,7 @@ def embedding_bag(
         has a bag in each row. Contiguous int32 and int64 arrays are read in place, others are
         converted. A ragged column has a bag in each list: an Arrow column of lists of any
         library, a CSR matrix of scipy, an awkward array, a nested tensor of torch, a ragged
-        one of TensorFlow, a list of lists, an object array of arrays.
+        one of TensorFlow, a sequence of lists, arrays, series or tensors.
     weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
         The table, of shape (n_rows, dim). Read in place where the entries of a row are
         adjacent, whatever the distance between rows; memory maps and read-only arrays
