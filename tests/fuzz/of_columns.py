@@ -1,5 +1,6 @@
 """Sound calls with ragged columns, lengths in the place of offsets; `empty_bags`, `to_arrow`."""
 
+import collections
 import importlib.util
 import itertools
 import math
@@ -68,8 +69,9 @@ def as_sequences(rng, lists, dtype):
         for b, bag in enumerate(lists):
             column[b] = bag if bag is None or None in bag else np.array(bag, dtype)
         return column
-    # A rectangle is an array to NumPy, so there is one list of another length.
-    return rng.choice([list, tuple])(lists)
+    make = rng.choice([list, list, tuple, collections.deque, lambda bag: np.array(bag, object)])
+    entries = [None if bag is None else make(bag) for bag in lists]
+    return rng.choice([list, tuple, collections.deque])(entries)
 
 
 def as_arrow(rng, lists, dtype):
