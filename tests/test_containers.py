@@ -130,7 +130,7 @@ def test_lists_of_arrow_scalars():
     assert_same_bits(embag.embedding_bag(column, W), pool_arrays([[1, 2], [], [3]]))
 
 
-def test_numbers_and_arrays_without_axes_are_no_lists():
+def test_numbers_and_0d_arrays_make_an_array():
     expected = embag.embedding_bag(np.array([1, 2]), W, [0])
     for ids in ([np.array(1), np.array(2)], Rows([1, 2]), [np.int8(1), 2], objects([1, 2])):
         assert_same_bits(embag.embedding_bag(ids, W, [0]), expected)
