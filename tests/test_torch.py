@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from cases import CASES, NARROW_FLOATS, call_arguments, dtype_of
+from cases import CASES, NARROW_FLOATS, assert_same_bits, call_arguments, dtype_of
 
 import embag
 from embag import _reference
@@ -215,3 +215,18 @@ def test_what_torchs_quantized_tables_do_otherwise():
     assert (embag.embedding_bag(both_rows.numpy(), half.numpy(), mode="mean") == 65504).all()
     with pytest.raises(RuntimeError, match="to have the same type as tensor"):
         F.embedding_bag(both_rows, half, mode="sum", per_sample_weights=torch.ones(1, 2))
+
+
+def test_subnormals_that_torch_has_flushed(eager_threads):
+    table, input = np.full((4, 8), 1e-40, np.float32), np.tile(np.arange(4), (12, 1))
+    expected = embag.embedding_bag(input, table, mode="sum", num_threads=1)
+    assert expected.min() > 3.9e-40
+    if not torch.set_flush_denormal(True):
+        pytest.skip("torch cannot flush subnormals on this processor")
+    try:
+        results = [embag.embedding_bag(input, table, mode="sum", num_threads=n) for n in (1, 3)]
+        assert torch.tensor(1e-38) * 1e-3 == 0  # torch still flushes them
+    finally:
+        torch.set_flush_denormal(False)
+    for result in results:
+        assert_same_bits(result, expected)
