@@ -31,7 +31,8 @@ writes to `input` or `offsets` meanwhile cannot cause a wild read.
 
 All of this is compiled once per instruction-set level: `_core_v3.pyx` and
 `_core_v4.pyx` only include it. Every level computes the same bits: additions happen
-in the order of positions, and setup.py forbids contraction into FMA.
+in the order of positions, and setup.py forbids contraction into FMA. So does every thread:
+each task runs under the processor's default floating-point settings (_platform.h).
 
 How this came to be, with figures: docs/design.md. Tested against `_reference.py` in
 tests/.
