@@ -9,16 +9,22 @@ cdef enum:
 
 # --- Bags and positions -------------------------------------------------------
 
-cdef bint count_bags_in(
+cdef bint divide_bags(
     const index_ft* input,           # IN   (n_indices,)
     const Bags* bags,
     Py_ssize_t bag_start,
     Py_ssize_t bag_stop,
     Py_ssize_t padding,
-    int64_t* counts,                 # OUT  (n_bags,)
+    const char* grad,                # IN   (n_bags, dim)
+    Py_ssize_t grad_stride,          # bytes
+    Py_ssize_t dim,
+    floating_ft* out,                # OUT  (n_bags, dim)
 ) noexcept nogil:
-    """Count what is no padding in a range of bags. False if an offset is bad."""
-    cdef Py_ssize_t b, start, stop = bag_bound(bags, bag_start), k, n
+    """Divide each bag's gradient by its entries that are not padding. False if an offset is
+    bad."""
+    cdef:
+        Py_ssize_t b, start, stop = bag_bound(bags, bag_start), k, n
+        const floating_ft* given
     if not (0 <= stop <= bags.n_indices):
         return False
     for b in range(bag_start, bag_stop):
@@ -31,39 +37,60 @@ cdef bint count_bags_in(
             n = 0
             for k in range(start, stop):
                 n += input[k] != padding
-        counts[b] = n
+        given = <const floating_ft*>(grad + b * grad_stride)
+        copy_divided(dim, out + b * dim, given, <floating_ft>max(n, 1))
     return True
 
 
-def count_kept(
+def divide_by_sizes(
     int n_threads,
+    cnp.ndarray grad not None,       # IN   (n_bags, dim) float32 or float64, columns adjacent
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
     Py_ssize_t padding,              # a row, or -1
+    cnp.ndarray out not None,        # OUT  (n_bags, dim) of grad's dtype
 ):
-    """How many entries of each bag are not padding; None if an offset is bad."""
-    refuse_change(is_index_array(input) and (offsets is None or is_index_array(offsets)))
-    cdef Bags bags = describe_bags(input, offsets, include_last_offset)
-    refuse_change(bags.n_bags >= 0)
+    """Fill `out` with what a mean gives each row of a bag: the bag's gradient, divided by
+    the number of its entries that are not padding. False if an offset is bad."""
+    refuse_change(is_table(grad) and is_index_array(input)
+                  and (offsets is None or is_index_array(offsets)))
     cdef:
-        cnp.ndarray counts = empty_int64(bags.n_bags)
-        int64_t* result = <int64_t*>cnp.PyArray_DATA(counts)
+        Bags bags = describe_bags(input, offsets, include_last_offset)
         void* indices = cnp.PyArray_DATA(input)
+        void* result = cnp.PyArray_DATA(out)
+        const char* grad_data = <const char*>cnp.PyArray_DATA(grad)
+        Py_ssize_t stride = cnp.PyArray_STRIDE(grad, 0), dim = cnp.PyArray_DIM(grad, 1)
+        Py_ssize_t c, start, stop, n_bad = 0
+        bint is_float = cnp.PyArray_ITEMSIZE(grad) == 4
         bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
-        Py_ssize_t c, n_bad = 0
+        uint64_t floats
+    refuse_change(bags.n_bags >= 0 and cnp.PyArray_DIM(grad, 0) == bags.n_bags
+                  and is_result(out, bags.n_bags, dim, cnp.PyArray_TYPE(grad)))
     with nogil:
         for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
-            if is_wide:
-                n_bad += not count_bags_in(
-                    <const int64_t*>indices, &bags, cut(bags.n_bags, c, n_threads),
-                    cut(bags.n_bags, c + 1, n_threads), padding, result)
+            start = cut(bags.n_bags, c, n_threads)
+            stop = cut(bags.n_bags, c + 1, n_threads)
+            floats = embag_use_default_floats()
+            if is_float and is_wide:
+                n_bad += not divide_bags(
+                    <const int64_t*>indices, &bags, start, stop, padding, grad_data, stride,
+                    dim, <float*>result)
+            elif is_float:
+                n_bad += not divide_bags(
+                    <const int32_t*>indices, &bags, start, stop, padding, grad_data, stride,
+                    dim, <float*>result)
+            elif is_wide:
+                n_bad += not divide_bags(
+                    <const int64_t*>indices, &bags, start, stop, padding, grad_data, stride,
+                    dim, <double*>result)
             else:
-                n_bad += not count_bags_in(
-                    <const int32_t*>indices, &bags, cut(bags.n_bags, c, n_threads),
-                    cut(bags.n_bags, c + 1, n_threads), padding, result)
-    return counts if n_bad == 0 else None
+                n_bad += not divide_bags(
+                    <const int32_t*>indices, &bags, start, stop, padding, grad_data, stride,
+                    dim, <double*>result)
+            embag_restore_floats(floats)
+    return n_bad == 0
 
 
 cdef bint fill_bag_of(
@@ -316,6 +343,7 @@ def scatter(
         void* result = cnp.PyArray_DATA(out)
         Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(grad), c, n_bad = 0
         bint is_float = itemsize == 4, is_wide = cnp.PyArray_ITEMSIZE(input) == 8
+        uint64_t floats
     job.bags = describe_bags(input, offsets, include_last_offset)
     job.grad = <const char*>cnp.PyArray_DATA(grad)
     job.grad_stride = cnp.PyArray_STRIDE(grad, 0)
@@ -334,6 +362,7 @@ def scatter(
     with nogil:
         for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
+            floats = embag_use_default_floats()
             if is_float and is_wide:
                 n_bad += not scatter_columns(
                     <const int64_t*>indices, <const float*>sample, &job,
@@ -350,6 +379,7 @@ def scatter(
                 n_bad += not scatter_columns(
                     <const int32_t*>indices, <const double*>sample, &job,
                     share_columns(job.dim, itemsize, c, n_threads), <double*>result)
+            embag_restore_floats(floats)
     return n_bad == 0
 
 
@@ -404,12 +434,14 @@ def scatter_max(
         Py_ssize_t c, n_bad = 0
         void* result = cnp.PyArray_DATA(out)
         bint is_float = itemsize == 4
+        uint64_t floats
     refuse_change(is_result(out, n_rows, dim, cnp.PyArray_TYPE(grad)))
     if dim == 0:
         return True                  # however many bags there are
     with nogil:
         for c in prange(n_threads, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
+            floats = embag_use_default_floats()
             if is_float:
                 n_bad += not scatter_winners(
                     winners, grad_data, stride, n_bags, n_rows, dim, padding,
@@ -418,6 +450,7 @@ def scatter_max(
                 n_bad += not scatter_winners(
                     winners, grad_data, stride, n_bags, n_rows, dim, padding,
                     share_columns(dim, itemsize, c, n_threads), <double*>result)
+            embag_restore_floats(floats)
     return n_bad == 0
 
 
@@ -527,6 +560,7 @@ def dot_rows(
         Py_ssize_t c, start, stop, n_bad = 0
         bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
         bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
+        uint64_t floats
     refuse_change(
         bags.n_bags >= 0
         and cnp.PyArray_DIM(grad, 0) == bags.n_bags and cnp.PyArray_DIM(grad, 1) == dim
@@ -538,6 +572,7 @@ def dot_rows(
                         schedule="dynamic", chunksize=1):
             start = cut(n_positions, c, n_chunks)
             stop = cut(n_positions, c + 1, n_chunks)
+            floats = embag_use_default_floats()
             if is_float and is_wide:
                 n_bad += not dot_positions(
                     <const int64_t*>indices, &bags, table, row_stride, n_rows, dim, grad_data,
@@ -554,25 +589,27 @@ def dot_rows(
                 n_bad += not dot_positions(
                     <const int32_t*>indices, &bags, table, row_stride, n_rows, dim, grad_data,
                     grad_stride, padding, ahead, start, stop, <double*>result)
+            embag_restore_floats(floats)
     return n_bad == 0
 
 
 # --- Steps --------------------------------------------------------------------
 
 cdef bint add_rows_in(
-    char* table,                     # INOUT  (n_rows, dim)
+    floating_ft* table,              # INOUT  (n_rows, dim)
     Py_ssize_t row_stride,           # bytes
     Py_ssize_t n_rows,
     Py_ssize_t dim,
     const int64_t* rows,             # IN   (n,)
     const char* values,              # IN   (n, dim)
     Py_ssize_t value_stride,         # bytes
-    floating_ft alpha,
+    const double* factor,
     Py_ssize_t start,
     Py_ssize_t stop,
 ) noexcept nogil:
     cdef:
         Py_ssize_t i, d, r
+        floating_ft alpha = <floating_ft>embag_read_double(factor)
         Py_ssize_t row_bytes = dim * <Py_ssize_t>sizeof(floating_ft)
         floating_ft* row
         const floating_ft* value
@@ -582,7 +619,7 @@ cdef bint add_rows_in(
         r = read_index(rows, i)
         if <size_t>r >= <size_t>n_rows:
             return False
-        row = <floating_ft*>(table + r * row_stride)
+        row = <floating_ft*>(<char*>table + r * row_stride)
         value = <const floating_ft*>(values + i * value_stride)
         for d in range(dim):
             row[d] = row[d] + alpha * value[d]
@@ -603,7 +640,7 @@ def add_rows(
                   and cnp.PyArray_DIM(values, 0) == cnp.PyArray_SIZE(rows)
                   and cnp.PyArray_DIM(values, 1) == cnp.PyArray_DIM(weight, 1))
     cdef:
-        char* table = <char*>cnp.PyArray_DATA(weight)
+        void* table = cnp.PyArray_DATA(weight)
         const char* value_data = <const char*>cnp.PyArray_DATA(values)
         const int64_t* row_list = <const int64_t*>cnp.PyArray_DATA(rows)
         Py_ssize_t row_stride = cnp.PyArray_STRIDE(weight, 0)
@@ -612,15 +649,18 @@ def add_rows(
         Py_ssize_t n = cnp.PyArray_SIZE(rows), c, n_bad = 0
         Py_ssize_t n_chunks = SHARES * n_threads if n_threads > 1 else 1
         bint is_float = cnp.PyArray_ITEMSIZE(weight) == 4
+        uint64_t floats
     with nogil:
         for c in prange(n_chunks, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="dynamic", chunksize=1):
+            floats = embag_use_default_floats()
             if is_float:
                 n_bad += not add_rows_in(
-                    table, row_stride, n_rows, dim, row_list, value_data, value_stride,
-                    <float>alpha, cut(n, c, n_chunks), cut(n, c + 1, n_chunks))
+                    <float*>table, row_stride, n_rows, dim, row_list, value_data, value_stride,
+                    &alpha, cut(n, c, n_chunks), cut(n, c + 1, n_chunks))
             else:
                 n_bad += not add_rows_in(
-                    table, row_stride, n_rows, dim, row_list, value_data, value_stride,
-                    <double>alpha, cut(n, c, n_chunks), cut(n, c + 1, n_chunks))
+                    <double*>table, row_stride, n_rows, dim, row_list, value_data, value_stride,
+                    &alpha, cut(n, c, n_chunks), cut(n, c + 1, n_chunks))
+            embag_restore_floats(floats)
     return n_bad == 0

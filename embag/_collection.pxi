@@ -32,17 +32,22 @@ cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) 
         Py_ssize_t j, asked = 0
         double in_flight = 0
         Task task
+        bint done = True
+        # Once: for each of some ten small jobs it would take a tenth of the call.
+        uint64_t floats = embag_use_default_floats()
     for j in range(n_jobs):
         while asked < n_jobs and (asked <= j or in_flight < IN_FLIGHT):
             ask_first(&jobs[asked])
             in_flight += bytes_of_job(&jobs[asked])
             asked += 1
         task = Task(0, jobs[j].bags.n_bags, 0, jobs[j].dim, False, False, 0, j)
-        if not do_task(&jobs[j], &task):
-            return False
+        done = count_and_reduce(&jobs[j], &task)
+        if not done:
+            break
         n_invalid[j] = task.n_invalid
         in_flight -= bytes_of_job(&jobs[j])
-    return True
+    embag_restore_floats(floats)
+    return done
 
 
 cdef Py_ssize_t plan_jobs(

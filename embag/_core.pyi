@@ -111,13 +111,15 @@ def look_up_weights(
     positions: NDArray[Any],
     n_positions: int,
 ) -> NDArray[Any] | None: ...
-def count_kept(
+def divide_by_sizes(
     n_threads: int,
+    grad: NDArray[Any],
     input: NDArray[Any],
     offsets: NDArray[Any] | None,
     include_last_offset: bool,
     padding: int,
-) -> NDArray[Any] | None: ...
+    out: NDArray[Any],
+) -> bool: ...
 def scatter(
     n_threads: int,
     grad: NDArray[Any],

@@ -31,7 +31,8 @@ writes to `input` or `offsets` meanwhile cannot cause a wild read.
 
 All of this is compiled once per instruction-set level: `_core_v3.pyx` and
 `_core_v4.pyx` only include it. Every level computes the same bits: additions happen
-in the order of positions, and setup.py forbids contraction into FMA.
+in the order of positions, and setup.py forbids contraction into FMA. So does every thread:
+each task runs under the processor's default floating-point settings (_platform.h).
 
 How this came to be, with figures: docs/design.md. Tested against `_reference.py` in
 tests/.
@@ -55,6 +56,9 @@ cdef extern from "_platform.h" nogil:
     int32_t embag_read_int32(const int32_t* source)
     int64_t embag_read_int64(const int64_t* source)
     void embag_count(int64_t* total, int64_t n)
+    uint64_t embag_use_default_floats()
+    void embag_restore_floats(uint64_t given)
+    double embag_read_double(const double* source)
     float embag_read_float(const char* source)
     uint16_t embag_read_uint16(const char* source)
     void embag_write_float(char* to, float value)

@@ -6,9 +6,13 @@
 #ifndef EMBAG_PLATFORM_H
 #define EMBAG_PLATFORM_H
 
+#include <fenv.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 /* MSVC has no macro for it: /arch:AVX2 allows it. */
 #if defined(__F16C__) || (defined(_MSC_VER) && defined(__AVX2__))
 #define EMBAG_F16C
@@ -64,6 +68,61 @@ static inline void embag_count(int64_t *total, int64_t n) {
 #else
     _InterlockedExchangeAdd64((volatile long long *)total, n);
 #endif
+}
+
+/* A kernel computes under the default floating-point settings: round to nearest, keep
+ * subnormals, trap nothing. Others may be in force: torch.set_flush_denormal and libraries
+ * built with -ffast-math flush subnormals to zero, fesetround changes the rounding. Settings
+ * belong to a thread, and OpenMP's workers have their own. So each task begins with
+ * embag_use_default_floats() and ends with embag_restore_floats() of its result. */
+#if defined(__x86_64__) || defined(_M_X64)
+#define EMBAG_DEFAULT_FLOATS 0x1f80u
+#define EMBAG_FLOAT_FLAGS 0x3fu     /* exceptions seen: no setting */
+static inline uint64_t embag_read_floats(void) { return _mm_getcsr(); }
+static inline void embag_write_floats(uint64_t floats) { _mm_setcsr((unsigned int)floats); }
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define EMBAG_DEFAULT_FLOATS 0
+#define EMBAG_FLOAT_FLAGS 0
+static inline uint64_t embag_read_floats(void) {
+    uint64_t floats;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(floats));
+    return floats;
+}
+static inline void embag_write_floats(uint64_t floats) {
+    __asm__ volatile("msr fpcr, %0" : : "r"(floats));
+}
+#else /* the rounding alone: few other processors flush subnormals */
+#define EMBAG_DEFAULT_FLOATS FE_TONEAREST
+#define EMBAG_FLOAT_FLAGS 0
+static inline uint64_t embag_read_floats(void) { return (uint64_t)fegetround(); }
+static inline void embag_write_floats(uint64_t floats) { fesetround((int)floats); }
+#endif
+
+/* Loads and stores stay on their side of it, and so does the arithmetic between them. */
+static inline void embag_keep_order(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    __asm__ volatile("" : : : "memory");
+#else
+    _ReadWriteBarrier();
+#endif
+}
+/* Likewise for an argument of a task that something is computed of: read by this, it is not
+ * computed ahead of the task. */
+static inline double embag_read_double(const double *source) {
+    return *(const volatile double *)source;
+}
+/* Writing the register takes 24 ns, reading it 8 (Zen 4): it is written only if need be. */
+static inline uint64_t embag_use_default_floats(void) {
+    const uint64_t given = embag_read_floats();
+    if ((given & ~(uint64_t)EMBAG_FLOAT_FLAGS) != EMBAG_DEFAULT_FLOATS)
+        embag_write_floats(EMBAG_DEFAULT_FLOATS);
+    embag_keep_order();
+    return given;
+}
+static inline void embag_restore_floats(uint64_t given) {
+    embag_keep_order();
+    if ((given & ~(uint64_t)EMBAG_FLOAT_FLAGS) != EMBAG_DEFAULT_FLOATS)
+        embag_write_floats(given);
 }
 
 /* Scales and biases stand between bytes: read and written wherever they are. */

@@ -286,11 +286,16 @@ cdef Py_ssize_t quantize_rows(
     Py_ssize_t start,
     Py_ssize_t stop,
 ) noexcept nogil:
+    cdef uint64_t floats = embag_use_default_floats()
+    cdef Py_ssize_t bad
     if bits == 8:
-        return quantize_rows_of(8, table, row_stride, dim, out, out_stride, start, stop)
-    if bits == 4:
-        return quantize_rows_of(4, table, row_stride, dim, out, out_stride, start, stop)
-    return quantize_rows_of(2, table, row_stride, dim, out, out_stride, start, stop)
+        bad = quantize_rows_of(8, table, row_stride, dim, out, out_stride, start, stop)
+    elif bits == 4:
+        bad = quantize_rows_of(4, table, row_stride, dim, out, out_stride, start, stop)
+    else:
+        bad = quantize_rows_of(2, table, row_stride, dim, out, out_stride, start, stop)
+    embag_restore_floats(floats)
+    return bad
 
 
 def quantize(

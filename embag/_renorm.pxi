@@ -29,15 +29,17 @@ cdef double row_norm(const floating_ft* row, Py_ssize_t dim, double p) noexcept 
 
 
 cdef void renorm_row(
-    floating_ft* row, Py_ssize_t dim, double max_norm, double norm_type   # row: INOUT
+    floating_ft* row, Py_ssize_t dim, double max_norm, const double* norm_type   # row: INOUT
 ) noexcept nogil:
     cdef:
-        double norm = row_norm(row, dim, norm_type), scale
+        uint64_t floats = embag_use_default_floats()
+        double norm = row_norm(row, dim, embag_read_double(norm_type)), scale
         Py_ssize_t d
     if norm > max_norm:
         scale = max_norm / (norm + 1e-7)
         for d in range(dim):
             row[d] = <floating_ft>(row[d] * scale)
+    embag_restore_floats(floats)
 
 
 def renorm(
@@ -61,6 +63,6 @@ def renorm(
         for i in prange(n, num_threads=n_threads, use_threads_if=n_threads > 1,
                         schedule="static"):
             if is_float:
-                renorm_row(<float*>(table + ids[i] * stride), dim, max_norm, norm_type)
+                renorm_row(<float*>(table + ids[i] * stride), dim, max_norm, &norm_type)
             else:
-                renorm_row(<double*>(table + ids[i] * stride), dim, max_norm, norm_type)
+                renorm_row(<double*>(table + ids[i] * stride), dim, max_norm, &norm_type)

@@ -2,6 +2,7 @@
 #ifndef EMBAG_TEAMS_H
 #define EMBAG_TEAMS_H
 
+#include <limits.h>
 #include <stddef.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -44,8 +45,56 @@ static inline int embag_n_processors(void) {
 #endif
 }
 
+/* The most threads that OpenMP lets a thread lead, itself included: OMP_THREAD_LIMIT. */
+static inline int embag_thread_limit(void) {
+#if defined(_OPENMP) && _OPENMP >= 200805
+    return omp_get_thread_limit();
+#else
+    return INT_MAX;
+#endif
+}
+
+/* Whether OpenMP may give a region fewer threads than it is asked for: OMP_DYNAMIC. */
+static inline int embag_is_dynamic(void) {
+#ifdef _OPENMP
+    return omp_get_dynamic() != 0;
+#else
+    return 0;
+#endif
+}
+
+/* The places that OpenMP binds the threads of a team to; 0 if it binds none. */
+static inline int embag_n_places(void) {
+#if defined(_OPENMP) && _OPENMP >= 201511
+    const omp_proc_bind_t bind = omp_get_proc_bind();
+    const int n = bind == omp_proc_bind_false ? 0 : omp_get_num_places();
+    /* To its leader's place alone. That of a thread which OpenMP did not start is the first. */
+    return bind == omp_proc_bind_master && n > 1 ? 1 : n;
+#else
+    return 0;
+#endif
+}
+
+/* How many processors a place has that the process may use, and their numbers. */
+static inline int embag_place_size(int place) {
+#if defined(_OPENMP) && _OPENMP >= 201511
+    return omp_get_place_num_procs(place);
+#else
+    (void)place;
+    return 0;
+#endif
+}
+static inline void embag_list_place(int place, int *processors) {
+#if defined(_OPENMP) && _OPENMP >= 201511
+    omp_get_place_proc_ids(place, processors);
+#else
+    (void)place;
+    (void)processors;
+#endif
+}
+
 #ifdef EMBAG_POSIX_TEAMS
-EMBAG_THREAD_LOCAL int embag_team = 1; /* of the calling thread's last region, itself included */
+EMBAG_THREAD_LOCAL int embag_team = 1; /* the largest that the calling thread is known to have */
 static pthread_mutex_t embag_growing = PTHREAD_MUTEX_INITIALIZER; /* of one thread at a time */
 
 /* In a child: of all threads only the one that forked is there. */
@@ -92,12 +141,12 @@ static int embag_try_threads(int n, size_t stack_bytes) {
     return n_started;
 }
 
-/* Start a team of n threads, which OpenMP keeps; returns how many it has. */
-static int embag_start_team(int n) {
+/* Start a team of n threads, which OpenMP keeps. */
+static void embag_start_team(int n) {
     int n_there = 0;
 #pragma omp parallel num_threads(n) reduction(+ : n_there)
     n_there += 1;
-    return n_there;
+    (void)n_there;
 }
 #endif
 
@@ -111,17 +160,19 @@ static inline int embag_watch_forks(void) {
 #endif
 }
 
-/* The largest team, up to n, that the calling thread can lead now. OpenMP's runtimes end the
- * process if a thread cannot be started, so before a team grows its new threads are tried, and
- * then it is started, before another thread of the process takes what there is. (A smaller
- * team ends the threads that it does not need.) */
+/* The largest team, up to n, that the system lets the calling thread lead now. OpenMP's
+ * runtimes end the process if a thread cannot be started, so before a team grows its new
+ * threads are tried, and then it is started, before another thread of the process takes what
+ * there is. (A smaller team ends the threads that it does not need.) OpenMP may give a region
+ * fewer threads than were tried, with OMP_DYNAMIC or within another region: it decides anew
+ * for each, so that is no reason to try again. */
 static inline int embag_ready_team(int n, size_t stack_bytes) {
 #ifdef EMBAG_POSIX_TEAMS
     if (n > embag_team) {
         pthread_mutex_lock(&embag_growing);
         n = embag_team + embag_try_threads(n - embag_team, stack_bytes);
         if (n > 1)
-            n = embag_start_team(n);
+            embag_start_team(n);
         pthread_mutex_unlock(&embag_growing);
     }
     if (n > 1)

@@ -30,6 +30,11 @@ cdef extern from "pythread.h":
 cdef extern from "_teams.h" nogil:
     int embag_openmp_threads()
     int embag_n_processors()
+    int embag_thread_limit()
+    int embag_is_dynamic()
+    int embag_n_places()
+    int embag_place_size(int place)
+    void embag_list_place(int place, int* processors)
     int embag_watch_forks()
     int embag_ready_team(int n, size_t stack_bytes)
     int embag_carried_over
@@ -185,6 +190,35 @@ def watch_forks():
 def n_processors():
     """The processors that the calling thread may run on, as it was first seen."""
     return embag_n_processors()
+
+
+def place_processors():
+    """The numbers of the processors that OpenMP binds threads to; None if it binds none."""
+    cdef int n_places = embag_n_places(), n, place, i
+    cdef int* numbers
+    if n_places <= 0:
+        return None
+    processors = set()
+    for place in range(n_places):
+        n = embag_place_size(place)
+        numbers = <int*>malloc(max(1, n) * sizeof(int))
+        if numbers == NULL:
+            raise MemoryError("no memory to look at OpenMP's places")
+        embag_list_place(place, numbers)
+        for i in range(n):
+            processors.add(numbers[i])
+        free(numbers)
+    return processors
+
+
+def thread_limit():
+    """The most threads that OpenMP lets any thread lead, itself included."""
+    return embag_thread_limit()
+
+
+def is_dynamic():
+    """Whether OpenMP may give a call fewer threads than it asks for, as it sees fit."""
+    return embag_is_dynamic() != 0
 
 
 def openmp_threads():

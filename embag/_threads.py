@@ -1,10 +1,11 @@
 """How many threads a call gets, decided before the kernel runs; and running it with them.
 
 The process's count is the least of what was set with `set_num_threads`, the environment
-variable OMP_NUM_THREADS, the processors that the thread may run on, the CPU quota of the
-container, which OpenMP does not see, and what OpenMP itself would give, which others set
-(threadpoolctl). Calls at the same time share it. A call may name a count of its own, and
-`with embag.num_threads(n)` names it for all calls inside.
+variables OMP_NUM_THREADS and OMP_THREAD_LIMIT, the processors that the thread may run on and
+those that OpenMP binds its team to, the CPU quota of the container, which OpenMP does not
+see, and what OpenMP itself would give, which others set (threadpoolctl). Calls at the same
+time share it. A call may name a count of its own, and `with embag.num_threads(n)` names it
+for all calls inside.
 
 A call gets fewer where its work is not worth more: waking a thread takes microseconds.
 
@@ -36,6 +37,9 @@ ENTRIES_PER_THREAD = 32 << 10
 
 _OPENMP = _core.build_info()[1] != 0
 _N_MACHINE = os.cpu_count() or 1  # asked once: it reads a file of the system's
+
+_LIMIT_RULE = "OMP_THREAD_LIMIT"
+_PLACES_RULE = "OpenMP's places (OMP_PLACES, OMP_PROC_BIND, GOMP_CPU_AFFINITY)"
 
 _of_context: ContextVar[int | None] = ContextVar("embag.num_threads", default=None)
 
@@ -69,7 +73,11 @@ def _surroundings() -> tuple[int, str]:
         environment = _omp_num_threads()
         if environment is not None:
             limits.append((environment, "OMP_NUM_THREADS"))
-        least = min(limits, default=(sys.maxsize, ""), key=operator.itemgetter(0))
+        limits.append((_teams.thread_limit(), _LIMIT_RULE))
+        places = _teams.place_processors()
+        if places:
+            limits.append((len(places), _PLACES_RULE))
+        least = min(limits, key=operator.itemgetter(0))
         _least_around = least
     return least
 
@@ -80,7 +88,8 @@ def explain() -> tuple[int, str]:
         return 1, "a build without OpenMP"
     chosen = _of_context.get()
     if chosen is not None:
-        return min(chosen, _N_MACHINE), "embag.num_threads"
+        count, most = min(chosen, _N_MACHINE), _teams.thread_limit()
+        return (count, "embag.num_threads") if count <= most else (most, _LIMIT_RULE)
     count, rule = _teams.n_processors(), "CPU affinity"
     around = _surroundings()
     if around[0] < count:
@@ -103,6 +112,8 @@ def notes() -> list[str]:
     if shortage is not None:
         asked, had = shortage
         said.append(f"the system let a team of {asked} have no more than {had} thread(s)")
+    if _teams.is_dynamic():
+        said.append("OMP_DYNAMIC: OpenMP may give a call fewer threads")
     return said
 
 
@@ -147,8 +158,9 @@ def get_num_threads() -> int:
     -------
     int
         That of `num_threads` inside such a block. Else the least of `set_num_threads`,
-        OMP_NUM_THREADS, the CPU affinity, the container's CPU quota and what OpenMP
-        itself would give the calling thread; 1 in a build without OpenMP.
+        OMP_NUM_THREADS, OMP_THREAD_LIMIT, the CPU affinity, the processors in OpenMP's
+        places, the container's CPU quota and what OpenMP itself would give the calling
+        thread; 1 in a build without OpenMP.
 
     See Also
     --------
@@ -189,8 +201,9 @@ class num_threads:
 
     Notes
     -----
-    The container's quota, the affinity and threadpoolctl do not bound what is named so. A
-    generator that yields in the block leaves it to whoever runs the generator meanwhile.
+    The container's quota, the affinity and threadpoolctl do not bound this count;
+    OMP_THREAD_LIMIT does. A generator that yields in the block leaves it to whoever runs
+    the generator meanwhile.
 
     It holds for the calling thread, or the asyncio task, alone: it is a context variable
     (`contextvars`). Other threads have it only where they run in a copy of the context, as
@@ -220,7 +233,8 @@ def threads_for(n_entries: int, num_threads: int | None) -> int:
     """Return how many threads a call that gathers and writes `n_entries` gets.
 
     `num_threads`, already checked, stands in the place of the process's count; it may
-    exceed it up to the machine's processors, and is not shared with other calls.
+    exceed it up to the machine's processors and OMP_THREAD_LIMIT, and is not shared with
+    other calls.
     """
     if n_entries < 2 * ENTRIES_PER_THREAD:
         return 1
@@ -229,7 +243,7 @@ def threads_for(n_entries: int, num_threads: int | None) -> int:
     if num_threads is None:
         limit = max(1, explain()[0] // (len(_calls_in_flight()) + 1))
     else:
-        limit = min(num_threads, _N_MACHINE) if _OPENMP else 1
+        limit = min(num_threads, _N_MACHINE, _teams.thread_limit()) if _OPENMP else 1
     return min(limit, n_entries // ENTRIES_PER_THREAD)
 
 

@@ -234,20 +234,18 @@ class _Call(NamedTuple):
 
 def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any] | None:
     """Return what a bag gives each of its rows where its result is their mean."""
-    counts = _threads.run(
-        kernels.count_kept,
+    quotients = kernels.empty_output(len(grad), grad)
+    done = _threads.run(
+        kernels.divide_by_sizes,
         call.n_threads,
+        grad,
         call.indices,
         call.offsets,
         call.include_last_offset,
         call.padding,
+        quotients,
     )
-    if counts is None:
-        return None
-    divisors = np.maximum(counts, 1).astype(grad.dtype)
-    with np.errstate(all="ignore"):  # like the kernels
-        quotients: NDArray[Any] = grad / divisors[:, None]
-    return quotients
+    return quotients if done else None
 
 
 def _column_threads(call: _Call, grad: NDArray[Any]) -> int:

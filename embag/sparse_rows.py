@@ -220,11 +220,13 @@ class SparseRows:
             raise ValueError("weight must be writeable, got a read-only array")
         if _arguments.shares_memory(weight, self.values):
             raise ValueError("weight must share no memory with values, got an overlap")
-        if not kernels.is_table(weight):
-            with np.errstate(all="ignore"):  # like the kernel
-                weight.view(np.ndarray)[self.indices] += weight.dtype.type(factor) * self.values
-            return
         values = _arguments.as_table(self.values)
         n_threads = _threads.threads_for(2 * values.size, num_threads)
-        if not _threads.run(kernels.add_rows, n_threads, weight, self.indices, values, factor):
+        table, indices = weight, self.indices
+        if not kernels.is_table(weight):
+            table = np.ascontiguousarray(weight.view(np.ndarray)[self.indices])
+            indices = np.arange(len(table))
+        if not _threads.run(kernels.add_rows, n_threads, table, indices, values, factor):
             _arguments.raise_for_change()
+        if table is not weight:
+            weight.view(np.ndarray)[self.indices] = table

@@ -420,6 +420,49 @@ def test_the_stacks_that_are_tried_are_openmps(tmp_path):
         run(tmp_path, code, **{name: "512M"})
 
 
+def test_a_team_that_openmp_keeps_small_is_tried_once_and_no_shortage(tmp_path):
+    # OpenMP gives it no more threads than there are processors.
+    run(
+        tmp_path,
+        """
+        import resource
+
+        n = os.cpu_count() + 1
+        call(n)
+        assert _teams.shortage() is None
+        n_there = n_alive()
+        assert n_there < n, n_there
+        limit = (address_space_kib() << 10) + (200 << 20)   # for no thread more
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        call(n)
+        assert _teams.shortage() is None
+        assert n_alive() == n_there, n_alive()
+        """,
+        OMP_DYNAMIC="true",
+        OMP_STACKSIZE="512M",
+    )
+
+
+def test_no_team_is_larger_than_openmps_limit(tmp_path):
+    # Nothing is tried: a thread's stack would find no room.
+    run(
+        tmp_path,
+        """
+        import resource
+
+        limit = (address_space_kib() << 10) + (200 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        call()
+        with embag.num_threads(8):
+            call(None)
+        assert _teams.shortage() is None
+        assert n_alive() == 1, n_alive()
+        """,
+        OMP_THREAD_LIMIT="1",
+        OMP_STACKSIZE="512M",
+    )
+
+
 def test_a_team_that_grows_again_is_tried_again(tmp_path):
     # The threads of the first team of 8 are gone when the second one is wanted.
     run(

@@ -635,6 +635,10 @@ BAD_SAFETENSORS = {
     "no_header": (bytes(99), "header's length must be 2 to 91 in this file, got 0"),
     "absurd_length": (b"\xff" * 99, "header's length must be 2 to 91 in this file, got 1844674"),
     "length_beyond": ((92).to_bytes(8, "little") + bytes(91), "header's length must be"),
+    "long_header": (
+        st(b" " * 8_000_001),
+        "header's length must be 2 to 8000000 in this file, got 8000001",
+    ),
     "no_json": (st(b"{'t': 3}"), "header must be JSON"),
     "no_utf8": (st(b'{"\xff": 3}'), "header must be JSON"),
     "utf16": (st(json.dumps({"t": TENSOR}).encode("utf-16")), "header must be JSON"),

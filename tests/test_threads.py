@@ -14,6 +14,8 @@ from processes import run_python
 import embag
 from embag import _core, _threads
 
+PLACES = "OpenMP's places (OMP_PLACES, OMP_PROC_BIND, GOMP_CPU_AFFINITY)"
+AFFINITY = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 LARGE = 10**9  # entries that are worth any number of threads
 
 
@@ -23,6 +25,8 @@ def _clean(clean_thread_settings, monkeypatch):
     monkeypatch.setattr(_threads, "_OPENMP", True)
     monkeypatch.setattr(_threads._teams, "n_processors", lambda: 16)
     monkeypatch.setattr(_threads._teams, "openmp_threads", lambda: 20)
+    monkeypatch.setattr(_threads._teams, "thread_limit", lambda: 2**31 - 1)
+    monkeypatch.setattr(_threads._teams, "place_processors", lambda: None)
     monkeypatch.setattr(_threads._cgroups, "cpu_quota", lambda: None)
     monkeypatch.setattr(_threads, "_N_MACHINE", 32)
 
@@ -44,6 +48,26 @@ def test_the_least_of_the_rules_decides(monkeypatch):
     assert _threads.explain() == (6, "OMP_NUM_THREADS")
     monkeypatch.setattr(_threads._teams, "openmp_threads", lambda: 5)
     assert _threads.explain() == (5, "OpenMP (threadpoolctl, omp_set_num_threads)")
+
+
+def test_the_processors_that_openmp_binds_threads_to(monkeypatch):
+    monkeypatch.setattr(_threads._teams, "place_processors", lambda: {0, 2, 4, 6})
+    assert _threads.explain() == (4, PLACES)
+    assert _threads.threads_for(LARGE, None) == 4
+    assert _threads.threads_for(LARGE, 9) == 9  # a count of the call's own
+    embag.set_num_threads(3)
+    assert _threads.explain() == (3, "set_num_threads")
+
+
+def test_the_thread_limit_bounds_every_count(monkeypatch):
+    monkeypatch.setattr(_threads._teams, "thread_limit", lambda: 5)
+    assert _threads.explain() == (5, "OMP_THREAD_LIMIT")
+    assert _threads.threads_for(LARGE, None) == _threads.threads_for(LARGE, 9) == 5
+    with embag.num_threads(9):
+        assert _threads.explain() == (5, "OMP_THREAD_LIMIT")
+        assert _threads.threads_for(LARGE, None) == 5
+    with embag.num_threads(4):
+        assert _threads.explain() == (4, "embag.num_threads")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +251,47 @@ def test_a_thread_that_openmp_has_bound_has_all_processors():
     # Then the affinity of the main thread is one processor, but its team gets them all.
     code = "from embag import _teams; print(_teams.n_processors())"
     assert printed(code, OMP_PROC_BIND="true") == printed(code, OMP_PROC_BIND="false")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's affinity")
+@pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
+@pytest.mark.skipif(len(AFFINITY) < 2, reason="needs two processors")
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"OMP_PLACES": "{first}"}, "1 " + PLACES),
+        ({"OMP_PLACES": "{last}"}, "1 " + PLACES),
+        ({"OMP_PLACES": "{first},{first}"}, "1 " + PLACES),
+        ({"OMP_PLACES": "{first},{last}"}, "2 "),
+        ({"OMP_PLACES": "{first,last}"}, "2 "),
+        ({"OMP_PLACES": "{first},{last}", "OMP_PROC_BIND": "close"}, "2 "),
+        ({"OMP_PLACES": "{first},{last}", "OMP_PROC_BIND": "master"}, "1 " + PLACES),
+        ({"OMP_PLACES": "{first}", "OMP_PROC_BIND": "false"}, "all CPU affinity"),
+        ({"OMP_PROC_BIND": "spread"}, "all CPU affinity"),
+        ({"GOMP_CPU_AFFINITY": "first"}, "1 " + PLACES),
+        ({"GOMP_CPU_AFFINITY": "first last"}, "2 "),
+        ({"OMP_THREAD_LIMIT": "1"}, "1 OMP_THREAD_LIMIT"),
+        ({"OMP_DYNAMIC": "true"}, "all CPU affinity"),
+    ],
+    ids=str,
+)
+def test_what_openmp_does_with_its_threads(variables, expected):
+    first, last = str(AFFINITY[0]), str(AFFINITY[-1])
+    variables = {
+        name: value.replace("first", first).replace("last", last)
+        for name, value in variables.items()
+    }
+    code = "import embag._cgroups; embag._cgroups.cpu_quota = lambda: None; " + EXPLAIN
+    output = printed(code, **variables)[0]
+    assert output.startswith(expected.replace("all", str(len(AFFINITY))))
+
+
+@pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
+def test_the_report_tells_that_openmp_may_give_fewer_threads():
+    code = "import embag; print(embag.show_config('dicts')['threads']['notes'])"
+    note = "OMP_DYNAMIC: OpenMP may give a call fewer threads"
+    assert printed(code, OMP_DYNAMIC="true")[0] == str([note])
+    assert printed(code, OMP_DYNAMIC="false")[0] == "[]"
 
 
 @pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")

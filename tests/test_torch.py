@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from cases import CASES, NARROW_FLOATS, call_arguments, dtype_of
+from cases import CASES, NARROW_FLOATS, assert_same_bits, call_arguments, dtype_of
 
 import embag
 from embag import _reference
@@ -43,27 +43,38 @@ def both(arguments, options):
 @pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
-@pytest.mark.parametrize("reduction", ["sum", "max"])
-def test_sum_and_max_have_torchs_bits(case, dtype, index_dtype, reduction):
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+def test_sum_mean_and_max_have_torchs_bits(case, dtype, index_dtype, reduction):
     result, expected = both(*call_arguments(case, reduction, dtype, index_dtype))
     np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("reduction", ["mean", "weighted"])
-def test_mean_and_weighted_sum_agree_within_rounding(case, dtype, reduction):
-    # torch multiplies by a reciprocal and may contract into FMA. Two orders of rounding of
-    # n terms of at most `largest` differ by at most 2 n eps times the sum of their sizes.
-    arguments, options = call_arguments(case, reduction, dtype)
+def test_weighted_sums_agree_within_rounding(case, dtype):
+    # torch may contract into FMA. Two orders of rounding of n terms of at most `largest`
+    # differ by at most 2 n eps times the sum of their sizes.
+    arguments, options = call_arguments(case, "weighted", dtype)
     result, expected = both(arguments, options)
     n = len(case.input) if case.offsets is not None else case.input.shape[1]
     largest = np.abs(arguments[1]).max(initial=0)
-    if reduction == "weighted":
-        largest *= np.abs(options["per_sample_weights"]).max(initial=0)
-    total = largest if reduction == "mean" else n * largest
-    bound = 2 * n * np.finfo(dtype).eps * total
+    largest *= np.abs(options["per_sample_weights"]).max(initial=0)
+    bound = 2 * n * np.finfo(dtype).eps * n * largest
     np.testing.assert_allclose(result, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding_idx", [None, 0])
+def test_what_torch_does_with_the_tail_behind_a_short_last_offset(dtype, mode, padding_idx):
+    # Row 0 is in no bag. See the table in docs/semantics.md.
+    input, table = np.arange(1, 7), np.random.default_rng(0).random((7, 5)).astype(dtype)
+    options = {"mode": mode, "padding_idx": padding_idx, "include_last_offset": True}
+    result, torchs = both((input, table, np.array([0, 2, 4])), options)
+    expected = embag.embedding_bag(input, table, [0, 2, 6], **options)
+    if dtype == np.float32 and padding_idx is None and mode != "max":
+        expected = result * [[1], [0.5 if mode == "mean" else 1]]
+    np.testing.assert_array_equal(torchs, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -215,3 +226,18 @@ def test_what_torchs_quantized_tables_do_otherwise():
     assert (embag.embedding_bag(both_rows.numpy(), half.numpy(), mode="mean") == 65504).all()
     with pytest.raises(RuntimeError, match="to have the same type as tensor"):
         F.embedding_bag(both_rows, half, mode="sum", per_sample_weights=torch.ones(1, 2))
+
+
+def test_subnormals_that_torch_has_flushed(eager_threads):
+    table, input = np.full((4, 8), 1e-40, np.float32), np.tile(np.arange(4), (12, 1))
+    expected = embag.embedding_bag(input, table, mode="sum", num_threads=1)
+    assert expected.min() > 3.9e-40
+    if not torch.set_flush_denormal(True):
+        pytest.skip("torch cannot flush subnormals on this processor")
+    try:
+        results = [embag.embedding_bag(input, table, mode="sum", num_threads=n) for n in (1, 3)]
+        assert torch.tensor(1e-38) * 1e-3 == 0  # torch still flushes them
+    finally:
+        torch.set_flush_denormal(False)
+    for result in results:
+        assert_same_bits(result, expected)
