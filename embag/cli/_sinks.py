@@ -4,6 +4,7 @@ A file takes its place when it is whole (_replacing.py). Tested in tests/test_cl
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -18,8 +19,16 @@ from embag._replacing import replacement
 _Write = Callable[[pa.Table], None]
 
 
+@dataclasses.dataclass
+class Sink:
+    """A file that is being written."""
+
+    write: _Write
+    n_bytes: int = 0  # of the file, when it is whole
+
+
 @contextlib.contextmanager
-def open_sink(path: str, schema: pa.Schema) -> Iterator[_Write]:
+def open_sink(path: str, schema: pa.Schema) -> Iterator[Sink]:
     """Give what writes tables of a schema to a new file; the vectors are the last column.
 
     The file is there when the block has ended well.
@@ -27,8 +36,11 @@ def open_sink(path: str, schema: pa.Schema) -> Iterator[_Write]:
     sink = _SINKS.get(_suffix(path))
     if sink is None:
         raise ValueError(f"name must end in {', '.join(_SINKS)}, got {os.path.basename(path)!r}")
-    with replacement(path) as file, sink(file, schema) as write:
-        yield write
+    with replacement(path) as file:
+        with sink(file, schema) as write:
+            opened = Sink(write)
+            yield opened
+        opened.n_bytes = os.fstat(file.fileno()).st_size
 
 
 def has_no_columns(path: str) -> bool:
