@@ -248,12 +248,14 @@ def _pool_file(
             opened = files.enter_context(_sources.open_source(source, lists, kept))
             for name, numbers in lists.items():
                 _lists.check_lists(opened.schema.field(name), numbers)
-        schema = pa.schema([*(opened.schema.field(name) for name in kept), field])
+            fields = [_sinks.plain_field(opened.schema.field(name)) for name in kept]
+        schema = pa.schema([*fields, field])
         show = files.enter_context(progress_bar(source, opened.n_rows, opened.n_bytes))
 
         def read() -> Iterator[_Chunk]:
             with failing(source):
-                yield from _chunks(opened.batches, lists, vector_bytes)
+                batches = _sinks.plain_batches(opened.batches, kept)
+                yield from _chunks(batches, lists, vector_bytes)
 
         def pool_chunk(chunk: _Chunk) -> _Pooled:
             ids = chunk.lists[column]
