@@ -98,7 +98,7 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
         )
     elif packing is None and dtype.name not in FLOATS:
         raise ValueError(
-            f"dtype must be {', '.join(FLOATS)}, or the records of a quantized table, "
+            f"dtype must be {', '.join(FLOATS)} or the records of a quantized table, "
             f"got {dtype.str if dtype.kind == 'f' else dtype}"
         )
     if len(shape) != (1 if packing else 2) or not 0 <= min(shape) <= max(shape) < 2**63:
