@@ -16,7 +16,7 @@ from embag.cli import _ending
 _COMMANDS = {
     "pool": "Pool a column of ids into a column of vectors, file to file.",
     "quantize": "Quantize a table to 8, 4 or 2 bits an entry.",
-    "convert": "Copy a table from one file to another, in the layout that embag reads.",
+    "convert": "Copy a table to another file, in an order that can be mapped.",
     "info": "Tell what is in a file: a table, or ids.",
     "doctor": "Tell how embag runs here, and what to change.",
     "bench": "Measure embag on this machine.",

@@ -1,4 +1,4 @@
-"""``embag convert``: a table from one file to another, in the layout that can be mapped.
+"""``embag convert``: a table from one file to another, in an order that can be mapped.
 
 Tested in tests/test_cli_tables.py.
 """
@@ -25,9 +25,9 @@ from embag.cli._output import megabytes, progress_bar
 def command(source: str, target: str, tensor: str | None, as_json: bool) -> None:
     """Copy the table in IN to OUT, in C order and native byte order.
 
-    OUT can be mapped, whatever the order of IN: by `embag pool` and `embag.load_table`. The
-    entries stay as they are. Memory is that of a block of rows; OUT is there when it is whole,
-    or not at all.
+    `embag pool` and `embag.load_table` can map OUT, whatever the order of IN. The entries stay
+    as they are. IN is read a block of rows at a time, so it may be larger than memory. OUT is
+    there when it is whole, or not at all.
 
     \b
       embag convert fortran.npy items.npy

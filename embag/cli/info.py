@@ -41,8 +41,7 @@ def command(
       embag info items.npy
       embag info events.parquet --column item_ids --table items.npy
 
-    Of a .safetensors file with several tensors, --tensor names the one to tell about; without
-    it all are listed.
+    A .safetensors file of several tensors is listed; --tensor tells about one of them.
     """
     _options.check_tensor(table_path or path, tensor)
     with failing(path):
