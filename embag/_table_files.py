@@ -58,6 +58,7 @@ class Place(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, int]
     packing: Packing | None  # of a quantized table, whose dtype is uint8
+    in_fortran_order: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -98,20 +99,18 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
             "dtype must be one that says what it is, got |V2: if it is bfloat16, whose name "
             "numpy.save loses, view it as that and save it by save_table"
         )
-    elif packing is None and (dtype.name not in FLOATS or not dtype.isnative):
+    elif packing is None and dtype.name not in FLOATS:
         raise ValueError(
-            f"dtype must be {', '.join(FLOATS)} in native byte order, or the records of a "
-            f"quantized table, got {dtype.str if dtype.kind == 'f' else dtype}"
+            f"dtype must be {', '.join(FLOATS)} or the records of a quantized table, "
+            f"got {dtype.str if dtype.kind == 'f' else dtype}"
         )
     if len(shape) != (1 if packing else 2) or not 0 <= min(shape) <= max(shape) < 2**63:
         kind = "(n_rows,) for records" if packing else "(n_rows, dim)"
         raise ValueError(f"shape must be {kind}, got {shape}")
-    if fortran_order:
-        raise ValueError("table must be in C order, got Fortran order: save it by save_table")
     if packing:
         shape, dtype = (shape[0], dtype.itemsize), np.dtype(np.uint8)
     n_rows, n_columns = shape
-    place = Place(head.tell(), dtype, (n_rows, n_columns), packing)
+    place = Place(head.tell(), dtype, (n_rows, n_columns), packing, bool(fortran_order))
     if place.start + place.n_bytes != n_file_bytes:
         raise ValueError(
             f"file must have {place.n_bytes} bytes of table after its header, "
@@ -170,7 +169,8 @@ def _packing_of(dtype: np.dtype[Any]) -> Packing | None:
 # --- .safetensors -------------------------------------------------------------
 
 
-def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
+def read_tensors(file: BinaryIO, n_file_bytes: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Return where the data start, the tensors of a .safetensors file by name, and its metadata."""
     if n_file_bytes < 10:
         raise ValueError(f"file must have a header of at least 10 bytes, got {n_file_bytes}")
     n_header = int.from_bytes(file.read(8), "little")
@@ -185,6 +185,11 @@ def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Pl
     for key, tensor in header.items():
         _check_tensor(key, tensor)
     _check_offsets(header, n_file_bytes - start)
+    return start, header, metadata
+
+
+def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
+    start, header, metadata = read_tensors(file, n_file_bytes)
     if name is None and len(header) == 1:
         name = next(iter(header))
     if name not in header:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from embag import _cgroups, _encodings, _threads
 from embag._arguments import AnyArray, as_count, check_table, describe
 from embag._replacing import replacement
-from embag._table_files import FLOATS, FORMATS, Format, Packing, Place
+from embag._table_files import FLOATS, FORMATS, Format, Packing, Place, read_tensors
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
 
@@ -102,7 +102,7 @@ def save_table(
     ...     embag.load_table(f"{folder}/small.npy")
     QuantizedTable(3 rows, dim=3, bits=8, 33 bytes)
     """
-    target, file_format = _format_of(path)
+    target, _ = _format_of(path)
     _check_name(name)
     rows, packing = _rows_of(table)
     if bits is not None:
@@ -110,19 +110,13 @@ def save_table(
             raise ValueError(
                 f"bits must be None for a table that is quantized, got {describe(bits)}"
             )
-        _save_quantized(target, file_format, rows, bits, name, progress)
-        return
+        with new_quantized_table(target, rows, bits, name, progress):
+            return
     if progress is not None:
         raise ValueError(f"progress must be None without bits, got {describe(progress)}")
-    header = file_format.header(rows, packing, name)
-    with _path_in_errors(target), replacement(target) as file:
-        file.write(header)
-        n_rows = max(1, _BLOCK // max(1, rows.itemsize * rows.shape[1]))
-        for start in range(0, len(rows) if rows.size else 0, n_rows):
-            # In one expression: a block is gone before the next is made.
-            file.write(
-                np.ascontiguousarray(rows[start : start + n_rows]).reshape(-1).view(np.uint8).data
-            )
+    with new_table(target, rows.dtype, rows.shape, packing, name) as write:
+        for start, stop in _blocks(rows.shape, rows.itemsize):
+            write(rows[start:stop])
 
 
 def load_table(
@@ -142,7 +136,8 @@ def load_table(
         "map": the rows stay in the file and are read as lookups touch them. All
         processes that map a file share its pages; a table may be larger than memory.
         "copy": the rows are read into memory from `aligned_empty`, where lookups are
-        fastest.
+        fastest. A ``.npy`` file in Fortran order, or of the other byte order, can be copied
+        only.
     name : str, optional
         The tensor in a ``.safetensors`` file. Needed where there are several.
     num_threads : int, optional
@@ -160,7 +155,8 @@ def load_table(
         If an argument is of the wrong kind.
     ValueError
         If the file is not a whole table of one of the two formats: truncated, malformed,
-        of another dtype, rank, byte order or order of axes. Or if an option is none.
+        of another dtype or rank. If it can be copied only, and is to be mapped. Or if an
+        option is unknown.
     ImportError
         If the table is of bfloat16 and ml_dtypes is not installed.
     OSError
@@ -195,25 +191,44 @@ def load_table(
     >>> table.flags.writeable
     False
     """
-    source, file_format = _format_of(path)
     if type(memory) is not str or memory not in ("map", "copy"):
         raise ValueError(f"memory must be 'map' or 'copy', got {describe(memory)}")
-    _check_name(name)
     if num_threads is not None:
         num_threads = as_count(num_threads, "num_threads")
+    with open_table(path, name) as (file, place):
+        rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
+        if place.packing is None:
+            return rows
+        return QuantizedTable.from_packed(rows, *place.packing)
+
+
+@contextlib.contextmanager
+def open_table(path: Any, name: str | None = None) -> Iterator[tuple[BinaryIO, Place]]:
+    """Open a table's file, and find the table; a file that is wrong is a ValueError."""
+    _check_name(name)
+    with _open(path) as (file, n_bytes, file_format):
+        place = file_format.read(file, n_bytes, name)
+        if place.packing:
+            no_rows = np.empty((0, place.shape[1]), np.uint8)
+            QuantizedTable.from_packed(no_rows, *place.packing)  # checks the options
+        yield file, place
+
+
+def list_tensors(path: str) -> dict[str, tuple[str, list[int]]]:
+    """Return the dtype and the shape of each tensor in a .safetensors file."""
+    with _open(path) as (file, n_bytes, _):
+        tensors = read_tensors(file, n_bytes)[1]
+    return {name: (tensor["dtype"], tensor["shape"]) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def _open(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
+    source, file_format = _format_of(path)
     if stat.S_ISFIFO(os.stat(source).st_mode):  # to open one waits for a writer
         raise ValueError(f"{source}: path must lead to a regular file, got a pipe")
     with _path_in_errors(source), open(source, "rb") as file:
-        n_bytes = os.fstat(file.fileno()).st_size
         try:
-            place = file_format.read(file, n_bytes, name)
-            if memory == "map":
-                rows = _map(file, n_bytes, place)
-            else:
-                rows = _copy(file, place, num_threads)
-            if place.packing is None:
-                return rows
-            return QuantizedTable.from_packed(rows, *place.packing)
+            yield file, os.fstat(file.fileno()).st_size, file_format
         except (ValueError, TypeError) as error:  # TypeError: options that are no integers
             # Cut: a message may quote the file, at any length.
             raise ValueError(f"{source}: {error!s:.300}") from error
@@ -261,23 +276,58 @@ def _rows_of(table: Any) -> tuple[AnyArray, Packing | None]:
     return np.ndarray.view(table, np.ndarray), None
 
 
-def _save_quantized(
-    target: str,
-    file_format: Format,
+def _blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
+    """Cut a table into runs of rows of about _BLOCK bytes; none without entries."""
+    n_rows, n_columns = shape
+    step = max(1, _BLOCK // max(1, itemsize * n_columns))
+    for start in range(0, n_rows if n_columns else 0, step):
+        yield start, min(start + step, n_rows)
+
+
+def _bytes(rows: AnyArray) -> memoryview:
+    return rows.reshape(-1).view(np.uint8).data
+
+
+@contextlib.contextmanager
+def new_table(
+    path: str,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    packing: Packing | None,
+    name: str | None = None,
+) -> Iterator[Callable[[AnyArray], None]]:
+    """Give what writes the next rows of a new file, which is in place when the block has ended."""
+    target, file_format = _format_of(path)
+    dtype = dtype.newbyteorder("=")
+    header = file_format.header(np.broadcast_to(np.zeros((), dtype), shape), packing, name)
+    with _path_in_errors(target), replacement(target) as file:
+        file.write(header)
+
+        def write(rows: AnyArray) -> None:
+            file.write(_bytes(np.ascontiguousarray(rows, dtype)))
+
+        yield write
+
+
+@contextlib.contextmanager
+def new_quantized_table(
+    path: str,
     rows: AnyArray,
     bits: int,
-    name: str | None,
-    progress: Callable[[int, int], object] | None,
-) -> None:
+    name: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Iterator[QuantizedTable]:
+    """Give a table, quantized into a new file that is in place when the block has ended."""
+    target, file_format = _format_of(path)
     n_rows, dim = rows.shape
     shape = n_rows, row_bytes(bits, dim)
-    header = file_format.header(
-        np.broadcast_to(np.uint8(0), shape), Packing(int(bits), dim, "fused"), name
-    )
+    packing = Packing(int(bits), dim, "fused")
+    header = file_format.header(np.broadcast_to(np.uint8(0), shape), packing, name)
     with _path_in_errors(target), replacement(target) as file:
         file.write(header)
         file.flush()
         if n_rows == 0:
+            yield QuantizedTable.from_packed(np.empty(shape, np.uint8), *packing)
             return
         # Room first: on a full disk this is an error, and a write to the map a SIGBUS.
         n_bytes = len(header) + n_rows * shape[1]
@@ -286,18 +336,26 @@ def _save_quantized(
         packed = np.memmap(file, np.uint8, "r+", len(header), shape)
         quantize(rows, bits, out=packed, progress=progress)
         packed.flush()
+        yield QuantizedTable.from_packed(packed, *packing)
 
 
 # --- Loading ------------------------------------------------------------------
 
 
-def _map(file: BinaryIO, n_bytes: int, place: Place) -> AnyArray:
+def _map(file: BinaryIO, place: Place) -> AnyArray:
+    remedy = "load it with memory='copy', or convert the file by `embag convert IN OUT`"
+    if place.in_fortran_order:
+        raise ValueError(f"table must be in C order, got Fortran order: {remedy}")
+    if not place.dtype.isnative:
+        raise ValueError(
+            f"dtype must be in native byte order to be mapped, got {place.dtype.str}: {remedy}"
+        )
     if place.start % place.dtype.alignment:
         raise ValueError(
             f"rows must start at a multiple of {place.dtype.alignment} bytes to be mapped, "
-            f"got {place.start}: load it with memory='copy', or save it by save_table"
+            f"got {place.start}: {remedy}"
         )
-    pages = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
+    pages = mmap.mmap(file.fileno(), place.start + place.n_bytes, access=mmap.ACCESS_READ)
     # A table that memory can hold is best read 2 MiB at a time: soon all of it is there,
     # and where the file system has large pages it is mapped in such. Of a larger one,
     # only the pages that lookups touch should be: reading ahead would drop others.
@@ -320,8 +378,14 @@ def _memory_limit() -> float:
 
 
 def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
-    rows = aligned_empty(place.shape, place.dtype)
-    memory = rows.reshape(-1).view(np.uint8).data
+    rows = aligned_empty(place.shape, place.dtype.newbyteorder("="))
+    if place.in_fortran_order or not place.dtype.isnative:
+        start = 0
+        for block in read_rows(file, place):
+            rows[start : start + len(block)] = block
+            start += len(block)
+        return rows
+    memory = _bytes(rows)
     n_bytes = len(memory)
     n_threads = 1
     if n_bytes >= 2 * _BYTES_PER_THREAD and hasattr(os, "preadv"):
@@ -340,18 +404,42 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
         return at - start
 
     if n_threads == 1:
-        file.seek(place.start)
-        n_read = file.readinto(memory)  # type: ignore[attr-defined]
-    else:
-        starts = range(0, n_bytes, n_part)
-        try:
-            # Imported here: it takes 4 ms, a fifth of what importing embag may take.
-            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+        _read(file, place.start, memory)
+        return rows
+    starts = range(0, n_bytes, n_part)
+    try:
+        # Imported here: it takes 4 ms, a fifth of what importing embag may take.
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
-            with ThreadPoolExecutor(n_threads) as pool:
-                n_read = sum(pool.map(read_part, starts))
-        except RuntimeError:  # no thread can be started, or the interpreter is ending
-            n_read = sum(map(read_part, starts))
-    if n_read != n_bytes:
-        raise ValueError(f"file must not be cut while it is read, got {n_read} of {n_bytes} bytes")
+        with ThreadPoolExecutor(n_threads) as pool:
+            n_read = sum(pool.map(read_part, starts))
+    except RuntimeError:  # no thread can be started, or the interpreter is ending
+        n_read = sum(map(read_part, starts))
+    _check_read(n_read, n_bytes)
     return rows
+
+
+def read_rows(file: BinaryIO, place: Place) -> Iterator[AnyArray]:
+    """Yield a table's rows, about _BLOCK bytes at a time, in the file's order of bytes."""
+    n_rows, n_columns = place.shape
+    itemsize = place.dtype.itemsize
+    for start, stop in _blocks(place.shape, itemsize):
+        if not place.in_fortran_order:
+            rows = np.empty((stop - start, n_columns), place.dtype)
+            _read(file, place.start + start * n_columns * itemsize, _bytes(rows))
+            yield rows
+            continue
+        columns = np.empty((n_columns, stop - start), place.dtype)
+        for number, column in enumerate(columns):
+            _read(file, place.start + (number * n_rows + start) * itemsize, _bytes(column))
+        yield columns.T
+
+
+def _read(file: BinaryIO, start: int, memory: memoryview) -> None:
+    file.seek(start)
+    _check_read(file.readinto(memory), len(memory))  # type: ignore[attr-defined]
+
+
+def _check_read(n: int, n_bytes: int) -> None:
+    if n != n_bytes:
+        raise ValueError(f"file must not be cut while it is read, got {n} of {n_bytes} bytes")

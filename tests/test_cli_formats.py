@@ -5,7 +5,22 @@ import json
 
 import numpy as np
 import pytest
-from cli_cases import LISTS, TABLE, USERS, as_text, columns, means, pa, pool, read, run, vectors
+from cli_cases import (
+    LIST,
+    LISTS,
+    TABLE,
+    USERS,
+    as_text,
+    columns,
+    means,
+    pa,
+    pool,
+    read,
+    run,
+    vectors,
+)
+
+from embag.cli import _sinks
 
 import pyarrow.csv  # isort: skip
 import pyarrow.parquet as pq  # isort: skip
@@ -208,3 +223,87 @@ def test_info_of_npy_ids(tmp_path, capsys):
     assert found["rows"] == 2
     assert found["column"]["range"] == [0, 5]
     assert found["columns"] == {"ids": "fixed_size_list<item: int64>[3]"}
+
+
+# --- Dictionaries -----------------------------------------------------------------
+
+
+def dictionaries(values):
+    """A column of two chunks with dictionaries of their own, of a hundred values each."""
+    chunks = []
+    for first in (0, 100):
+        places = [None if row % 10 == 9 else (7 * row) % 100 for row in range(100)]
+        dictionary = pa.array([f"v{first + i}" for i in range(100)], values)
+        chunks.append(pa.DictionaryArray.from_arrays(pa.array(places, pa.int8()), dictionary))
+    return chunks
+
+
+def read_back(path):
+    """Read a column by each library that knows the format."""
+    polars = pytest.importorskip("polars")
+    pandas = pytest.importorskip("pandas")
+    readers = {
+        ".parquet": (polars.read_parquet, pandas.read_parquet),
+        ".arrow": (polars.read_ipc, pandas.read_feather),
+        ".arrows": (polars.read_ipc_stream, None),
+    }[path.suffix]
+    yield read(path)["d"].to_pylist()
+    yield readers[0](path)["d"].to_list()
+    if readers[1] is not None:
+        found = readers[1](path)["d"].tolist()
+        yield [None if value is None or value != value else value for value in found]  # noqa: PLR0124
+
+
+@pytest.mark.parametrize("out", ["out.parquet", "out.arrow", "out.arrows"])
+@pytest.mark.parametrize("values", [pa.string(), pa.large_string(), pa.string_view()])
+def test_dictionaries_that_differ_by_chunk(out, values, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_sinks, "_ROWS_AT_ONCE", 30)
+    chunks = dictionaries(values)
+    ids = pa.array([[1]] * 100, LIST)
+    schema = pa.schema([("ids", LIST), pa.field("d", chunks[0].type, metadata={"kind": "x"})])
+    with pa.ipc.new_stream(tmp_path / "in.arrows", schema) as writer:
+        for chunk in chunks:
+            writer.write_batch(pa.record_batch([ids, chunk], schema=schema))
+    path, _ = pool(capsys, tmp_path / "in.arrows", tmp_path, "--keep", "d", out=out)
+    expected = [value for chunk in chunks for value in chunk.to_pylist()]
+    for found in read_back(path):
+        assert found == expected
+    field = read(path).schema.field("d")
+    assert field.type == (pa.large_string() if values == pa.large_string() else pa.string())
+    assert b"kind" not in (field.metadata or {})
+
+
+@pytest.mark.parametrize("out", ["out.parquet", "out.arrow", "out.arrows"])
+@pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "view", "struct", "twice"])
+def test_dictionaries_inside_of_columns(out, kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_sinks, "_ROWS_AT_ONCE", 7)
+    encoded = pa.dictionary(pa.int8(), pa.string())
+    rows = {
+        "list": (pa.list_(encoded), [["a", "b"], [], None, ["a", None]]),
+        "large_list": (pa.large_list(encoded), [["a", "b"], [], None, ["a", None]]),
+        "fixed": (pa.list_(encoded, 2), [["a", "b"], ["c", None], None]),
+        "view": (pa.list_view(encoded), [["a", "b"], [], None, ["a", None]]),
+        "struct": (pa.struct({"k": encoded, "n": pa.int64()}), [{"k": "a", "n": 1}, None]),
+        "twice": (pa.list_(pa.struct({"k": pa.list_(encoded)})), [[{"k": ["a"]}, None], None]),
+    }
+    dtype, few = rows[kind]
+    many = few * 5
+    table = pa.table({"ids": pa.array([[1]] * len(many), LIST), "d": pa.array(many, dtype)})
+    with pa.ipc.new_stream(tmp_path / "in.arrows", table.schema) as writer:
+        writer.write_table(table)
+    path, _ = pool(capsys, tmp_path / "in.arrows", tmp_path, "--keep", "d", out=out)
+    assert read(path)["d"].to_pylist() == many
+
+
+def test_dictionaries_inside_of_a_map_are_refused(tmp_path, capsys):
+    dtype = pa.map_(pa.string(), pa.dictionary(pa.int8(), pa.string()))
+    table = pa.table({"ids": pa.array([[1]], LIST), "d": pa.array([[("k", "v")]], dtype)})
+    with pa.ipc.new_stream(tmp_path / "in.arrows", table.schema) as writer:
+        writer.write_table(table)
+    np.save(tmp_path / "t.npy", TABLE)
+    options = ["--column", "ids", "--keep", "d", "--table", tmp_path / "t.npy"]
+    printed = run(
+        capsys, "pool", tmp_path / "in.arrows", *options, "--out", tmp_path / "o.arrow", status=1
+    )
+    assert "must have no dictionaries in map<" in printed.err
+    assert not (tmp_path / "o.arrow").exists()

@@ -3,28 +3,25 @@
 import contextlib
 import importlib
 import io
+import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 import click
 
 from embag import __version__
+from embag.cli import _ending
 
 _COMMANDS = {
     "pool": "Pool a column of ids into a column of vectors, file to file.",
     "quantize": "Quantize a table to 8, 4 or 2 bits an entry.",
+    "convert": "Copy a table to another file, in an order that can be mapped.",
     "info": "Tell what is in a file: a table, or ids.",
     "doctor": "Tell how embag runs here, and what to change.",
     "bench": "Measure embag on this machine.",
     "demo": "Search Python's language reference with a real embedding model.",
 }
-
-
-class Ended(BaseException):
-    """A signal asks the process to end. No Exception: nothing is to go on after it."""
 
 
 class _Group(click.Group):
@@ -45,16 +42,24 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; one line says why it failed."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            _flush()
+            return result
         except click.UsageError:
             raise
         except click.ClickException as error:
             message, status = f"error: {' '.join(error.message.split())}", 1
         except KeyboardInterrupt:
             message, status = "interrupted", 128 + signal.SIGINT
-        except Ended as error:
-            message, status = "ended by SIGTERM", 128 + error.args[0]
-        print(f"embag {ctx.invoked_subcommand}: {message}", file=sys.stderr)
+        except BrokenPipeError:
+            # `| head` needs no message, unless it hides that the work was done.
+            message, status = "error: stdout: Broken pipe" if _ending.output_note() else "", 1
+            _drop_stdout()
+        except OSError as error:
+            message, status = f"error: {error.filename or 'stdout'}: {error.strerror}", 1
+            _drop_stdout()
+        if message:
+            _say(f"embag {ctx.invoked_subcommand}: {message}{_ending.output_note()}")
         raise click.exceptions.Exit(status)
 
 
@@ -69,27 +74,39 @@ def run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What is printed has typographic quotes, which not every terminal's encoding has.
         sys.stdout.reconfigure(errors="replace")
+    _ending.forget_output()
+    if argv is None:  # the process's own command line, and not a call of `main`
+        _ending.handle_signals()
     try:
-        with _sigterm_raises():
-            status = _embag.main(argv, prog_name="embag", standalone_mode=False)
+        status = _embag.main(argv, prog_name="embag", standalone_mode=False)
     except click.UsageError as error:
-        error.show()
-        return error.exit_code
+        with contextlib.suppress(OSError):
+            error.show()
+        status = error.exit_code
+    except OSError as error:  # of --help and --version
+        _say(f"embag: error: stdout: {error.strerror}")
+        _drop_stdout()
+        status = 1
+    if argv is None:
+        _ending.ignore_signals()
     return status or 0
 
 
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM raise, as Ctrl-C does, so that temporary files are removed."""
+def _flush() -> None:
+    """Find out now whether stdout takes what has been printed."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
-    def end(number: int, _: FrameType | None) -> None:
-        raise Ended(number)
 
-    if threading.current_thread() is not threading.main_thread():  # no place for handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _drop_stdout() -> None:
+    """Send what stdout has not taken nowhere: Python tries again at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)

@@ -13,30 +13,45 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import embag
-from embag.cli import _lists, _sources
+from embag import tables
+from embag.cli import _lists, _options, _sources
 from embag.cli._failing import failing
 from embag.cli._output import megabytes, progress_bar
 
 
 @click.command()
 @click.argument("path", metavar="FILE")
-@click.option("--column", metavar="NAME", help="A column of lists of ids, to be read through.")
+@click.option(
+    "--column",
+    metavar="NAME",
+    callback=_options.checked_name,
+    help="A column of lists of ids, to be read through.",
+)
 @click.option(
     "--table", "table_path", metavar="TABLE", help="Count the ids that are no rows of it."
 )
+@_options.tensor
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def command(path: str, column: str | None, table_path: str | None, as_json: bool) -> None:
+def command(
+    path: str, column: str | None, table_path: str | None, tensor: str | None, as_json: bool
+) -> None:
     """Tell what is in FILE: a table, or columns of ids.
 
     \b
       embag info items.npy
       embag info events.parquet --column item_ids --table items.npy
+
+    A .safetensors file of several tensors is listed; --tensor tells about one of them.
     """
+    _options.check_tensor(table_path or path, tensor)
     with failing(path):
         if _is_table(path):
             if column is not None or table_path is not None:
                 raise click.UsageError("--column and --table are for files of ids, this is a table")
-            found = _of_table(path)
+            found = _of_tensors(path) if tensor is None else None
+            if found is None:
+                with _options.opening_table(path):
+                    found = _of_table(path, tensor)
         else:
             if _sources.has_no_columns(path):
                 column = _sources.NPY_COLUMN
@@ -44,8 +59,7 @@ def command(path: str, column: str | None, table_path: str | None, as_json: bool
                 raise click.UsageError("--table must come with --column")
             n_rows = None
             if table_path is not None:
-                with failing(table_path):
-                    n_rows = embag.load_table(table_path).shape[0]
+                n_rows = _options.load_table(table_path, tensor).shape[0]
             found = _of_ids(path, column, n_rows)
     print(json.dumps(found) if as_json else _text(found))
 
@@ -57,9 +71,20 @@ def _is_table(path: str) -> bool:
     return np.load(path, mmap_mode="r").dtype.kind not in "iu"
 
 
-def _of_table(path: str) -> dict[str, Any]:
+def _of_tensors(path: str) -> dict[str, Any] | None:
+    """List the tensors of a file, unless it has just one."""
+    if not _options.is_safetensors(path):
+        return None
+    tensors = tables.list_tensors(path)
+    if len(tensors) == 1:
+        return None
+    listed = {name: {"shape": shape, "dtype": dtype} for name, (dtype, shape) in tensors.items()}
+    return {"kind": "tensors", "bytes": os.path.getsize(path), "tensors": listed}
+
+
+def _of_table(path: str, tensor: str | None) -> dict[str, Any]:
     try:
-        table = embag.load_table(path)
+        table = embag.load_table(path, name=tensor)
     except ValueError as error:
         if path.lower().endswith(".safetensors"):
             raise
@@ -166,6 +191,8 @@ def _widened(limits: list[int], values: pa.ChunkedArray) -> list[int]:
 def _text(found: dict[str, Any]) -> str:
     if found["kind"] == "ids":
         return _text_of_ids(found)
+    if found["kind"] == "tensors":
+        return _text_of_tensors(found)
     shape = " x ".join(f"{n:,}" for n in found["shape"])
     if "bits" in found:
         what = f"quantized to {found['bits']} bits, layout {found['layout']}"
@@ -179,6 +206,15 @@ def _text(found: dict[str, Any]) -> str:
             f"rows of {found['bytes_of_a_row']:,} bytes, the first at a multiple of "
             f"{found['aligned_to']} bytes in the file"
         )
+    return "\n".join(lines)
+
+
+def _text_of_tensors(found: dict[str, Any]) -> str:
+    width = max(map(len, found["tensors"]), default=0)
+    lines = [f"{len(found['tensors']):,} tensors, {megabytes(found['bytes'])}"]
+    for name, tensor in found["tensors"].items():
+        shape = " x ".join(f"{n:,}" for n in tensor["shape"]) or "scalar"
+        lines.append(f"  {name:{width}}  {tensor['dtype']:4}  {shape}")
     return "\n".join(lines)
 
 

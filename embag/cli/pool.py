@@ -14,7 +14,6 @@ Tested in tests/test_cli_pool.py, test_cli_formats.py and test_cli_failures.py.
 import contextlib
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import embag
-from embag.cli import _lists, _sinks, _sources, _stages
+from embag.cli import _ending, _lists, _options, _sinks, _sources, _stages
 from embag.cli._failing import failing
 from embag.cli._output import megabytes, peak_memory, progress_bar
 
@@ -55,22 +54,46 @@ class _Done(NamedTuple):
     n_rows: int
     n_ids: int
     n_invalid: int
+    n_bytes_in: int
+    n_bytes_out: int
     seconds: dict[str, float]  # by stage
 
 
 @click.command(epilog="docs/cli.md has more, with what it prints.")
 @click.argument("source", metavar="IN")
-@click.option("--column", metavar="NAME", help="The column of lists of ids; none for .npy.")
+@click.option(
+    "--column",
+    metavar="NAME",
+    callback=_options.checked_name,
+    help="The column of lists of ids; none for .npy.",
+)
 @click.option(
     "--table", "table_path", metavar="FILE", required=True, help="The table: a row an id."
 )
+@_options.tensor
 @click.option("--out", "target", metavar="OUT", required=True, help="The file to write or replace.")
 @click.option(
     "--mode", type=click.Choice(["mean", "sum", "max"]), default="mean", show_default=True
 )
-@click.option("--keep", metavar="A,B", multiple=True, help="Columns to carry along.")
-@click.option("--weights", metavar="NAME", help="A column of lists of weights, for sums.")
-@click.option("--name", metavar="NAME", help="What to call the vectors.  [default: NAME_vector]")
+@click.option(
+    "--keep",
+    metavar="A,B",
+    callback=_options.checked_name,
+    multiple=True,
+    help="Columns to carry along.",
+)
+@click.option(
+    "--weights",
+    metavar="NAME",
+    callback=_options.checked_name,
+    help="A column of lists of weights, for sums.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    callback=_options.checked_name,
+    help="What to call the vectors.  [default: NAME_vector]",
+)
 @click.option(
     "--invalid",
     type=click.Choice(["raise", "skip"]),
@@ -101,6 +124,7 @@ def command(
     source: str,
     column: str | None,
     table_path: str,
+    tensor: str | None,
     target: str,
     mode: str,
     keep: tuple[str, ...],
@@ -137,8 +161,8 @@ def command(
         raise click.UsageError("the names of --keep and of the vectors must differ; see --name")
     if threads is not None:
         embag.set_num_threads(threads)
+    table = _options.load_table(table_path, tensor, load)
     with failing(table_path):
-        table = embag.load_table(table_path, load)
         pool = functools.partial(
             embag.embedding_bag,
             weight=table,
@@ -167,8 +191,8 @@ def command(
         "seconds": round(seconds, 4),
         **{f"{stage}_seconds": round(part, 4) for stage, part in done.seconds.items()},
         "rows_per_second": round(done.n_rows / seconds),
-        "bytes_in": os.path.getsize(source),
-        "bytes_out": os.path.getsize(target),
+        "bytes_in": done.n_bytes_in,
+        "bytes_out": done.n_bytes_out,
         "peak_memory_bytes": peak_memory(),
         "threads": embag.get_num_threads(),
     }
@@ -200,9 +224,7 @@ def _check(
         )
     if weights is not None and mode != "sum":
         raise click.UsageError(f"--weights must come with --mode sum, got {mode}")
-    for path in (source, table):
-        if os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
-            raise click.UsageError(f"--out must be another file than {path}")
+    _ending.use_output("--out", target, source, table)
     return column
 
 
@@ -226,12 +248,14 @@ def _pool_file(
             opened = files.enter_context(_sources.open_source(source, lists, kept))
             for name, numbers in lists.items():
                 _lists.check_lists(opened.schema.field(name), numbers)
-        schema = pa.schema([*(opened.schema.field(name) for name in kept), field])
+            fields = [_sinks.plain_field(opened.schema.field(name)) for name in kept]
+        schema = pa.schema([*fields, field])
         show = files.enter_context(progress_bar(source, opened.n_rows, opened.n_bytes))
 
         def read() -> Iterator[_Chunk]:
             with failing(source):
-                yield from _chunks(opened.batches, lists, vector_bytes)
+                batches = _sinks.plain_batches(opened.batches, kept)
+                yield from _chunks(batches, lists, vector_bytes)
 
         def pool_chunk(chunk: _Chunk) -> _Pooled:
             ids = chunk.lists[column]
@@ -255,7 +279,7 @@ def _pool_file(
 
         def write_chunk(pooled: _Pooled) -> None:
             nonlocal n_rows, n_ids, n_invalid
-            write(pooled.table)
+            sink.write(pooled.table)
             n_rows += len(pooled.table)
             n_ids += pooled.n_ids
             n_invalid += pooled.n_invalid
@@ -263,11 +287,11 @@ def _pool_file(
 
         # Outside of all: what is not said to be of the source is of the target.
         with failing(target):
-            with _sinks.open_sink(target, schema) as write:
+            with _sinks.open_sink(target, schema) as sink:
                 seconds = _stages.overlap(read(), pool_chunk, write_chunk, embag.get_num_threads())
                 start = time.perf_counter()
             seconds["writing"] += time.perf_counter() - start  # to the disk
-    return _Done(n_rows, n_ids, n_invalid, seconds)
+    return _Done(n_rows, n_ids, n_invalid, opened.n_bytes, sink.n_bytes, seconds)
 
 
 def _chunks(

@@ -4,12 +4,13 @@ Tested in tests/test_cli_tables.py.
 """
 
 import json
-import os
 import time
 
 import click
 
 import embag
+from embag import tables
+from embag.cli import _ending, _options
 from embag.cli._failing import failing
 from embag.cli._output import megabytes, progress_bar
 
@@ -20,8 +21,9 @@ from embag.cli._output import megabytes, progress_bar
 @click.option(
     "--bits", type=click.Choice([8, 4, 2]), default=8, show_default=True, help="Bits of an entry."
 )
+@_options.tensor
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(source: str, target: str, bits: int, as_json: bool) -> None:
+def command(source: str, target: str, bits: int, tensor: str | None, as_json: bool) -> None:
     """Quantize the table in IN to 8, 4 or 2 bits an entry, and tell how far it is off.
 
     A chunk of rows at a time: neither table need fit in memory. OUT is there when it is whole,
@@ -34,18 +36,20 @@ def command(source: str, target: str, bits: int, as_json: bool) -> None:
     IN, OUT    .npy or .safetensors
     """
     start = time.perf_counter()
-    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
-        raise click.UsageError(f"OUT must be another file than {source}")
+    _ending.use_output("OUT", target, source)
+    table = _options.load_table(source, tensor)
     with failing(source):
-        table = embag.load_table(source)
         if isinstance(table, embag.QuantizedTable):
             raise ValueError(f"table must be of floats, got {table}")
     n_rows, dim = table.shape
-    with progress_bar(source, n_rows, table.nbytes) as show, failing(target):
-        embag.save_table(target, table, bits=bits, progress=lambda done, _: show(done, done))
-        small = embag.load_table(target)
-        assert isinstance(small, embag.QuantizedTable)
-        error = small.error(table)
+    with (
+        progress_bar(source, n_rows, table.nbytes) as show,
+        failing(target),
+        tables.new_quantized_table(
+            target, table, bits, progress=lambda done, _: show(done, done)
+        ) as small,
+    ):
+        error = small.error(table)  # before the file takes its place
     summary = {
         "out": target,
         "rows": n_rows,
