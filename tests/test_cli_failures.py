@@ -145,6 +145,48 @@ def test_a_file_that_is_cut_off(name, cut, folder, capsys):
     check_untouched(folder)
 
 
+@pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize(
+    ("column", "offsets", "wrong"),
+    [
+        ("ids", [0, 3, 3, 3, 4], [-(2**30), 3, 3, 3, 4]),
+        ("ids", [0, 3, 3, 3, 4], [0, 3, 2, 3, 4]),
+        ("ids", [0, 3, 3, 3, 4], [0, 3, 3, 3, 2**30]),
+        ("text", [0, 5, 11, 11, 11], [0, 5, 11, 11, 60_000]),
+        ("text", [0, 5, 11, 11, 11], [-60_000, 5, 11, 11, 11]),
+        ("bytes", [0, 7, 7, 7, 15], [0, 7, 7, 7, 60_000]),
+        ("texts", [0, 2, 2, 3, 3], [0, 2, 2, 3, 2**20]),
+        ("names", [1, 0, 1, 1], [1, 0, 2**20, 1]),
+    ],
+)
+def test_an_arrow_file_that_points_outside_itself(write, column, offsets, wrong, folder, capsys):
+    table = pa.table(
+        {
+            "ids": pa.array([[1, 2, 3], [], [], [4]], pa.list_(pa.int64())),
+            "text": ["first", "second", "", ""],
+            "bytes": [b"1234567", b"", b"", b"12345678"],
+            "texts": [["a", "b"], [], ["c"], []],
+            "names": pa.DictionaryArray.from_arrays(
+                pa.array([1, 0, 1, 1], pa.int32()), pa.array(["this name", "that name"])
+            ),
+        }
+    )
+    with write(folder / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    before, after = (np.array(some, np.int32).tobytes() for some in (offsets, wrong))
+    whole = (folder / "in.arrow").read_bytes()
+    assert whole.count(before) == 1
+    (folder / "in.arrow").write_bytes(whole.replace(before, after))
+    if column == "ids":
+        printed = run(capsys, "info", folder / "in.arrow", "--column", "ids", status=1)
+        assert printed.err.startswith(f"embag info: error: {folder}/in.arrow: ")
+    else:  # a column that nobody asks for is not read
+        command = arguments(folder, source="in.arrow", out="other.arrow")
+        run(capsys, *command)
+    kept = [] if column == "ids" else ["--keep", column]
+    assert failure(capsys, folder, *kept, source="in.arrow").startswith("in.arrow: ")
+
+
 def test_bytes_that_are_wrong_in_the_middle(folder, capsys):
     pq.write_table(pa.table({"ids": [list(range(50))] * 20_000}), folder / "in.parquet")
     whole = bytearray((folder / "in.parquet").read_bytes())
