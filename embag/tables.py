@@ -14,7 +14,6 @@ Tested in tests/test_table_files.py; which to choose, with figures: docs/tables.
 import contextlib
 import mmap
 import os
-import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO, Literal
 
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from embag import _cgroups, _encodings, _threads
 from embag._arguments import AnyArray, as_count, check_table, describe
 from embag._replacing import replacement
-from embag._table_files import FLOATS, FORMATS, Format, Packing, Place
+from embag._table_files import FLOATS, FORMATS, Format, Packing, Place, check_regular
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
 
@@ -201,8 +200,7 @@ def load_table(
     _check_name(name)
     if num_threads is not None:
         num_threads = as_count(num_threads, "num_threads")
-    if stat.S_ISFIFO(os.stat(source).st_mode):  # to open one waits for a writer
-        raise ValueError(f"{source}: path must lead to a regular file, got a pipe")
+    check_regular(source)
     with open(source, "rb") as file:
         n_bytes = os.fstat(file.fileno()).st_size
         try:

@@ -3,6 +3,7 @@
 In processes of their own where a signal or a full disk is at work.
 """
 
+import io
 import os
 import signal
 import subprocess
@@ -187,6 +188,65 @@ def test_an_arrow_file_that_points_outside_itself(write, column, offsets, wrong,
     assert failure(capsys, folder, *kept, source="in.arrow").startswith("in.arrow: ")
 
 
+IDS = np.ones((5, 2), np.int32)
+
+
+def npy_of(array, *replaced):
+    written = io.BytesIO()
+    np.save(written, array)
+    return written.getvalue().replace(*replaced) if replaced else written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\3\4 and so on", "header must be one that NumPy writes, got the magic string"),
+        (npy_of(IDS, b"(5, 2)", b"(((((("), "header must be one that NumPy writes, got "),
+        (npy_of(IDS, b"(5, 2)", b"(-5,2)"), "shape must not be negative, got (-5, 2)"),
+        (npy_of(IDS, b"(5, 2)", b"(9, 2)"), "file must have 72 bytes of data after its header"),
+        (npy_of(IDS) + b"x", "file must have 40 bytes of data after its header, got 41"),
+        (npy_of(IDS * 0.5)[:-1], "file must have 80 bytes of data after its header, got 79"),
+        (npy_of(IDS[0]), "ids must be 2-D integers, a bag in each row, got shape (2,)"),
+        (npy_of(np.array([{}])), "dtype must be of numbers, got Python objects"),
+    ],
+)
+def test_npy_that_is_none(content, message, folder, capsys):
+    (folder / "in.npy").write_bytes(content)
+    printed = run(capsys, "info", folder / "in.npy", status=1)
+    assert printed.err.startswith(f"embag info: error: {folder}/in.npy: {message}")
+    assert printed.err.count("\n") == 1
+    command = arguments(folder, source="in.npy")
+    command[2:4] = []
+    printed = run(capsys, *command, status=1)
+    assert printed.err.startswith(f"embag pool: error: {folder}/in.npy: ")
+    assert printed.err.count("\n") == 1
+    check_untouched(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+@pytest.mark.parametrize(
+    "name",
+    ["p.parquet", "p.arrow", "p.csv", "p.csv.gz", "p.jsonl", "p.npy", "p.safetensors"],
+)
+def test_a_pipe(name, folder, capsys):
+    pipe = folder / name
+    os.mkfifo(pipe)
+    commands = [["info", pipe]]
+    if name != "p.safetensors":
+        commands.append(arguments(folder, source=name))
+        if name == "p.npy":
+            commands[-1][2:4] = []
+    if name in ("p.npy", "p.safetensors"):
+        commands.append(arguments(folder, table=name))
+        commands.append(["quantize", pipe, folder / "small.npy"])
+        commands.append(["info", folder / "in.parquet", "--column", "ids", "--table", pipe])
+    for command in commands:
+        printed = run(capsys, *command, status=1)
+        assert printed.err == (
+            f"embag {command[0]}: error: {pipe}: path must lead to a regular file, got a pipe\n"
+        )
+
+
 def test_bytes_that_are_wrong_in_the_middle(folder, capsys):
     pq.write_table(pa.table({"ids": [list(range(50))] * 20_000}), folder / "in.parquet")
     whole = bytearray((folder / "in.parquet").read_bytes())
@@ -229,7 +289,7 @@ def test_names_that_tell_no_format(folder, capsys):
 
 def test_a_table_that_is_broken(folder, capsys):
     (folder / "table.npy").write_bytes((folder / "table.npy").read_bytes()[:-4])
-    assert failure(capsys, folder).startswith("table.npy: file must have 1000 bytes of table")
+    assert failure(capsys, folder).startswith("table.npy: file must have 1000 bytes of data")
 
 
 # A wrong command line

@@ -118,6 +118,12 @@ def test_every_kind_of_list(dtype, tmp_path, capsys):
     np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), means(LISTS))
 
 
+def test_npy_of_no_lists(tmp_path, capsys):
+    np.save(tmp_path / "in.npy", np.zeros((0, 3), np.int32))
+    _, summary = pool(capsys, tmp_path / "in.npy", tmp_path, column=None)
+    assert summary["rows"] == 0
+
+
 def test_null_ids_are_left_out(tmp_path, capsys):
     pq.write_table(columns([[1, None, 3], [None], [5]]), tmp_path / "in.parquet")
     out, _ = pool(capsys, tmp_path / "in.parquet", tmp_path)

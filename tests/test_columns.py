@@ -846,7 +846,7 @@ def test_a_column_of_pyarrow_that_is_longer_than_its_memory():
     with pytest.raises(ValueError, match=message):
         embag.embedding_bag(column, W)
     weights = pa.chunked_array([[[1.0, 1.0]] * 7700])
-    with pytest.raises(ValueError, match="^input must be a valid column"):
+    with pytest.raises(ValueError, match=r"^input must be a valid column"):
         embag.embedding_bag(column, W, mode="sum", per_sample_weights=weights)
 
 

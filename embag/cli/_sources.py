@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+
+from embag._table_files import check_regular, read_npy_header
 
 # How much of a Parquet file is decoded at once, and of a compressed column chunk is read.
 _BYTES_AT_ONCE = 4 << 20
@@ -58,6 +61,7 @@ def open_source(
     reader = _READERS.get(_suffix(path))
     if reader is None:
         raise ValueError(f"name must end in {', '.join(_READERS)}, got {os.path.basename(path)!r}")
+    check_regular(path)
     with contextlib.ExitStack() as files:
         yield reader(path, _Wanted(lists, others), files)
 
@@ -215,24 +219,30 @@ def _teller(raw: Any) -> Callable[[], int]:
 
 
 def _npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
-    ids = np.load(path, mmap_mode="r")
-    if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] == 0:
-        raise ValueError(
-            "ids must be 2-D integers, a bag in each row, "
-            f"got shape {ids.shape} and dtype {ids.dtype}"
-        )
-    n_rows, n = ids.shape
-    step = max(1, _BYTES_AT_ONCE // (n * ids.itemsize))
-    bags = pa.list_(pa.from_numpy_dtype(ids.dtype), n)
+    with open(path, "rb") as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        header = read_npy_header(file)
+        start, dtype, shape, fortran_order = header
+        if len(shape) != 2 or dtype.kind not in "iu" or not 0 < shape[1] < 2**31:
+            raise ValueError(
+                f"ids must be 2-D integers, a bag in each row, got shape {shape} and dtype {dtype}"
+            )
+        header.check_length(n_bytes)
+        n_rows, n = shape
+        ids: NDArray[Any] = np.zeros((0, n), dtype)
+        if n_rows:  # NumPy maps no empty arrays
+            ids = np.memmap(file, dtype, "r", start, shape, "F" if fortran_order else "C")
+    step = max(1, _BYTES_AT_ONCE // (n * dtype.itemsize))
+    bags = pa.list_(pa.from_numpy_dtype(dtype), n)
 
     def batch(start: int) -> pa.RecordBatch:
         # Copied: Arrow knows no other byte orders, nor other orders of the axes.
-        rows = np.array(ids[start : start + step], ids.dtype.newbyteorder("="), order="C")
+        rows = np.array(ids[start : start + step], dtype.newbyteorder("="), order="C")
         column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=bags)
         return pa.record_batch([column], names=[NPY_COLUMN])
 
     batches = map(batch, range(0, n_rows, step))
-    return _source(wanted, pa.schema([(NPY_COLUMN, bags)]), batches, n_rows, os.path.getsize(path))
+    return _source(wanted, pa.schema([(NPY_COLUMN, bags)]), batches, n_rows, n_bytes)
 
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
