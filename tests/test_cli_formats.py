@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from cli_cases import LISTS, TABLE, USERS, as_text, columns, means, pa, pool, read, run, vectors
 
+from embag.cli import _sources
+
 import pyarrow.csv  # isort: skip
 import pyarrow.parquet as pq  # isort: skip
 
@@ -158,6 +160,13 @@ def test_csv_of_single_ids_is_text_too(tmp_path, capsys):
     (tmp_path / "in.csv").write_text("ids,note\n7,a\n3,b\n")
     out, _ = pool(capsys, tmp_path / "in.csv", tmp_path, "--keep", "note")
     np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), TABLE[[7, 3]])
+
+
+def test_csv_of_a_column_that_is_empty_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_sources, "_BLOCK", 100)
+    (tmp_path / "in.csv").write_text("ids,note\n" + "7,\n" * 100 + "3,2.5\n")
+    out, _ = pool(capsys, tmp_path / "in.csv", tmp_path, "--keep", "note")
+    assert read(out)["note"].to_pylist() == [None] * 100 + ["2.5"]
 
 
 def test_json_of_empty_lists_first(tmp_path, capsys):

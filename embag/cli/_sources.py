@@ -22,7 +22,7 @@ from embag._table_files import check_regular, read_npy_header
 _BYTES_AT_ONCE = 4 << 20
 _MOST_ROWS_AT_ONCE = 4096
 _READ_AHEAD = 1 << 20
-_BLOCK = 4 << 20  # of text: a line must fit
+_BLOCK = 4 << 20  # of CSV: a line must fit
 
 NPY_COLUMN = "ids"
 
@@ -167,12 +167,14 @@ def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     read = pyarrow.csv.ReadOptions(block_size=_BLOCK)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
     with contextlib.ExitStack() as first:
-        names = pyarrow.csv.open_csv(_text(path, first)[1], read, parse).schema.names
-    _check_names(wanted, names)
+        schema = pyarrow.csv.open_csv(_text(path, first)[1], read, parse).schema
+    _check_names(wanted, schema.names)
+    # Text, whatever it looks like: "7" is a list of one. What is empty in the first block has
+    # no type, and may be anything later.
+    empty = [field.name for field in schema if pa.types.is_null(field.type)]
     convert = pyarrow.csv.ConvertOptions(
         include_columns=wanted.names,
-        # Text, whatever it looks like: "7" is a list of one.
-        column_types=dict.fromkeys(wanted.lists, pa.string()),
+        column_types=dict.fromkeys([*wanted.lists, *empty], pa.string()),
         strings_can_be_null=True,
     )
     raw, text = _text(path, files)
@@ -181,22 +183,31 @@ def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
 
 
 def _json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
-    import pyarrow.json
+    from embag.cli import _json_lines
 
-    read = pyarrow.json.ReadOptions(block_size=_BLOCK)
     with contextlib.ExitStack() as first:
-        schema = pyarrow.json.open_json(_text(path, first)[1], read).schema
+        schema = _json_lines.find_types(_text(path, first)[1], wanted.names)
     _check_names(wanted, schema.names)
-    # The first block may have empty lists only, from which no type can be told.
-    lists = [
-        (name, pa.list_(numbers))
-        for name, numbers in wanted.lists.items()
-        if not pa.types.is_string(schema.field(name).type)
-    ]
-    parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(lists))
+    for name, numbers in wanted.lists.items():
+        if _is_open(schema.field(name).type):
+            i = schema.names.index(name)
+            schema = schema.set(i, pa.field(name, pa.list_(numbers)))
+    if wanted.names:
+        schema = pa.schema([schema.field(name) for name in wanted.names])
     raw, text = _text(path, files)
-    reader = files.enter_context(pyarrow.json.open_json(text, read, parse))
-    return _source(wanted, reader.schema, reader, None, raw.size(), _teller(raw))
+    tables = _json_lines.read_tables(text, schema)
+    batches = (batch for table in tables for batch in table.to_batches())
+    return _source(wanted, schema, batches, None, raw.size(), _teller(raw))
+
+
+def _is_open(dtype: pa.DataType) -> bool:
+    """Return whether JSON of this type can be of any lists of numbers."""
+    if pa.types.is_list(dtype):
+        dtype = dtype.value_type
+        return any(
+            is_a(dtype) for is_a in (pa.types.is_null, pa.types.is_integer, pa.types.is_floating)
+        )
+    return bool(pa.types.is_null(dtype))
 
 
 def _text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
