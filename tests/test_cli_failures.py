@@ -4,6 +4,7 @@ In processes of their own where a signal or a full disk is at work.
 """
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from cli_cases import TABLE, columns, pa, run
 
 import embag
 
+import pyarrow.csv  # isort: skip
 import pyarrow.parquet as pq  # isort: skip
 
 
@@ -85,7 +87,43 @@ def test_weights_of_another_length(folder, capsys):
     table = pa.table({"ids": [[1, 2], [3]], "w": [[1.0, 2.0], [3.0, 4.0]]})
     pq.write_table(table, folder / "in.parquet")
     message = failure(capsys, folder, "--mode", "sum", "--weights", "w")
-    assert message.startswith("in.parquet: from row 0 on: per_sample_weights must have as many")
+    assert message == (
+        "in.parquet: column 'w', row 1: there must be as many weights as ids, 1, got 2"
+    )
+
+
+def test_a_weight_that_is_null(folder, capsys):
+    lists = [[1]] * 3000 + [[3, None, 4], [2]]
+    weights = [[0.5]] * 3000 + [[1.0, None, None], [1.0]]
+    pq.write_table(pa.table({"ids": lists, "w": weights}), folder / "in.parquet")
+    assert failure(capsys, folder, "--mode", "sum", "--weights", "w") == (
+        "in.parquet: column 'w', row 3000: the weight of id 4 is null "
+        "(--null-weights skip leaves such ids out)"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1,,2", "1;;2", "1||2", "1, ,2", "1,;2", ",1", "1,", "[1,2,]", "[,1]", ",", " ; ", "1|"],
+)
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.arrow", "in.jsonl"])
+def test_text_with_an_empty_entry(text, name, folder, capsys):
+    table = pa.table({"ids": ["1,2", "", None] * 1000 + [text, "7"], "x": range(3002)})
+    if name == "in.jsonl":
+        rows = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+        (folder / name).write_text(rows)
+    elif name == "in.csv":
+        pyarrow.csv.write_csv(table, folder / name)
+    elif name == "in.arrow":
+        with pa.ipc.new_file(folder / name, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, folder / name)
+    assert failure(capsys, folder, source=name) == (
+        f"{name}: column 'ids', row 3000: {text!r} has an empty entry"
+    )
+    printed = run(capsys, "info", folder / name, "--column", "ids", status=1)
+    assert f"column 'ids', row 3000: {text!r} has an empty entry" in printed.err
 
 
 def test_a_column_that_is_not_there(folder, capsys):
@@ -300,6 +338,7 @@ def test_a_table_that_is_broken(folder, capsys):
     [
         (["--mode", "median"], "Invalid value for '--mode'"),
         (["--weights", "user"], "--weights must come with --mode sum, got mean"),
+        (["--null-weights", "skip"], "--null-weights must come with --weights"),
         (["--threads", "0"], "0 is not in the range"),
         (["--padding-idx", "-1"], "-1 is not in the range"),
         (["--keep", "ids,ids_vector"], "the names of --keep and of the vectors must differ"),
