@@ -161,7 +161,7 @@ def test_null_where_no_id_counts(dtype, chunk_bytes, tmp_path, capsys, monkeypat
         *("pool", tmp_path / "in.arrow", "--column", "ids", "--table", tmp_path / "table.npy"),
         *("--out", tmp_path / "o.arrow", *options),
     ).out
-    assert "6 vectors are null: in their lists no id counts" in text
+    assert "6 vectors are null: their lists have no id that counts" in text
 
 
 @pytest.mark.parametrize("dtype", LIST_TYPES[:-1], ids=str)

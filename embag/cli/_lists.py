@@ -70,7 +70,7 @@ def first_outside(column: pa.ChunkedArray, n_rows: int) -> tuple[int, int]:
 
 
 def without_ids(column: pa.ChunkedArray, n_rows: int, padding_idx: int | None) -> NDArray[np.bool_]:
-    """Return in which lists no id counts: all are null, padding or no rows, or there are none."""
+    """Return which lists have no id that counts: all are null, padding or out of range."""
     found = [np.zeros(0, np.bool_)]
     for chunk in column.chunks:
         ids = pc.list_flatten(chunk)
@@ -86,9 +86,9 @@ def without_ids(column: pa.ChunkedArray, n_rows: int, padding_idx: int | None) -
 def with_weights(
     ids: pa.ChunkedArray, weights: pa.ChunkedArray, *, skip: bool
 ) -> tuple[pa.ChunkedArray, int]:
-    """Return ids that all have a weight, and how many have been made null because they have none.
+    """Return the ids, those whose weight is null made null, and how many these are.
 
-    Without `skip` there must be none.
+    Without `skip` a null weight of an id raises.
     """
     some, others = ids.combine_chunks(), weights.combine_chunks()
     offsets, bounds = _offsets(some), _offsets(others)

@@ -98,12 +98,13 @@ class _Done(NamedTuple):
     type=click.Choice(["error", "skip"]),
     default="error",
     show_default=True,
-    help="Of ids whose weight is null: fail, or leave them out and count them.",
+    help="For an id whose weight is null: fail, or leave the id out and count it.",
 )
 @click.option(
     "--null-empty",
     is_flag=True,
-    help="Null, not zeros, where no id counts: the list is null or empty, or all are left out.",
+    help="Null instead of zeros for a list without an id that counts: it is null or empty, or all "
+    "its ids are left out.",
 )
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the vectors.")
 @click.option(
@@ -358,5 +359,7 @@ def _text(summary: dict[str, Any], invalid: str, null_weights: str, null_empty: 
     if null_weights == "skip":
         lines.append(f"{summary['null_weights']:,} ids left out whose weights are null")
     if null_empty:
-        lines.append(f"{summary['null_vectors']:,} vectors are null: in their lists no id counts")
+        lines.append(
+            f"{summary['null_vectors']:,} vectors are null: their lists have no id that counts"
+        )
     return "\n".join(lines)
