@@ -5,8 +5,8 @@ standard that needs no library. nanoarrow, which is made for this, cannot give t
 ListViews (0.9), and embag would need it for what NumPy users have at hand without it.
 
 What a producer writes into the structs is believed where nothing else can be done: that its
-addresses are good for as many entries as its lengths say. Counts and types are checked here,
-ranges of lists and ids where they are used.
+addresses are good for as many entries as its lengths say (pyarrow is asked whether they are,
+_containers.py). Counts and types are checked here, ranges of lists and ids where they are used.
 
 Tested in tests/test_columns.py.
 """

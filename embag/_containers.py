@@ -393,6 +393,20 @@ def _of_pandas(value: Any, name: str) -> Column | None:
     return as_column(value.iloc[:, 0], name)
 
 
+def _of_pyarrow(value: Any, name: str) -> None:
+    """Check that buffers are as long as lengths say, which pyarrow does not when it reads a file.
+
+    The interface by which columns come does not have the sizes of buffers.
+    """
+    if hasattr(value, "validate"):  # a reader of batches has no such method
+        try:
+            value.validate()
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{name} must be a valid column, got {describe(value)}: {error}"
+            ) from error
+
+
 def _of_awkward(value: Any, name: str) -> Column | None:
     ak = sys.modules["awkward"]
     if not isinstance(value, ak.Array):
@@ -463,6 +477,7 @@ def _of_tensorflow(value: Any, name: str) -> Column | None:
 
 # By the package that a type is of.
 _READERS: dict[str, Callable[[Any, str], Column | None]] = {
+    "pyarrow": _of_pyarrow,  # goes on by Arrow's interface
     "scipy": _of_scipy,
     "pandas": _of_pandas,
     "awkward": _of_awkward,

@@ -19,10 +19,13 @@ of one field of that name; in .safetensors the metadata have the options of
 Tested in tests/test_table_files.py.
 """
 
+import errno
 import io
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
@@ -76,8 +79,32 @@ class Format(NamedTuple):
 # --- .npy ---------------------------------------------------------------------
 
 
-def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
-    _check_no_name(name)
+class NpyHeader(NamedTuple):
+    """Where a .npy file says that it has an array, of any kind but Python objects."""
+
+    start: int  # the first byte
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran_order: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all entries."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def check_length(self, n_file_bytes: int) -> None:
+        """Raise unless the array fills the rest of the file."""
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape must not be negative, got {self.shape}")
+        if self.start + self.n_bytes != n_file_bytes:
+            raise ValueError(
+                f"file must have {self.n_bytes} bytes of data after its header, "
+                f"got {n_file_bytes - self.start}"
+            )
+
+
+def read_npy_header(file: BinaryIO) -> NpyHeader:
+    """Read the header of a .npy file; whether the array is there is for `check_length`."""
     head = io.BytesIO(file.read(_NPY_HEADER))
     try:
         version = np.lib.format.read_magic(head)
@@ -91,6 +118,13 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
         raise ValueError(f"header must be one that NumPy writes, got {error}") from error
     if dtype.hasobject:
         raise ValueError("dtype must be of numbers, got Python objects, which are not unpickled")
+    return NpyHeader(head.tell(), dtype, shape, fortran_order)
+
+
+def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
+    _check_no_name(name)
+    header = read_npy_header(file)
+    start, dtype, shape, fortran_order = header
     packing = _packing_of(dtype)
     if dtype == _BFLOAT16_RECORD:
         dtype = _dtype("bfloat16")
@@ -107,16 +141,11 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     if len(shape) != (1 if packing else 2) or not 0 <= min(shape) <= max(shape) < 2**63:
         kind = "(n_rows,) for records" if packing else "(n_rows, dim)"
         raise ValueError(f"shape must be {kind}, got {shape}")
+    header.check_length(n_file_bytes)
     if packing:
         shape, dtype = (shape[0], dtype.itemsize), np.dtype(np.uint8)
     n_rows, n_columns = shape
-    place = Place(head.tell(), dtype, (n_rows, n_columns), packing, bool(fortran_order))
-    if place.start + place.n_bytes != n_file_bytes:
-        raise ValueError(
-            f"file must have {place.n_bytes} bytes of table after its header, "
-            f"got {n_file_bytes - place.start}"
-        )
-    return place
+    return Place(start, dtype, (n_rows, n_columns), packing, bool(fortran_order))
 
 
 def _npy_header(rows: AnyArray, packing: Packing | None, name: str | None) -> bytes:
@@ -308,6 +337,16 @@ def _dtype(name: str) -> np.dtype[Any]:
         ) from error
     bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return bfloat16
+
+
+def check_regular(path: str) -> None:
+    """Raise unless this is a regular file: to open another one, or to read it, may take forever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        seen = "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        raise ValueError(f"{path}: path must lead to a regular file, got {seen}")
 
 
 FORMATS = {

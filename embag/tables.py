@@ -14,7 +14,6 @@ Tested in tests/test_table_files.py; which to choose, with figures: docs/tables.
 import contextlib
 import mmap
 import os
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal
 
@@ -24,7 +23,15 @@ from numpy.typing import NDArray
 from embag import _cgroups, _encodings, _threads
 from embag._arguments import AnyArray, as_count, check_table, describe
 from embag._replacing import replacement
-from embag._table_files import FLOATS, FORMATS, Format, Packing, Place, read_tensors
+from embag._table_files import (
+    FLOATS,
+    FORMATS,
+    Format,
+    Packing,
+    Place,
+    check_regular,
+    read_tensors,
+)
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
 
@@ -224,8 +231,7 @@ def list_tensors(path: str) -> dict[str, tuple[str, list[int]]]:
 @contextlib.contextmanager
 def _open(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
     source, file_format = _format_of(path)
-    if stat.S_ISFIFO(os.stat(source).st_mode):  # to open one waits for a writer
-        raise ValueError(f"{source}: path must lead to a regular file, got a pipe")
+    check_regular(source)
     with _path_in_errors(source), open(source, "rb") as file:
         try:
             yield file, os.fstat(file.fileno()).st_size, file_format

@@ -3,6 +3,8 @@
 In processes of their own where a signal or a full disk is at work.
 """
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from cli_cases import TABLE, columns, pa, run
 
 import embag
 
+import pyarrow.csv  # isort: skip
 import pyarrow.parquet as pq  # isort: skip
 
 
@@ -84,7 +87,43 @@ def test_weights_of_another_length(folder, capsys):
     table = pa.table({"ids": [[1, 2], [3]], "w": [[1.0, 2.0], [3.0, 4.0]]})
     pq.write_table(table, folder / "in.parquet")
     message = failure(capsys, folder, "--mode", "sum", "--weights", "w")
-    assert message.startswith("in.parquet: from row 0 on: per_sample_weights must have as many")
+    assert message == (
+        "in.parquet: column 'w', row 1: there must be as many weights as ids, 1, got 2"
+    )
+
+
+def test_a_weight_that_is_null(folder, capsys):
+    lists = [[1]] * 3000 + [[3, None, 4], [2]]
+    weights = [[0.5]] * 3000 + [[1.0, None, None], [1.0]]
+    pq.write_table(pa.table({"ids": lists, "w": weights}), folder / "in.parquet")
+    assert failure(capsys, folder, "--mode", "sum", "--weights", "w") == (
+        "in.parquet: column 'w', row 3000: the weight of id 4 is null "
+        "(--null-weights skip leaves such ids out)"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1,,2", "1;;2", "1||2", "1, ,2", "1,;2", ",1", "1,", "[1,2,]", "[,1]", ",", " ; ", "1|"],
+)
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.arrow", "in.jsonl"])
+def test_text_with_an_empty_entry(text, name, folder, capsys):
+    table = pa.table({"ids": ["1,2", "", None] * 1000 + [text, "7"], "x": range(3002)})
+    if name == "in.jsonl":
+        rows = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+        (folder / name).write_text(rows)
+    elif name == "in.csv":
+        pyarrow.csv.write_csv(table, folder / name)
+    elif name == "in.arrow":
+        with pa.ipc.new_file(folder / name, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, folder / name)
+    assert failure(capsys, folder, source=name) == (
+        f"{name}: column 'ids', row 3000: {text!r} has an empty entry"
+    )
+    printed = run(capsys, "info", folder / name, "--column", "ids", status=1)
+    assert f"column 'ids', row 3000: {text!r} has an empty entry" in printed.err
 
 
 def test_a_column_that_is_not_there(folder, capsys):
@@ -145,6 +184,107 @@ def test_a_file_that_is_cut_off(name, cut, folder, capsys):
     check_untouched(folder)
 
 
+@pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize(
+    ("column", "offsets", "wrong"),
+    [
+        ("ids", [0, 3, 3, 3, 4], [-(2**30), 3, 3, 3, 4]),
+        ("ids", [0, 3, 3, 3, 4], [0, 3, 2, 3, 4]),
+        ("ids", [0, 3, 3, 3, 4], [0, 3, 3, 3, 2**30]),
+        ("text", [0, 5, 11, 11, 11], [0, 5, 11, 11, 60_000]),
+        ("text", [0, 5, 11, 11, 11], [-60_000, 5, 11, 11, 11]),
+        ("bytes", [0, 7, 7, 7, 15], [0, 7, 7, 7, 60_000]),
+        ("texts", [0, 2, 2, 3, 3], [0, 2, 2, 3, 2**20]),
+        ("names", [1, 0, 1, 1], [1, 0, 2**20, 1]),
+    ],
+)
+def test_an_arrow_file_that_points_outside_itself(write, column, offsets, wrong, folder, capsys):
+    table = pa.table(
+        {
+            "ids": pa.array([[1, 2, 3], [], [], [4]], pa.list_(pa.int64())),
+            "text": ["first", "second", "", ""],
+            "bytes": [b"1234567", b"", b"", b"12345678"],
+            "texts": [["a", "b"], [], ["c"], []],
+            "names": pa.DictionaryArray.from_arrays(
+                pa.array([1, 0, 1, 1], pa.int32()), pa.array(["this name", "that name"])
+            ),
+        }
+    )
+    with write(folder / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    before, after = (np.array(some, np.int32).tobytes() for some in (offsets, wrong))
+    whole = (folder / "in.arrow").read_bytes()
+    assert whole.count(before) == 1
+    (folder / "in.arrow").write_bytes(whole.replace(before, after))
+    if column == "ids":
+        printed = run(capsys, "info", folder / "in.arrow", "--column", "ids", status=1)
+        assert printed.err.startswith(f"embag info: error: {folder}/in.arrow: ")
+    else:  # a column that nobody asks for is not read
+        command = arguments(folder, source="in.arrow", out="other.arrow")
+        run(capsys, *command)
+    kept = [] if column == "ids" else ["--keep", column]
+    assert failure(capsys, folder, *kept, source="in.arrow").startswith("in.arrow: ")
+
+
+IDS = np.ones((5, 2), np.int32)
+
+
+def npy_of(array, *replaced):
+    written = io.BytesIO()
+    np.save(written, array)
+    return written.getvalue().replace(*replaced) if replaced else written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\3\4 and so on", "header must be one that NumPy writes, got the magic string"),
+        (npy_of(IDS, b"(5, 2)", b"(((((("), "header must be one that NumPy writes, got "),
+        (npy_of(IDS, b"(5, 2)", b"(-5,2)"), "shape must not be negative, got (-5, 2)"),
+        (npy_of(IDS, b"(5, 2)", b"(9, 2)"), "file must have 72 bytes of data after its header"),
+        (npy_of(IDS) + b"x", "file must have 40 bytes of data after its header, got 41"),
+        (npy_of(IDS * 0.5)[:-1], "file must have 80 bytes of data after its header, got 79"),
+        (npy_of(IDS[0]), "ids must be 2-D integers, a bag in each row, got shape (2,)"),
+        (npy_of(np.array([{}])), "dtype must be of numbers, got Python objects"),
+    ],
+)
+def test_npy_that_is_none(content, message, folder, capsys):
+    (folder / "in.npy").write_bytes(content)
+    printed = run(capsys, "info", folder / "in.npy", status=1)
+    assert printed.err.startswith(f"embag info: error: {folder}/in.npy: {message}")
+    assert printed.err.count("\n") == 1
+    command = arguments(folder, source="in.npy")
+    command[2:4] = []
+    printed = run(capsys, *command, status=1)
+    assert printed.err.startswith(f"embag pool: error: {folder}/in.npy: ")
+    assert printed.err.count("\n") == 1
+    check_untouched(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+@pytest.mark.parametrize(
+    "name",
+    ["p.parquet", "p.arrow", "p.csv", "p.csv.gz", "p.jsonl", "p.npy", "p.safetensors"],
+)
+def test_a_pipe(name, folder, capsys):
+    pipe = folder / name
+    os.mkfifo(pipe)
+    commands = [["info", pipe]]
+    if name != "p.safetensors":
+        commands.append(arguments(folder, source=name))
+        if name == "p.npy":
+            commands[-1][2:4] = []
+    if name in ("p.npy", "p.safetensors"):
+        commands.append(arguments(folder, table=name))
+        commands.append(["quantize", pipe, folder / "small.npy"])
+        commands.append(["info", folder / "in.parquet", "--column", "ids", "--table", pipe])
+    for command in commands:
+        printed = run(capsys, *command, status=1)
+        assert printed.err == (
+            f"embag {command[0]}: error: {pipe}: path must lead to a regular file, got a pipe\n"
+        )
+
+
 def test_bytes_that_are_wrong_in_the_middle(folder, capsys):
     pq.write_table(pa.table({"ids": [list(range(50))] * 20_000}), folder / "in.parquet")
     whole = bytearray((folder / "in.parquet").read_bytes())
@@ -187,7 +327,7 @@ def test_names_that_tell_no_format(folder, capsys):
 
 def test_a_table_that_is_broken(folder, capsys):
     (folder / "table.npy").write_bytes((folder / "table.npy").read_bytes()[:-4])
-    assert failure(capsys, folder).startswith("table.npy: file must have 1000 bytes of table")
+    assert failure(capsys, folder).startswith("table.npy: file must have 1000 bytes of data")
 
 
 # A wrong command line
@@ -198,6 +338,7 @@ def test_a_table_that_is_broken(folder, capsys):
     [
         (["--mode", "median"], "Invalid value for '--mode'"),
         (["--weights", "user"], "--weights must come with --mode sum, got mean"),
+        (["--null-weights", "skip"], "--null-weights must come with --weights"),
         (["--threads", "0"], "0 is not in the range"),
         (["--padding-idx", "-1"], "-1 is not in the range"),
         (["--keep", "ids,ids_vector"], "the names of --keep and of the vectors must differ"),

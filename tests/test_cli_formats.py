@@ -22,6 +22,8 @@ from cli_cases import (
 
 from embag.cli import _sinks
 
+from embag.cli import _sources
+
 import pyarrow.csv  # isort: skip
 import pyarrow.parquet as pq  # isort: skip
 
@@ -133,6 +135,12 @@ def test_every_kind_of_list(dtype, tmp_path, capsys):
     np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), means(LISTS))
 
 
+def test_npy_of_no_lists(tmp_path, capsys):
+    np.save(tmp_path / "in.npy", np.zeros((0, 3), np.int32))
+    _, summary = pool(capsys, tmp_path / "in.npy", tmp_path, column=None)
+    assert summary["rows"] == 0
+
+
 def test_null_ids_are_left_out(tmp_path, capsys):
     pq.write_table(columns([[1, None, 3], [None], [5]]), tmp_path / "in.parquet")
     out, _ = pool(capsys, tmp_path / "in.parquet", tmp_path)
@@ -167,6 +175,13 @@ def test_csv_of_single_ids_is_text_too(tmp_path, capsys):
     (tmp_path / "in.csv").write_text("ids,note\n7,a\n3,b\n")
     out, _ = pool(capsys, tmp_path / "in.csv", tmp_path, "--keep", "note")
     np.testing.assert_array_equal(vectors(read(out)["ids_vector"]), TABLE[[7, 3]])
+
+
+def test_csv_of_a_column_that_is_empty_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_sources, "_BLOCK", 100)
+    (tmp_path / "in.csv").write_text("ids,note\n" + "7,\n" * 100 + "3,2.5\n")
+    out, _ = pool(capsys, tmp_path / "in.csv", tmp_path, "--keep", "note")
+    assert read(out)["note"].to_pylist() == [None] * 100 + ["2.5"]
 
 
 def test_json_of_empty_lists_first(tmp_path, capsys):

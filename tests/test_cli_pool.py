@@ -109,6 +109,95 @@ def test_null_for_empty_lists(name, source, tmp_path, capsys):
     assert read(out)["ids_vector"].to_pylist() == expected
 
 
+LIST_TYPES = [
+    pa.list_(pa.int64()),
+    pa.large_list(pa.int32()),
+    pa.list_view(pa.int64()),
+    pa.list_(pa.int64(), 2),
+    pa.string(),
+]
+
+
+@pytest.mark.parametrize("dtype", LIST_TYPES, ids=str)
+@pytest.mark.parametrize("chunk_bytes", [100, 16 << 20])
+def test_null_where_no_id_counts(dtype, chunk_bytes, tmp_path, capsys, monkeypatch):
+    from embag.cli import pool as command  # noqa: PLC0415
+
+    monkeypatch.setattr(command, "_CHUNK_BYTES", chunk_bytes)
+    # 7 is padding, 50 no row of the table.
+    lists = [
+        [1, 7],
+        None,
+        [7, 7],
+        [50, 2],
+        [50, 50],
+        [7, 50],
+        [3, 3],
+        [50, 7],
+        [None, 4],
+        [None] * 2,
+    ]
+    if dtype == pa.string():
+        lists = [None if bag is None else [i for i in bag if i is not None] for bag in lists]
+        column = pa.array([None if bag is None else ",".join(map(str, bag)) for bag in lists])
+    else:
+        column = pa.array(lists, dtype)
+    with pa.ipc.new_file(tmp_path / "in.arrow", pa.schema([("ids", dtype)])) as writer:
+        writer.write_table(pa.table({"ids": column}).slice(0, 6))
+        writer.write_table(pa.table({"ids": column}).slice(6))
+    options = ["--padding-idx", "7", "--invalid", "skip", "--null-empty"]
+    out, summary = pool(capsys, tmp_path / "in.arrow", tmp_path, *options, out="o.arrow")
+    kept = [[i for i in bag or [] if i not in (None, 7, 50)] for bag in lists]
+    expected = [
+        vector.tolist() if bag else None for bag, vector in zip(kept, means(kept), strict=True)
+    ]
+    assert read(out)["ids_vector"].to_pylist() == expected
+    assert summary["null_vectors"] == expected.count(None) == 6
+    out, summary = pool(capsys, tmp_path / "in.arrow", tmp_path, *options[:-1], out="o.arrow")
+    np.testing.assert_array_equal(pooled(out), means(kept))
+    assert summary["null_vectors"] == 0
+    text = run(
+        capsys,
+        *("pool", tmp_path / "in.arrow", "--column", "ids", "--table", tmp_path / "table.npy"),
+        *("--out", tmp_path / "o.arrow", *options),
+    ).out
+    assert "6 vectors are null: their lists have no id that counts" in text
+
+
+@pytest.mark.parametrize("dtype", LIST_TYPES[:-1], ids=str)
+@pytest.mark.parametrize("chunk_bytes", [100, 16 << 20])
+def test_ids_whose_weights_are_null(dtype, chunk_bytes, tmp_path, capsys, monkeypatch):
+    from embag.cli import pool as command  # noqa: PLC0415
+
+    monkeypatch.setattr(command, "_CHUNK_BYTES", chunk_bytes)
+    lists = [[1, 2], None, [3, 4], [None, 5], [6, 7], [8, None]]
+    weights = [[1.0, None], None, [None, None], [None, 2.0], [3.0, 4.0], [None, 5.0]]
+    factors = pa.list_(pa.float64(), 2) if pa.types.is_fixed_size_list(dtype) else None
+    table = pa.table({"ids": pa.array(lists, dtype), "w": pa.array(weights, factors)})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    options = ["--mode", "sum", "--weights", "w", "--null-weights", "skip"]
+    out, summary = pool(capsys, tmp_path / "in.arrow", tmp_path, *options)
+    expected = np.zeros((6, 5), np.float32)
+    expected[0] = TABLE[1]
+    expected[3] = np.float32(2) * TABLE[5]
+    expected[4] = np.float32(3) * TABLE[6] + np.float32(4) * TABLE[7]
+    np.testing.assert_array_equal(pooled(out), expected)
+    assert (summary["ids"], summary["null_weights"]) == (10, 4)
+    out, summary = pool(
+        capsys, tmp_path / "in.arrow", tmp_path, *options, "--null-empty", out="o.arrow"
+    )
+    nulls = [vector is None for vector in read(out)["ids_vector"].to_pylist()]
+    assert nulls == [False, True, True, False, False, True]
+    assert summary["null_vectors"] == 3
+    text = run(
+        capsys,
+        *("pool", tmp_path / "in.arrow", "--column", "ids", "--table", tmp_path / "table.npy"),
+        *("--out", tmp_path / "o.arrow", *options),
+    ).out
+    assert "4 ids left out whose weights are null" in text
+
+
 def test_no_rows(tmp_path, capsys):
     pq.write_table(columns([]), tmp_path / "in.parquet")
     for name in ("o.parquet", "o.arrow", "o.npy"):

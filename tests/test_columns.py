@@ -834,6 +834,25 @@ def test_producers_that_hand_over_something_else():
             embag.embedding_bag(Hands(returned), W)
 
 
+def test_a_column_of_pyarrow_that_is_longer_than_its_memory():
+    """pyarrow reads files without a look at this."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"ids": pa.array([[1, 2]] * 77, pa.list_(pa.int64()))})
+    written = pa.BufferOutputStream()
+    with pa.ipc.new_stream(written, table.schema) as writer:
+        writer.write_table(table)
+    before, after = (np.int64(n).tobytes() for n in (77, 7700))
+    with pa.ipc.open_stream(written.getvalue().to_pybytes().replace(before, after)) as reader:
+        column = reader.read_all()["ids"]
+    assert len(column) == 7700
+    message = r"^input must be a valid column, got ChunkedArray: .*Buffer #1 too small in array"
+    with pytest.raises(ValueError, match=message):
+        embag.embedding_bag(column, W)
+    weights = pa.chunked_array([[[1.0, 1.0]] * 7700])
+    with pytest.raises(ValueError, match=r"^input must be a valid column"):
+        embag.embedding_bag(column, W, mode="sum", per_sample_weights=weights)
+
+
 def test_a_stream_that_fails():
     pa = pytest.importorskip("pyarrow")
 

@@ -384,7 +384,7 @@ def test_a_table_larger_than_memory(tmp_path):
         embag.embedding_bag([n_rows], table, [0])
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size - 1)
-    with pytest.raises(ValueError, match="file must have 68719476736 bytes of table"):
+    with pytest.raises(ValueError, match="file must have 68719476736 bytes of data"):
         embag.load_table(path)
 
 
@@ -711,8 +711,8 @@ BAD_NPY = {
     "wrapping": (npy_of(shape=(2**62 + 35, 1)), "file must have"),
     "beyond_int64": (npy_of(shape=(2**64, 0)), "shape must be"),
     "no_array_can": (npy_of(shape=(2**62, 0)), "."),
-    "one_row_more": (npy_of(shape=(8, 5)), "file must have 160 bytes of table .* got 140$"),
-    "one_row_less": (npy_of(shape=(6, 5)), "file must have 120 bytes of table .* got 140$"),
+    "one_row_more": (npy_of(shape=(8, 5)), "file must have 160 bytes of data .* got 140$"),
+    "one_row_less": (npy_of(shape=(6, 5)), "file must have 120 bytes of data .* got 140$"),
     "other_records": (npy_of([("a", "<f4")], (35,)), "dtype must be"),
     "records_of_other_size": (npy_of([("q8x5", "u1", (4,)), ("scale", "<f4")]), "dtype must be"),
     "records_of_huge_size": (npy_of([("q8x999999999999999", "u1"), ("s", "<f4")]), "dtype must be"),

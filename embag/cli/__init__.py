@@ -3,8 +3,9 @@
 A command is a file here, imported when it is called:
 
     pool.py        a column of ids in, a column of vectors out; its parts are
-                   _sources.py (files in), _lists.py (text to lists), _sinks.py (files out)
-                   and _stages.py (reading, pooling and writing at the same time)
+                   _sources.py (files in) with _json_lines.py, _lists.py (text to lists),
+                   _sinks.py (files out) and _stages.py (reading, pooling and writing at
+                   the same time)
     quantize.py    a table of floats to one of 8, 4 or 2 bits
     convert.py     a table from one file to another
     info.py        what is in a file

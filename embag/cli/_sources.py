@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+
+from embag._table_files import check_regular, read_npy_header
 
 # How much of a Parquet file is decoded at once, and of a compressed column chunk is read.
 _BYTES_AT_ONCE = 4 << 20
 _MOST_ROWS_AT_ONCE = 4096
 _READ_AHEAD = 1 << 20
-_BLOCK = 4 << 20  # of text: a line must fit
+_BLOCK = 4 << 20  # of CSV: a line must fit
 
 NPY_COLUMN = "ids"
 
@@ -58,6 +61,7 @@ def open_source(
     reader = _READERS.get(_suffix(path))
     if reader is None:
         raise ValueError(f"name must end in {', '.join(_READERS)}, got {os.path.basename(path)!r}")
+    check_regular(path)
     with contextlib.ExitStack() as files:
         yield reader(path, _Wanted(lists, others), files)
 
@@ -126,26 +130,34 @@ def _parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
 
 
 def _arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
-    """Open a file or a stream of Arrow's, whichever it is."""
+    """Open an Arrow file or stream, whichever it is. Nothing in it is trusted."""
     memory = files.enter_context(pa.memory_map(path))
     is_file = memory.read(6) == b"ARROW1"
+    opener = pa.ipc.open_file if is_file else pa.ipc.open_stream
     memory.seek(0)
-    if not is_file:
-        stream = files.enter_context(pa.ipc.open_stream(memory))
-        return _source(wanted, stream.schema, stream, None, memory.size(), memory.tell)
-    file = files.enter_context(pa.ipc.open_file(memory))
-    n_batches = file.num_record_batches
+    with opener(memory) as unread:
+        schema = unread.schema
+    _check_names(wanted, schema.names)
+    # Only wanted columns are decoded, and so only these need be valid.
+    fields = [schema.names.index(name) for name in wanted.names]
+    memory.seek(0)
+    reader = opener(memory, options=pa.ipc.IpcReadOptions(included_fields=fields))
+    files.enter_context(reader)
+    n_batches = reader.num_record_batches if is_file else 0
     n_read = 0
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal n_read
-        for n_read in range(n_batches):
-            yield file.get_batch(n_read)
+        for batch in map(reader.get_batch, range(n_batches)) if is_file else reader:
+            # Arrow believes what a file says about offsets, and so reads anywhere.
+            batch.validate(full=True)
+            yield batch
+            n_read += 1
 
     def tell() -> int:
-        return int(memory.size() * n_read / max(1, n_batches))
+        return int(memory.size() * n_read / max(1, n_batches)) if is_file else int(memory.tell())
 
-    return _source(wanted, file.schema, batches(), None, memory.size(), tell)
+    return _source(wanted, reader.schema, batches(), None, memory.size(), tell)
 
 
 def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
@@ -155,12 +167,14 @@ def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     read = pyarrow.csv.ReadOptions(block_size=_BLOCK)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
     with contextlib.ExitStack() as first:
-        names = pyarrow.csv.open_csv(_text(path, first)[1], read, parse).schema.names
-    _check_names(wanted, names)
+        schema = pyarrow.csv.open_csv(_text(path, first)[1], read, parse).schema
+    _check_names(wanted, schema.names)
+    # Text, whatever it looks like: "7" is a list of one. What is empty in the first block has
+    # no type, and may be anything later.
+    empty = [field.name for field in schema if pa.types.is_null(field.type)]
     convert = pyarrow.csv.ConvertOptions(
         include_columns=wanted.names,
-        # Text, whatever it looks like: "7" is a list of one.
-        column_types=dict.fromkeys(wanted.lists, pa.string()),
+        column_types=dict.fromkeys([*wanted.lists, *empty], pa.string()),
         strings_can_be_null=True,
     )
     raw, text = _text(path, files)
@@ -169,22 +183,31 @@ def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
 
 
 def _json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
-    import pyarrow.json
+    from embag.cli import _json_lines
 
-    read = pyarrow.json.ReadOptions(block_size=_BLOCK)
     with contextlib.ExitStack() as first:
-        schema = pyarrow.json.open_json(_text(path, first)[1], read).schema
+        schema = _json_lines.find_types(_text(path, first)[1], wanted.names)
     _check_names(wanted, schema.names)
-    # The first block may have empty lists only, from which no type can be told.
-    lists = [
-        (name, pa.list_(numbers))
-        for name, numbers in wanted.lists.items()
-        if not pa.types.is_string(schema.field(name).type)
-    ]
-    parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(lists))
+    for name, numbers in wanted.lists.items():
+        if _is_open(schema.field(name).type):
+            i = schema.names.index(name)
+            schema = schema.set(i, pa.field(name, pa.list_(numbers)))
+    if wanted.names:
+        schema = pa.schema([schema.field(name) for name in wanted.names])
     raw, text = _text(path, files)
-    reader = files.enter_context(pyarrow.json.open_json(text, read, parse))
-    return _source(wanted, reader.schema, reader, None, raw.size(), _teller(raw))
+    tables = _json_lines.read_tables(text, schema)
+    batches = (batch for table in tables for batch in table.to_batches())
+    return _source(wanted, schema, batches, None, raw.size(), _teller(raw))
+
+
+def _is_open(dtype: pa.DataType) -> bool:
+    """Return whether JSON of this type can be of any lists of numbers."""
+    if pa.types.is_list(dtype):
+        dtype = dtype.value_type
+        return any(
+            is_a(dtype) for is_a in (pa.types.is_null, pa.types.is_integer, pa.types.is_floating)
+        )
+    return bool(pa.types.is_null(dtype))
 
 
 def _text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
@@ -207,24 +230,30 @@ def _teller(raw: Any) -> Callable[[], int]:
 
 
 def _npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
-    ids = np.load(path, mmap_mode="r")
-    if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] == 0:
-        raise ValueError(
-            "ids must be 2-D integers, a bag in each row, "
-            f"got shape {ids.shape} and dtype {ids.dtype}"
-        )
-    n_rows, n = ids.shape
-    step = max(1, _BYTES_AT_ONCE // (n * ids.itemsize))
-    bags = pa.list_(pa.from_numpy_dtype(ids.dtype), n)
+    with open(path, "rb") as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        header = read_npy_header(file)
+        start, dtype, shape, fortran_order = header
+        if len(shape) != 2 or dtype.kind not in "iu" or not 0 < shape[1] < 2**31:
+            raise ValueError(
+                f"ids must be 2-D integers, a bag in each row, got shape {shape} and dtype {dtype}"
+            )
+        header.check_length(n_bytes)
+        n_rows, n = shape
+        ids: NDArray[Any] = np.zeros((0, n), dtype)
+        if n_rows:  # NumPy maps no empty arrays
+            ids = np.memmap(file, dtype, "r", start, shape, "F" if fortran_order else "C")
+    step = max(1, _BYTES_AT_ONCE // (n * dtype.itemsize))
+    bags = pa.list_(pa.from_numpy_dtype(dtype), n)
 
     def batch(start: int) -> pa.RecordBatch:
         # Copied: Arrow knows no other byte orders, nor other orders of the axes.
-        rows = np.array(ids[start : start + step], ids.dtype.newbyteorder("="), order="C")
+        rows = np.array(ids[start : start + step], dtype.newbyteorder("="), order="C")
         column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=bags)
         return pa.record_batch([column], names=[NPY_COLUMN])
 
     batches = map(batch, range(0, n_rows, step))
-    return _source(wanted, pa.schema([(NPY_COLUMN, bags)]), batches, n_rows, os.path.getsize(path))
+    return _source(wanted, pa.schema([(NPY_COLUMN, bags)]), batches, n_rows, n_bytes)
 
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

@@ -8,12 +8,12 @@ import os
 from typing import Any
 
 import click
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 import embag
 from embag import tables
+from embag._table_files import NpyHeader, check_regular, read_npy_header
 from embag.cli import _lists, _options, _sources
 from embag.cli._failing import failing
 from embag.cli._output import megabytes, progress_bar
@@ -68,7 +68,15 @@ def _is_table(path: str) -> bool:
     suffix = os.path.splitext(path.lower())[1]
     if suffix != ".npy":
         return suffix == ".safetensors"
-    return np.load(path, mmap_mode="r").dtype.kind not in "iu"
+    return _npy_header(path).dtype.kind not in "iu"
+
+
+def _npy_header(path: str) -> NpyHeader:
+    check_regular(path)
+    with open(path, "rb") as file:
+        header = read_npy_header(file)
+        header.check_length(os.fstat(file.fileno()).st_size)
+        return header
 
 
 def _of_tensors(path: str) -> dict[str, Any] | None:
@@ -89,14 +97,13 @@ def _of_table(path: str, tensor: str | None) -> dict[str, Any]:
         if path.lower().endswith(".safetensors"):
             raise
         # No table for embag; what it is, all the same.
-        array = np.load(path, mmap_mode="r")
-        order = "C" if array.flags.c_contiguous else "Fortran"
+        header = _npy_header(path)
         return {
             "kind": "array",
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-            "order": order,
-            "bytes": array.nbytes,
+            "shape": list(header.shape),
+            "dtype": str(header.dtype),
+            "order": "Fortran" if header.fortran_order else "C",
+            "bytes": header.n_bytes,
             "problem": str(error).removeprefix(f"{path}: "),
         }
     found: dict[str, Any] = {"kind": "table", "shape": list(table.shape)}

@@ -14,6 +14,7 @@ Tested in tests/test_cli_pool.py, test_cli_formats.py and test_cli_failures.py.
 import contextlib
 import functools
 import json
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 import embag
 from embag.cli import _ending, _lists, _options, _sinks, _sources, _stages
@@ -40,20 +42,27 @@ class _Chunk(NamedTuple):
     lists: dict[str, pa.ChunkedArray]  # of its columns, parsed where they are text
 
 
+class _Counts(NamedTuple):
+    """How many of these there are in some rows."""
+
+    rows: int = 0
+    ids: int = 0
+    invalid_ids: int = 0
+    null_weights: int = 0
+    null_vectors: int = 0
+
+
 class _Pooled(NamedTuple):
-    """The same rows, pooled, and how many of their ids there were, and were none."""
+    """The same rows, pooled, and what the summary counts of them."""
 
     table: pa.Table
-    n_ids: int
-    n_invalid: int
+    counts: _Counts
 
 
 class _Done(NamedTuple):
     """What has been done."""
 
-    n_rows: int
-    n_ids: int
-    n_invalid: int
+    counts: _Counts
     n_bytes_in: int
     n_bytes_out: int
     seconds: dict[str, float]  # by stage
@@ -107,7 +116,19 @@ class _Done(NamedTuple):
     type=click.IntRange(0),
     help="An id to leave out. One that is no row, such as -1, is left out by --invalid skip.",
 )
-@click.option("--null-empty", is_flag=True, help="Null, not zeros, for a list without ids.")
+@click.option(
+    "--null-weights",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="For an id whose weight is null: fail, or leave the id out and count it.",
+)
+@click.option(
+    "--null-empty",
+    is_flag=True,
+    help="Null instead of zeros for a list without an id that counts: it is null or empty, or all "
+    "its ids are left out.",
+)
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the vectors.")
 @click.option(
     "--load",
@@ -132,6 +153,7 @@ def command(
     name: str | None,
     invalid: str,
     padding_idx: int | None,
+    null_weights: str,
     null_empty: bool,
     dtype: str | None,
     load: Any,
@@ -156,6 +178,8 @@ def command(
     start = time.perf_counter()
     kept = [part.strip() for text in keep for part in text.split(",")]
     column = _check(source, column, table_path, target, mode, kept, weights, null_empty)
+    if null_weights == "skip" and weights is None:
+        raise click.UsageError("--null-weights must come with --weights")
     name = name or f"{column}_vector"
     if len({name, *kept}) <= len(kept):
         raise click.UsageError("the names of --keep and of the vectors must differ; see --name")
@@ -179,24 +203,26 @@ def command(
     dim = table.shape[1]
     field = _sinks.vectors_field(target, name, dtype_of_vectors, dim, nullable=null_empty)
 
-    done = _pool_file(source, target, column, weights, kept, field, table, pool)
+    def find_nulls(ids: pa.ChunkedArray) -> NDArray[np.bool_] | None:
+        return _lists.without_ids(ids, table.shape[0], padding_idx) if null_empty else None
+
+    skip = null_weights == "skip"
+    done = _pool_file(source, target, column, weights, skip, kept, field, table, pool, find_nulls)
     seconds = time.perf_counter() - start
     summary = {
         "out": target,
-        "rows": done.n_rows,
-        "ids": done.n_ids,
-        "invalid_ids": done.n_invalid,
+        **done.counts._asdict(),
         "dim": dim,
         "dtype": dtype_of_vectors.name,
         "seconds": round(seconds, 4),
         **{f"{stage}_seconds": round(part, 4) for stage, part in done.seconds.items()},
-        "rows_per_second": round(done.n_rows / seconds),
+        "rows_per_second": round(done.counts.rows / seconds),
         "bytes_in": done.n_bytes_in,
         "bytes_out": done.n_bytes_out,
         "peak_memory_bytes": peak_memory(),
         "threads": embag.get_num_threads(),
     }
-    print(json.dumps(summary) if as_json else _text(summary, invalid))
+    print(json.dumps(summary) if as_json else _text(summary, invalid, null_weights, null_empty))
 
 
 def _check(
@@ -233,16 +259,18 @@ def _pool_file(
     target: str,
     column: str,
     weights: str | None,
+    skip_null_weights: bool,
     kept: list[str],
     field: pa.Field,
     table: Any,
     pool: Callable[..., Any],
+    find_nulls: Callable[[pa.ChunkedArray], NDArray[np.bool_] | None],
 ) -> _Done:
     lists = {column: _lists.INTEGERS}
     if weights is not None:
         lists[weights] = _lists.NUMBERS
     vector_bytes = table.shape[1] * field.type.value_type.bit_width // 8
-    n_rows = n_ids = n_invalid = 0
+    counts = _Counts()
     with contextlib.ExitStack() as files:
         with failing(source):
             opened = files.enter_context(_sources.open_source(source, lists, kept))
@@ -259,8 +287,14 @@ def _pool_file(
 
         def pool_chunk(chunk: _Chunk) -> _Pooled:
             ids = chunk.lists[column]
+            sample, n_null_weights = None, 0
             with failing(source):
-                sample = None if weights is None else chunk.lists[weights]
+                if weights is not None:
+                    sample = chunk.lists[weights]
+                    with _named(weights, chunk.start):
+                        ids, n_null_weights = _lists.with_weights(
+                            ids, sample, skip=skip_null_weights
+                        )
                 try:
                     vectors, n = pool(ids, per_sample_weights=sample)
                 except IndexError as error:
@@ -271,19 +305,21 @@ def _pool_file(
                     ) from error
                 except ValueError as error:
                     raise ValueError(f"from row {chunk.start} on: {error}") from error
-            nulls = embag.empty_bags(ids) if field.nullable else None
+            nulls = find_nulls(ids)
             pooled = _sinks.as_column(vectors, field, nulls)
             columns = [*(chunk.table[name] for name in kept), pooled]
             n_ids = pc.sum(pc.list_value_length(ids)).as_py() or 0
-            return _Pooled(pa.Table.from_arrays(columns, schema=schema), n_ids, n)
+            n_nulls = 0 if nulls is None else int(nulls.sum())
+            return _Pooled(
+                pa.Table.from_arrays(columns, schema=schema),
+                _Counts(len(vectors), n_ids, n, n_null_weights, n_nulls),
+            )
 
         def write_chunk(pooled: _Pooled) -> None:
-            nonlocal n_rows, n_ids, n_invalid
+            nonlocal counts
             sink.write(pooled.table)
-            n_rows += len(pooled.table)
-            n_ids += pooled.n_ids
-            n_invalid += pooled.n_invalid
-            show(n_rows, opened.tell())
+            counts = _Counts(*map(operator.add, counts, pooled.counts))
+            show(counts.rows, opened.tell())
 
         # Outside of all: what is not said to be of the source is of the target.
         with failing(target):
@@ -291,7 +327,7 @@ def _pool_file(
                 seconds = _stages.overlap(read(), pool_chunk, write_chunk, embag.get_num_threads())
                 start = time.perf_counter()
             seconds["writing"] += time.perf_counter() - start  # to the disk
-    return _Done(n_rows, n_ids, n_invalid, opened.n_bytes, sink.n_bytes, seconds)
+    return _Done(counts, opened.n_bytes, sink.n_bytes, seconds)
 
 
 def _chunks(
@@ -319,14 +355,21 @@ def _chunk(start: int, batches: list[pa.RecordBatch], lists: dict[str, pa.DataTy
     table = pa.Table.from_batches(batches)
     columns = {}
     for name, numbers in lists.items():
-        try:
+        with _named(name, start):
             columns[name] = _lists.as_lists(table[name], numbers)
-        except _lists.BadRow as error:
-            raise ValueError(f"column {name!r}, row {start + error.row}: {error}") from error
     return _Chunk(start, table, columns)
 
 
-def _text(summary: dict[str, Any], invalid: str) -> str:
+@contextlib.contextmanager
+def _named(column: str, start: int) -> Iterator[None]:
+    """Name the column and the row of the file in what is said of a row."""
+    try:
+        yield
+    except _lists.BadRow as error:
+        raise ValueError(f"column {column!r}, row {start + error.row}: {error}") from error
+
+
+def _text(summary: dict[str, Any], invalid: str, null_weights: str, null_empty: bool) -> str:
     lines = [
         f"{summary['rows']:,} rows, {summary['ids']:,} ids -> {summary['out']}, "
         f"{megabytes(summary['bytes_out'])}",
@@ -337,4 +380,10 @@ def _text(summary: dict[str, Any], invalid: str) -> str:
         lines.append(f"at most {megabytes(summary['peak_memory_bytes'])} of memory")
     if invalid == "skip":
         lines.append(f"{summary['invalid_ids']:,} ids left out that are no rows of the table")
+    if null_weights == "skip":
+        lines.append(f"{summary['null_weights']:,} ids left out whose weights are null")
+    if null_empty:
+        lines.append(
+            f"{summary['null_vectors']:,} vectors are null: their lists have no id that counts"
+        )
     return "\n".join(lines)
