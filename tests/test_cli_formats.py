@@ -20,9 +20,7 @@ from cli_cases import (
     vectors,
 )
 
-from embag.cli import _sinks
-
-from embag.cli import _sources
+from embag.cli import _sinks, _sources
 
 import pyarrow.csv  # isort: skip
 import pyarrow.parquet as pq  # isort: skip
