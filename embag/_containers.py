@@ -284,7 +284,7 @@ def _joined(bags: Sequence[Any], name: str, weights: bool) -> Chunk:
     elif items.dtype == object:
         seen = next((type(item).__name__ for item in items if type(item) is not int), None)
     elif not np.can_cast(items.dtype, np.float64, "same_kind"):
-        seen = items.dtype
+        seen = {"U": "strings", "S": "bytes"}.get(items.dtype.kind, items.dtype)
     if seen is not None:
         raise TypeError(f"{name} must be lists of numbers, got lists of {seen}")
     return Chunk(len(bags), items, offsets, items_valid=valid)

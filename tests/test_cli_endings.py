@@ -36,6 +36,14 @@ SIGNALS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_nohup():
+    """Let processes be ended by SIGHUP, also where the tests are run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def folder(tmp_path):
     np.save(tmp_path / "table.npy", TABLE)
