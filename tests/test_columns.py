@@ -698,7 +698,7 @@ def test_what_is_no_column_of_lists_of_integers():
         (pa.table({"a": [[1]], "b": [[1]]}), TypeError,
          "input must be one column, got Table of several"),
         ([[1], 2], TypeError, r"input\[1\] must be a list or an array of integers, got 2"),
-        ([[1], ["a", "b"]], TypeError, "input must be lists of numbers, got lists of <U21"),
+        ([[1], ["a", "b"]], TypeError, "input must be lists of numbers, got lists of strings"),
         ([[1], [1.5, 2]], TypeError, "input must be lists of integers, got lists of float64"),
         ([[1], [[2, 3], [4]]], ValueError, "input must be lists of numbers, got others"),
         (np.array([[1], "ab"], object), TypeError, r"input\[1\] must be a list or an array"),
