@@ -1,13 +1,13 @@
-# Everything runs in the project's own virtual environment, made on first use.
-# It needs python3 with its headers and venv (Debian: python3-dev python3-venv), a C compiler, make.
+# Everything runs in a virtual environment of the project, created on first use. Requirements:
+# python3 with headers and venv (Debian: python3-dev python3-venv), a C compiler and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*.pxi embag/*.h)
+SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline test test-slow test-torch test-pipelines wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline test test-fast test-demos test-slow test-torch test-pipelines wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -16,8 +16,17 @@ demo: $(VENV)/.demo
 demo-pipeline: $(VENV)/.demo-pipeline
 	$(BIN)/python examples/baskets/run.py $(ARGS)
 
-test: $(VENV)/.test $(VENV)/.demo $(VENV)/.demo-pipeline lint
-	$(BIN)/pytest -m "not packaging and not slow"
+test: $(VENV)/.test lint
+	$(BIN)/pytest -m "not packaging and not slow and not demos"
+
+# The core, at the best level that the machine runs: under a minute on two cores.
+CORE := $(addprefix tests/,lookups gradients tables columns collection)
+test-fast: $(VENV)/.test
+	EMBAG_TEST_LEVELS=best $(BIN)/pytest -m "not slow and not thorough" $(CORE)
+
+# The demos' models and data: some hundred megabytes.
+test-demos: $(VENV)/.test $(VENV)/.demo $(VENV)/.demo-pipeline
+	$(BIN)/pytest -m demos tests
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow tests
@@ -26,13 +35,13 @@ test-torch: $(VENV)/.test $(VENV)/.test-torch
 	$(BIN)/pytest -m torch tests
 	$(BIN)/pytest embag/torch.py
 
-# Spark asks for Java 17 or later.
+# Spark requires Java 17 or later.
 test-pipelines: $(VENV)/.test $(VENV)/.test-pipelines
 	$(BIN)/pytest -m pipelines tests
 
-# On Linux. The sdist, and the wheel built from it alone; the OpenMP runtime copied into the
-# wheel; then the tests of both, on a new environment without a compiler.
-# The times in the wheel are the commit's, so that the same commit makes the same bytes.
+# Linux only. Builds the sdist and, from it, the wheel; copies the OpenMP runtime into the wheel;
+# tests both in a new environment without a compiler.
+# Files in the wheel have the time of the commit, so that a commit always gives the same bytes.
 wheel: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 wheel: $(VENV)/.release $(VENV)/.test
 	rm -rf build/wheel dist
@@ -44,47 +53,47 @@ wheel: $(VENV)/.release $(VENV)/.test
 	$(BIN)/python tools/declare_libraries.py dist
 	cp build/wheel/*.tar.gz dist
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/pytest -rP -m packaging tests/test_packaging.py -k "not openmp"
+	$(BIN)/pytest -rP -m packaging tests/repository/test_packaging.py -k "not openmp"
 
 test-packaging: wheel
-	$(BIN)/pytest -m packaging tests/test_packaging.py -k openmp
+	$(BIN)/pytest -m packaging tests/repository/test_packaging.py -k openmp
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)
 
-# Ten minutes without a problem are written into docs/soak.md too; make soak ARGS="--minutes 1".
+# Ten minutes without a problem also update docs/soak.md; make soak ARGS="--minutes 1".
 soak: $(VENV)/.test $(VENV)/.serving
-	$(BIN)/python -m benchmarks.soak --json build/soak.json --publish $(ARGS)
+	$(BIN)/python -m tools.soak --json build/soak.json --publish $(ARGS)
 
-# What fails is written to build/fuzz; make fuzz ARGS="--cases 1000000 --seed 7".
+# Failures are written to build/fuzz; make fuzz ARGS="--cases 1000000 --seed 7".
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --failures build/fuzz $(if $(ARGS),$(ARGS),--cases 100000)
 
-# A build of its own, in build/sanitize: the one in embag/ stays as it is.
+# A separate build, in build/sanitize; the build in embag/ does not change.
 sanitize: $(VENV)/.test build/sanitize/.built
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH=$(CURDIR)/build/sanitize \
 	  $(BIN)/pytest -m "not packaging and not torch and not slow" $(if $(ARGS),$(ARGS),tests)
 
-build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py)
+build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
 	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
 	@echo "building embag with sanitizers: some minutes"
 	EMBAG_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 	  --build-lib build/sanitize --build-temp build/sanitize-objects
 	@touch $@
 
-lint: $(VENV)/.test $(VENV)/.demo
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint embag/_core.pyx embag/_teams.pyx embag/_arrow.pyx $(wildcard embag/*.pxi)
+	$(BIN)/cython-lint embag/_core.pyx $(wildcard embag/*/*.pyx embag/*/*.pxi)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info embag/*.so
+	rm -rf $(VENV) build dist *.egg-info embag/*.so embag/*/*.so
 
-# One environment. The package is installed in place (its modules are built in embag/),
-# again whenever a source changes; then a stamp for each set of extras.
+# One environment. The package is installed in place, with its modules built in embag/, again
+# whenever a source changes. Each set of extras has a stamp file.
 $(BIN)/python:
 	@$(PYTHON) -c "import venv, ensurepip" || { echo "no venv: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
-"""What of embag/ can be collected."""
+"""Collect the doctests of the modules in embag/ whose dependencies are installed."""
 
 from importlib.util import find_spec
 
-# By module or folder, what it takes to import it and to run its examples.
+# Packages that the import or the examples of a module or folder need.
 NEEDS = {
     "embag/cli": ["click", "rich", "pyarrow"],
     "embag/torch.py": ["torch"],

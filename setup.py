@@ -1,9 +1,9 @@
-"""Builds the kernels once per instruction-set level; everything else is in pyproject.toml.
+"""Build the kernels once per instruction-set level; everything else is in pyproject.toml.
 
-Environment variables that this file reads:
+This file reads the environment variables
 
 EMBAG_NO_OPENMP=1
-    Build without OpenMP: correct, serial.
+    Build without OpenMP: serial, with the same results.
 EMBAG_SANITIZE=address,undefined
     Build with these sanitizers of gcc or clang, for tests: see `make sanitize`.
 """
@@ -22,11 +22,11 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# Modules that are compiled once. The latter has no threads.
-ONCE = ("_teams", "_arrow")
-SERIAL = ("_arrow",)
-# One module per x86-64 psABI level (and one for any other processor), all from
-# embag/_core.pyx. `embag/_dispatch.py` picks one at import.
+# Modules that are compiled once, and those of them without threads.
+ONCE = ("_process._teams", "_columns._cdata")
+SERIAL = ("_cdata",)
+# One module per x86-64 psABI level, all from embag/_core.pyx; other processors have only the
+# first. `embag/_kernels/dispatch.py` chooses one at import.
 #   module       flags of gcc and clang                              flags of MSVC
 LEVELS = {
     "_core": ([], []),
@@ -34,42 +34,42 @@ LEVELS = {
     "_core_v4": (["-march=x86-64-v4", "-mprefer-vector-width=512"], ["/arch:AVX512"]),
 }
 
-# No -march=native (a wheel runs elsewhere), no -ffast-math, no FMA by contraction (every
-# level computes the same bits).
+# No -march=native, as a wheel runs on other machines. No -ffast-math and no contraction to FMA,
+# as every level computes the same bits.
 UNIX_FLAGS = [
     "-ffp-contract=off",
-    # Floating-point exceptions and errno are not looked at: comparisons and square roots
-    # may be vectorised. Neither changes a result.
+    # Floating-point exceptions and errno are not read, so comparisons and square roots may be
+    # vectorized. Neither flag changes a result.
     "-fno-trapping-math",
     "-fno-math-errno",
-    "-g0",  # Python's own flags often ask for debugging information: 4 MB a module
+    "-g0",  # Python's flags often include debugging information: 4 MB per module
 ]
 GCC_FLAGS = [
-    # -O2 and what the kernels need of -O3. All of -O3 unrolls loops over up to 16 columns
-    # before the vectoriser sees them, and makes scalar code of narrow rows.
+    # -O2 and the parts of -O3 that the kernels need. All of -O3 unrolls loops over up to 16
+    # columns before they can be vectorized, and narrow rows become scalar code.
     "-O2",
     "-ftree-vectorize",
     "-fvect-cost-model=dynamic",
     "-fpeel-loops",
-    # The kernels are specialised by inlining one body some 200 times with literal widths.
-    # gcc's limits on growth are for code that is not meant to be copied.
+    # The kernels are specialized by inlining one body about 200 times with literal widths,
+    # which exceeds gcc's default limits on growth.
     "--param=max-inline-insns-single=10000",
     "--param=inline-unit-growth=100000",
     "--param=large-function-growth=100000",
     "--param=large-stack-frame=1000000",
     "--param=large-stack-frame-growth=100000",
-    # A function that only prefetches has no effect that gcc knows of: with this analysis
-    # it deletes the calls.
+    # With this analysis gcc deletes calls of functions that only prefetch, since these have no
+    # effect that it models.
     "-fno-ipa-modref",
-    # Accumulators are local arrays; without this their registers get "was written" flags.
-    # Nothing here stores on a condition to memory that another thread writes.
+    # Accumulators are local arrays; without this flag gcc keeps a "was written" flag for each
+    # of their registers. No kernel stores conditionally to memory that another thread writes.
     "-fallow-store-data-races",
-    # A fill or copy of a few vectors is to stay a few vector stores, not become memset.
+    # A fill or copy of a few vectors stays a few vector stores instead of a call of memset.
     "-fno-tree-loop-distribute-patterns",
 ]
 CLANG_FLAGS = ["-O3", "-mllvm -inline-threshold=100000"]
 MSVC_FLAGS = ["/O2", "/fp:precise"]
-# With EMBAG_SANITIZE, after all others. What is found ends the process, and says where.
+# With EMBAG_SANITIZE, after all other flags. The first finding ends the process with a report.
 SANITIZER_FLAGS = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
 
 DIRECTIVES = {
@@ -86,7 +86,7 @@ OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() 
 
 
 class BuildLevels(build_ext):
-    """build_ext that knows the compiler's flags and whether it has OpenMP."""
+    """build_ext with the flags of each compiler and level, and OpenMP where it is available."""
 
     def finalize_options(self):
         super().finalize_options()
@@ -101,7 +101,7 @@ class BuildLevels(build_ext):
             compile_args += MSVC_FLAGS
         else:
             compile_args += UNIX_FLAGS
-            # A flag that an older compiler does not know is for speed alone.
+            # Flags that an older compiler does not know are left out: they only affect speed.
             wanted = CLANG_FLAGS if self.is_clang() else GCC_FLAGS
             for flag in map(str.split, wanted):
                 if self.builds(TRIVIAL, flag, []):
@@ -132,7 +132,7 @@ class BuildLevels(build_ext):
         return "__clang__" in macros
 
     def openmp_flags(self, msvc):
-        """Flags to compile and to link with; two empty lists where there is no OpenMP."""
+        """Return the flags to compile and to link with; two empty lists without OpenMP."""
         if os.environ.get("EMBAG_NO_OPENMP", "0") not in ("", "0"):
             return [], []
         if msvc:
@@ -157,11 +157,12 @@ class BuildLevels(build_ext):
                 objects = self.compiler.compile(
                     [str(file)], output_dir=folder, extra_postargs=compile_args
                 )
-                # As modules are linked: LDFLAGS (where libomp is) reach no executable.
+                # Linked as a module: setuptools does not pass LDFLAGS, which may name the
+                # folder of libomp, to an executable.
                 self.compiler.link_shared_object(
                     objects, str(Path(folder, "probe.so")), extra_postargs=link_args
                 )
-            except Exception:  # each compiler class raises its own
+            except Exception:  # each compiler class has exceptions of its own
                 return False
         return True
 
@@ -171,9 +172,13 @@ def extensions():
     return [
         Extension(
             f"embag.{name}",
-            [f"embag/{name}.pyx"],
-            depends=["embag/_core.pyx", *glob("embag/*.pxi"), *glob("embag/*.h"), "setup.py"],
-            include_dirs=[np.get_include(), "embag"],
+            [f"embag/{name.replace('.', '/')}.pyx"],
+            depends=[
+                *("embag/_core.pyx", "setup.py"),
+                *glob("embag/*/*.pxi"),
+                *glob("embag/*/*.h"),
+            ],
+            include_dirs=[np.get_include(), "embag", "embag/_process", "embag/_columns"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         )
         for name in (*ONCE, *LEVELS)

@@ -1,13 +1,10 @@
-"""Benchmarks of embag beside its peers. Start with `python -m benchmarks.run --help`.
+"""Benchmarks of embag and comparable libraries. Start with `python -m benchmarks.run --help`.
 
-workloads.py      what is computed: one table of named workloads and their targets
-contenders.py     who computes it: embag, torch, numba, SciPy, NumPy, and the limit
-gather_limit.c    the limit: only touch the cache lines of the rows
-worker.py         one contender at one workload, in a process of its own
-run.py            starts the workers, has them work in turn, compares neighbours
-process.py        threads, import time and peak memory of embag
-pipeline/         from a Parquet file of ids to one of vectors, end to end
-machine.py        the facts about machine and versions that every result carries
-table.py          results to a Markdown table in a README
-results/          what was measured, as JSON
+run.py         run a process per contender, in turn, and compare neighbouring rounds
+operations/    single lookups and gradients: the workloads and the contenders
+pipeline/      from a Parquet file of ids to one of vectors, end to end
+callers/       concurrent calls, the CPU time of idle threads, import time and memory
+picture.py     draw the README's picture of speed from results
+machine.py     the machine and the versions, which every result includes
+results/       results as JSON
 """

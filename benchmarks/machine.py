@@ -1,4 +1,4 @@
-"""The facts about machine and versions that every result carries."""
+"""The machine and the versions, which every result includes."""
 
 import datetime
 import importlib.metadata
@@ -23,7 +23,7 @@ def facts() -> dict[str, Any]:
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],  # of a minute: more than 0.1 or so is other work
+            "load": os.getloadavg()[0],  # over a minute; above about 0.1, other programs ran
             "last-level cache": _last_level_cache(),
             "huge pages": HUGE_PAGES.read_text().strip() if HUGE_PAGES.exists() else None,
             "system": f"{platform.system()} {platform.machine()}",

@@ -1,9 +1,9 @@
 """Run the workloads: `python -m benchmarks.run`, from the root of the repository.
 
-A process per contender. They work in turn, one at a time (A B A B), and each round is
-compared with the neighbouring rounds of torch, coalescing or not, of FBGEMM and SciPy: on a
-shared machine times drift by a factor of two within minutes, the median of such ratios
-does not. Absolute figures are medians too, for orientation.
+Each contender has a process of its own. They run in turn, one at a time (A B A B). Each round is
+compared with the neighbouring rounds of torch, with and without coalescing, FBGEMM and SciPy.
+On a shared machine, times drift by a factor of two within minutes, but the median of these
+ratios does not. Absolute figures are medians, too.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.contenders import ALL, CONTENDERS
-from benchmarks.worker import Worker
-from benchmarks.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
+from benchmarks.operations.contenders import ALL, CONTENDERS
+from benchmarks.operations.worker import Worker
+from benchmarks.operations.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
-# Others are as many times as fast as these.
+# The contenders that the others are compared with.
 BASELINES = ("torch", "torch-uncoalesced", "fbgemm", "scipy")
 
 
@@ -54,10 +54,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workloads", nargs="+", choices=[*GROUPS, *WORKLOADS], help="default: all"
     )
-    parser.add_argument("--contenders", nargs="+", choices=ALL, help="default: by workload")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=ALL, help="default: depends on the workload"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each contender; default: 1")
     parser.add_argument("--rounds", type=int, help="default: 21")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     arguments = parser.parse_args()
     if arguments.rounds is None:
         arguments.rounds = 2 if arguments.quick else 21
@@ -71,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure(
     workload: Workload, contenders: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measure one workload; returns its entry of the results."""
+    """Measure one workload; return its entry of the results."""
     classes = CONTENDERS[workload.kind]
     reasons = {
         c: classes[c].unsuited(workload, arguments.threads) if c in classes else "no such operation"
@@ -125,7 +127,7 @@ def summarize(
 
 
 def median_ratio(numerators: list[float] | None, denominators: list[float]) -> float | None:
-    """The median of the ratios of rounds that were neighbours."""
+    """Return the median of the ratios of neighbouring rounds."""
     if numerators is None:
         return None
     return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))

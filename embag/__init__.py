@@ -1,54 +1,51 @@
 """Embedding bags for NumPy.
 
-An embedding bag gathers rows of a table and reduces them per bag: with `offsets` that
-cut `input` into bags, row b of the result is the sum, mean or maximum of the rows that
-bag b names. Every table lookup of a recommender is this operation, and so is the
-average of word vectors.
+An embedding bag gathers rows of a table and reduces them per bag. `input` holds ids,
+`offsets` cut it into bags, and row b of the result is the sum, mean or maximum of the rows
+whose ids are in bag b. Recommenders look up their tables this way, and word vectors are
+averaged this way.
 
     embag.embedding_bag(input, weight, offsets, mode="sum")
 
-`embedding_bag_backward` is its gradient, by the table and by the weights of the rows.
+A lookup passes through these files, top to bottom:
 
-A call passes through these files, and never back:
+    functional.py          `embedding_bag`: documentation, and a choice between two ways
+    _kernels/calls.pxi     the common lookup: one compiled function checks and computes it
+    _call.py               any other lookup: arguments become a `Call`, which is run
 
-    functional.py    the function and its documentation
-    backward.py      the same for the gradients
-    _arguments.py    checks the arguments; every error message
-    _threads.py      how many threads this much work is worth; runs kernels with several
-    _dispatch.py     which instruction-set level this processor runs
-    _core.pyx        the kernels, compiled once for each level; its parts are *.pxi
+    _arguments.py          checks of single arguments, with every error message
+    _bags.py               the bags of a call: ids, offsets, weights
+    _modes.py              the table of modes (sum, mean, max)
+    _encodings.py          the table of encodings (how rows are stored)
+    _types.py              the types that public signatures name
 
-Around it: `EmbeddingBag` (layers.py) is the layer, `SparseRows` (sparse_rows.py) a
-gradient that holds only the rows in use, embag.torch (torch.py, not imported here) the
-same for torch's tensors. _grouping.py groups the positions of a batch by row, which is
-what the gradients are made with.
+The rest of the public API:
 
-Ragged columns (Arrow's lists, whatever library they are of; scipy's CSR matrices; awkward,
-torch, TensorFlow; lists of lists) are read piece by piece, without a copy where they can be:
-_containers.py, _ragged.py for the pieces, _arrow.pyx for Arrow's C structs. `to_arrow`
-(arrow.py) makes a column of a result, `empty_bags` (ragged.py) tells which rows of it are of
-no ids. embag.polars and
-embag.pandas (not imported here) are the same as methods of columns.
+    backward.py            `embedding_bag_backward`: the gradients (_grouping.py groups ids)
+    sparse_rows.py         `SparseRows`: a gradient that holds only the rows in use
+    layers.py              `EmbeddingBag`: a table with the options of its lookups
+    collection.py          `EmbeddingBagCollection`: many tables and features in one call
+    quantized.py           `quantize`, `QuantizedTable`: tables of 8, 4 or 2 bits an entry
+    memory.py              `aligned_empty`, `aligned_copy`: memory that is fast to gather from
+    tables.py              `save_table`, `load_table`: tables in files, mapped or copied
+    ragged.py, arrow.py    `empty_bags`; `to_arrow`: the result as an Arrow column
+    _config.py             `show_config`: how embag was built and how it runs here
 
-For serving: `quantize` makes a `QuantizedTable` of 8, 4 or 2 bits an entry, or takes the
-bytes of torch's and FBGEMM's (quantized.py; _encodings.py has what all kinds of tables are
-to the kernels). `EmbeddingBagCollection` looks up many features in many tables by one call
-(collection.py).
+`embag.torch`, `embag.polars` and `embag.pandas` connect embag to these libraries. They are
+not imported here. The folders:
 
-Beside it: `aligned_copy` and `aligned_empty` (memory.py) place tables so that lookups
-are fastest, `save_table` and `load_table` (tables.py; _table_files.py has the formats)
-keep them in files, mapped or copied, `set_num_threads`, `get_num_threads` and
-`with num_threads(n)` bound the threads, `show_config` (_config.py) tells how embag was built
-and how it runs here. _cgroups.py reads what a container leaves. `_reference.py` is the
-definition in plain loops, which the tests hold the kernels to. `embag`
-or `python -m embag` is the command line (cli/).
+    _kernels/              the kernels (_core.pyx includes them) and the choice of a level
+    _columns/              readers of ragged inputs
+    _files/                headers of table files, atomic replacement
+    _process/              threads: how many, teams, forks, limits of containers
+    cli/                   the command line, `embag` or `python -m embag`
 
-The semantics are those of `torch.nn.functional.embedding_bag`; where they differ, and
-why, is in docs/semantics.md.
+The semantics are those of `torch.nn.functional.embedding_bag`. docs/semantics.md lists the
+differences, with reasons.
 """
 
 from embag._config import show_config
-from embag._threads import get_num_threads, num_threads, set_num_threads
+from embag._process.threads import get_num_threads, num_threads, set_num_threads
 from embag._version import __version__
 from embag.arrow import to_arrow
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward

@@ -1,4 +1,4 @@
-"""Makes ``python -m embag`` the command line of cli/."""
+"""Run the command line of cli/ as ``python -m embag``."""
 
 from embag.cli import main
 

@@ -1,16 +1,15 @@
-"""Arguments in, checked arrays out, or an error: every message about a call's arrays.
+"""Checks and conversions of arguments, with every message about the arrays of a call.
 
-A message reads `<argument> must <rule>, got <what was seen>`. TypeError is for dtypes
-and kinds, ValueError for shapes, relations and options, IndexError for index values.
+A message reads `<argument> must <rule>, got <what was seen>`. Wrong types and dtypes raise
+TypeError; wrong shapes, relations and options ValueError; ids out of range IndexError.
 
-Array arguments have a fast way and a slow way: the kernels' own predicates
-(`kernels.is_table`, `kernels.is_index_array`) tell in some 40 ns that an array can be
-read as it is; only what cannot comes here to be converted or refused.
+The predicates of the kernels (`kernels.is_table`, `kernels.is_index_array`) decide in about
+40 ns whether an array can be read in place. Only other arrays are converted or refused here.
 
-Values of indices and offsets are checked by the kernels, as they read them. When one
-reports failure, `check_positions` looks for the first position to blame.
+The kernels check the values of ids and offsets as they read them. If a kernel fails, `_bags.py`
+and `_columns/pieces.py` find the first invalid one.
 
-Tested in tests/test_errors.py.
+Tested in tests/lookups/.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from embag._dispatch import kernels
+from embag._kernels.dispatch import kernels
 
 AnyArray = NDArray[Any]
 
@@ -33,8 +32,8 @@ _BOOLS = frozenset((bool, np.bool_))
 
 
 def describe(value: Any) -> str:
-    """Tell what was seen: a short value in full, anything else by its type."""
-    kind = type(value)  # not what `__class__` says
+    """Return a value for a message: short values in full, others by their type."""
+    kind = type(value)  # `__class__` may be overridden
     if issubclass(kind, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     if value is None or issubclass(kind, (bool, numbers.Number, np.bool_)):
@@ -47,12 +46,12 @@ def describe(value: Any) -> str:
 
 
 def is_array(value: Any) -> bool:
-    """Return whether this is an ndarray, whatever its `__class__` says."""
+    """Return whether this is an ndarray, even if its `__class__` is overridden."""
     return issubclass(type(value), np.ndarray)
 
 
 def check_array(value: Any, name: str, kinds: str = "a numpy.ndarray") -> None:
-    """Raise unless this is an ndarray; the message says how others become one."""
+    """Raise unless this is an ndarray; the message says how to convert it."""
     if is_array(value):
         return
     kind, remedy = type(value), ""
@@ -65,8 +64,8 @@ def check_array(value: Any, name: str, kinds: str = "a numpy.ndarray") -> None:
 
 
 @contextlib.contextmanager
-def where(place: str) -> Iterator[None]:
-    """Begin the messages of errors in the block with a place, such as a feature's name."""
+def prefix_errors(place: str) -> Iterator[None]:
+    """Prefix the messages of errors in the block with a place, such as a feature's name."""
     try:
         yield
     except (TypeError, ValueError, IndexError) as error:
@@ -86,9 +85,10 @@ def check_table(
     dtypes: str = "float32 or float64 in native byte order",
     is_known: Callable[[np.dtype[Any]], bool] = _is_plain,
 ) -> None:
-    """Raise unless this is a table: its dtype and its rank are good.
+    """Raise unless this is a 2-D array of a known dtype.
 
-    Where other tables are taken too, `kinds` and `dtypes` say so and `is_known` tells.
+    `is_known` decides about the dtype; messages name the accepted types as `kinds` and
+    `dtypes`.
     """
     check_array(weight, name, kinds)
     if not is_known(weight.dtype):
@@ -101,7 +101,7 @@ def check_table(
 
 
 def as_table(weight: Any) -> AnyArray:
-    """Return `weight` as the kernels read it: itself, or a copy with adjacent columns."""
+    """Return a float32 or float64 table as the kernels read it, copied if necessary."""
     check_table(weight)
     table: AnyArray = weight
     if not kernels.is_table(weight):
@@ -110,7 +110,7 @@ def as_table(weight: Any) -> AnyArray:
 
 
 def _as_array(value: Any, name: str, kind: str) -> AnyArray:
-    """Return ndarrays as they are (a masked one's data), anything else through `np.asarray`."""
+    """Return an ndarray as it is (without a mask), anything else through `np.asarray`."""
     if type(value) is np.ndarray:
         return value
     if is_array(value):
@@ -130,10 +130,10 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
 
 
 def count_nulls(value: Any) -> int:
-    """Return how many entries of a series or an Arrow array are null: NumPy makes NaN of them."""
+    """Return the number of nulls in a series or an Arrow array; NumPy would read them as NaN."""
     if hasattr(value, "columns") or isinstance(getattr(value, "dtype", None), np.dtype):
         return 0
-    if hasattr(value, "null_count"):  # of pyarrow a number, of polars a method
+    if hasattr(value, "null_count"):  # a number in pyarrow, a method in polars
         return int(value.null_count() if callable(value.null_count) else value.null_count)
     return int(np.sum(value.isna())) if hasattr(value, "isna") else 0
 
@@ -145,7 +145,10 @@ def _from_objects(
     dtype: np.dtype[Any],
     convert: Callable[[Any], float],
 ) -> AnyArray:
-    """Return an array of Python's numbers in a dtype: `convert` raises TypeError for others."""
+    """Convert an array of Python objects entry by entry.
+
+    `convert` raises TypeError for an object that is not a number of the right kind.
+    """
     array = np.empty(objects.shape, dtype)
     for place, value in np.ndenumerate(objects):
         try:
@@ -157,14 +160,14 @@ def _from_objects(
 
 
 def _clip(value: Any) -> int:
-    """Return an integer as one of int64; what is beyond stays out of range of every table."""
+    """Clip an integer to int64, so that a larger one stays out of range of every table."""
     if type(value) in _BOOLS:
         raise TypeError
     return min(max(operator.index(value), -(2**63)), 2**63 - 1)
 
 
 def to_float(value: Any) -> float:
-    """Return a real number as a float; what is too large is infinite."""
+    """Return a real number as a float; one too large becomes infinite."""
     if not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError
     try:
@@ -174,7 +177,7 @@ def to_float(value: Any) -> float:
 
 
 def as_numbers(value: Any, name: str) -> AnyArray:
-    """Return an array of numbers, in float64 where there are integers too large for NumPy."""
+    """Return an array of numbers; it is float64 if integers are too large for NumPy."""
     array = _as_array(value, name, "numbers")
     if array.dtype == object:
         return _from_objects(array, name, "numbers", _FLOAT64, to_float)
@@ -182,16 +185,16 @@ def as_numbers(value: Any, name: str) -> AnyArray:
 
 
 def cast(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
-    """Return numbers as the kernels read them: in a dtype, contiguous.
+    """Return numbers as the kernels read them: of this dtype, contiguous.
 
-    Those that are too large become infinite, those that are too small 0, without a warning.
+    Numbers too large become infinite, numbers too small become 0, without a warning.
     """
     with np.errstate(all="ignore"):
         return np.require(array, dtype, ["C", "A"])
 
 
 def as_indices(indices: Any, name: str) -> AnyArray:
-    """Return integers as the kernels read them; those that can be are not copied."""
+    """Return integers as the kernels read them, copied only if necessary."""
     if type(indices) is not np.ndarray or not kernels.is_index_array(indices):
         return as_index_array(indices, name)
     return indices
@@ -203,16 +206,16 @@ def as_index_array(indices: Any, name: str) -> AnyArray:
     if array.dtype == object:
         array = _from_objects(array, name, "integers", _INT64, _clip)
     elif issubclass(type(indices), (list, tuple)) and not _BOOLS.isdisjoint(map(type, indices)):
-        array = array.astype(np.bool_)  # NumPy takes a bool beside integers for one
+        array = array.astype(np.bool_)  # NumPy would read a bool among integers as an integer
     elif array.dtype.kind == "f" and not hasattr(type(indices), "__array__"):
-        # NumPy takes [] for float64, and integers beyond int64 beside others.
+        # NumPy reads [] as float64, and also integers some of which are beyond int64.
         with contextlib.suppress(TypeError):
             objects = np.array(indices, object)
             array = _from_objects(objects, name, "integers", _INT64, _clip)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        # Values beyond int64 become negative: out of range, as they should be.
+        # Values beyond int64 become negative, and so stay out of range.
         array = array.astype(array.dtype.newbyteorder("="), copy=False).view(_INT64)
     elif array.dtype.kind == "u" or array.dtype.itemsize < 4:
         array = array.astype(_INT64)
@@ -222,9 +225,9 @@ def as_index_array(indices: Any, name: str) -> AnyArray:
 
 
 def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]) -> AnyArray:
-    """Return the gradient as the kernels read it: the table's dtype, adjacent columns.
+    """Return the gradient as the kernels read it: of this dtype, with adjacent columns.
 
-    One row repeated without memory of its own (`np.broadcast_to`) stays that.
+    A row that `np.broadcast_to` repeats stays one row in memory.
     """
     array = as_numbers(grad_output, "grad_output")
     check_castable("grad_output", array.dtype, dtype)
@@ -239,26 +242,19 @@ def as_grad_output(grad_output: Any, n_bags: int, dim: int, dtype: np.dtype[Any]
     return np.broadcast_to(copy, (n_bags, dim)) if repeated else copy
 
 
-def as_max_indices(max_indices: Any, n_bags: int, dim: int, n_rows: int, mode: str) -> AnyArray:
-    """Return the winning rows as the kernels read them: int64, contiguous, each -1 or a row."""
-    if mode != "max":
-        raise ValueError(
-            f"max_indices must be None where mode is {mode!r}, got {describe(max_indices)}"
-        )
+def as_max_indices(max_indices: Any, n_bags: int, dim: int, n_rows: int) -> AnyArray:
+    """Return the winning rows as the kernels read them: int64, contiguous, -1 for empty bags."""
     given = _as_array(max_indices, "max_indices", "integers")
     array = as_index_array(max_indices, "max_indices").astype(np.int64, copy=False)
     if array.shape != (n_bags, dim):
         raise ValueError(
             f"max_indices must have the output's shape {(n_bags, dim)}, got {array.shape}"
         )
-    least = 0 if given.dtype.kind == "u" else -1  # of uint64, the largest are negative here
+    least = 0 if given.dtype.kind == "u" else -1  # the largest uint64 became negative
     bad = (array < least) | (array >= n_rows)
     if bad.any():
-        b, d = np.unravel_index(int(bad.argmax()), bad.shape)
-        raise IndexError(
-            f"max_indices[{b}, {d}] = {integer_at(max_indices, (int(b), int(d)))} "
-            f"is out of range for a table of {n_rows} rows"
-        )
+        b, d = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
+        raise_out_of_range(f"max_indices[{b}, {d}]", integer_at(max_indices, (b, d)), n_rows)
     return array
 
 
@@ -271,7 +267,7 @@ def check_layouts(
     output: tuple[int, int],
     dtype: np.dtype[Any],
 ) -> None:
-    """Raise if converting another argument ran code that changed one of these."""
+    """Raise if a layout has changed: converting an argument may have run other code."""
     n_bags = kernels.count_bags(indices, offsets, include_last_offset)
     unchanged = indices.size == n_indices and n_bags == output[0]
     if not unchanged or grad.shape != output or grad.dtype != dtype:
@@ -279,7 +275,7 @@ def check_layouts(
 
 
 def check_wrt(wrt: Any, sample: AnyArray | None) -> None:
-    """Raise for a gradient that there is not."""
+    """Raise unless `wrt` names a gradient that exists."""
     if wrt is None or (type(wrt) is str and wrt == "weight"):
         return
     if type(wrt) is not str or wrt != "per_sample_weights":
@@ -291,7 +287,7 @@ def check_wrt(wrt: Any, sample: AnyArray | None) -> None:
 def raise_for_shapes(
     input: AnyArray, offsets: AnyArray | None, include_last_offset: bool, name: str = "input"
 ) -> NoReturn:
-    """Raise for an `input` and `offsets` whose shapes make no bags."""
+    """Raise for ids and offsets whose shapes do not form bags."""
     if offsets is None:
         if input.ndim == 1:
             raise ValueError(f"offsets must be given where {name} is 1-D, got None")
@@ -311,38 +307,14 @@ def check_flags(**flags: Any) -> None:
             raise TypeError(f"{name} must be a bool, got {describe(flag)}")
 
 
-def check_mode(
-    mode: Any, sparse: bool, scale_grad_by_freq: bool, return_max_indices: bool = False
-) -> None:
-    """Raise for a mode that is none, or that an option does not go with."""
-    if type(mode) is not str or mode not in ("sum", "mean", "max"):
-        raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {describe(mode)}")
-    if mode == "max":
-        if sparse:
-            raise ValueError("sparse must be False where mode is 'max', got True")
-        if scale_grad_by_freq:
-            raise ValueError("scale_grad_by_freq must be False where mode is 'max', got True")
-    elif return_max_indices:
-        raise ValueError(f"return_max_indices must be False where mode is {mode!r}, got True")
-
-
 def check_invalid(invalid: Any) -> None:
-    """Raise for a policy that is none."""
+    """Raise for an unknown policy."""
     if type(invalid) is not str or invalid not in ("raise", "skip"):
         raise ValueError(f"invalid must be 'raise' or 'skip', got {describe(invalid)}")
 
 
-def check_weighted(mode: str, per_sample_weights: Any) -> None:
-    """Raise for weights where the mode has none."""
-    if mode != "sum":
-        raise ValueError(
-            f"per_sample_weights must be None where mode is {mode!r}, "
-            f"got {describe(per_sample_weights)}"
-        )
-
-
 def check_castable(name: str, seen: np.dtype[Any], dtype: np.dtype[Any]) -> None:
-    """Raise unless NumPy casts numbers of one dtype to the other as of the same kind."""
+    """Raise unless NumPy's "same_kind" rule allows the cast."""
     if not np.can_cast(seen, dtype, "same_kind"):
         raise TypeError(f"{name} must cast to {dtype} as 'same_kind', got dtype {seen}")
 
@@ -350,13 +322,14 @@ def check_castable(name: str, seen: np.dtype[Any], dtype: np.dtype[Any]) -> None
 def as_sample_weights(
     per_sample_weights: Any,
     input: AnyArray,
-    mode: str,
     dtype: np.dtype[Any],
     whose: str = "input's",
 ) -> AnyArray:
-    """Return the weights as the kernels read them: the table's dtype, contiguous."""
+    """Return the weights as the kernels read them: of this dtype, contiguous.
+
+    They must have the shape of `input`, which messages call `whose` shape.
+    """
     name = "per_sample_weights"
-    check_weighted(mode, per_sample_weights)
     array = as_numbers(per_sample_weights, name)
     check_castable(name, array.dtype, dtype)
     if array.shape != input.shape:
@@ -365,7 +338,7 @@ def as_sample_weights(
 
 
 def as_integer(value: Any, name: str) -> int:
-    """Return an integer, not a bool, as an int."""
+    """Return an integer as an int; bools are refused."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -375,7 +348,7 @@ def as_integer(value: Any, name: str) -> int:
 
 
 def as_count(value: Any, name: str) -> int:
-    """Return a number of threads as an int."""
+    """Return a count of at least 1 as an int."""
     if type(value) is int and value > 0:
         return value
     count = as_integer(value, name)
@@ -385,7 +358,7 @@ def as_count(value: Any, name: str) -> int:
 
 
 def as_padding_row(padding_idx: Any, n_rows: int, whose: str = "weight's") -> int:
-    """Return the row that `padding_idx` names."""
+    """Return the row that `padding_idx` names, counted from the start."""
     row = as_integer(padding_idx, "padding_idx")
     if not -n_rows <= row < n_rows:
         raise ValueError(f"padding_idx must name one of {whose} {n_rows} rows, got {describe(row)}")
@@ -403,7 +376,7 @@ def as_number(value: Any, name: str) -> float:
 
 
 def as_max_norm(max_norm: Any, weight: Any) -> float:
-    """Return `max_norm` as a float; `weight` is to be scaled in place."""
+    """Return `max_norm` as a float; raise unless `weight` can be scaled in place."""
     bound = as_number(max_norm, "max_norm")
     if not is_array(weight) or weight.dtype.char not in "fd":
         kind = weight.dtype if is_array(weight) else describe(weight)
@@ -418,7 +391,7 @@ def as_max_norm(max_norm: Any, weight: Any) -> float:
 
 
 def as_norm_type(norm_type: Any) -> float:
-    """Return `norm_type` as a float, perhaps infinite."""
+    """Return `norm_type` as a float, which may be infinite."""
     p = as_number(norm_type, "norm_type")
     if not p > 0:
         raise ValueError(f"norm_type must be greater than 0, got {p}")
@@ -429,7 +402,7 @@ def as_table_shape(shape: Any) -> tuple[int, int]:
     """Return (n_rows, dim) as two ints."""
     try:
         n_rows, dim = (operator.index(n) for n in shape)
-    except (TypeError, ValueError, NotImplementedError):  # the last of a memoryview with two axes
+    except (TypeError, ValueError, NotImplementedError):  # a 2-D memoryview raises the last
         raise TypeError(f"shape must be two integers, got {describe(shape)}") from None
     if not 0 <= min(n_rows, dim) <= max(n_rows, dim) < 2**63:
         raise ValueError(
@@ -441,10 +414,10 @@ def as_table_shape(shape: Any) -> tuple[int, int]:
 def new_array(
     make: Callable[..., AnyArray], shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> AnyArray:
-    """Return what `np.empty` or `np.zeros` makes; MemoryError if it is too large."""
+    """Return a new array of `np.empty` or `np.zeros`; raise MemoryError if it is too large."""
     try:
         return make(shape, dtype)
-    except ValueError:  # NumPy's word for more bytes than can be counted
+    except ValueError:  # NumPy raises it where the number of bytes overflows
         raise MemoryError(f"cannot allocate an array of shape {shape}") from None
 
 
@@ -455,7 +428,7 @@ def check_out(
     names: Sequence[str],
     inputs: Sequence[Any],
 ) -> None:
-    """Raise unless the result can be written to `out`, apart from inputs of these names."""
+    """Raise unless the result can be written to `out`, which shares no memory with `inputs`."""
     check_array(out, "out")
     if out.dtype != dtype:
         raise TypeError(f"out must have the result's dtype {dtype}, got {out.dtype}")
@@ -471,24 +444,15 @@ def check_out(
 
 
 def shares_memory(out: AnyArray, array: AnyArray) -> bool:
-    """Return whether a byte is in both, or whether that is too hard to tell."""
+    """Return whether the arrays share a byte, or whether that is too hard to decide."""
     try:
         return np.shares_memory(out, array, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
 
-def positions_in_bags(
-    input: AnyArray, offsets: AnyArray | None, include_last_offset: bool
-) -> AnyArray:
-    """Return the part of `input` that is in a bag."""
-    if include_last_offset and offsets is not None:
-        return input[int(offsets[0]) : int(offsets[-1])]
-    return input
-
-
 def as_offsets(lengths: Any, input: AnyArray, offsets: Any, include_last_offset: bool) -> AnyArray:
-    """Return the offsets of bags of these lengths, and where the last one ends."""
+    """Return the offsets of bags of these lengths, with the end of the last bag."""
     if offsets is not None:
         raise ValueError(f"offsets must be None where lengths is given, got {describe(offsets)}")
     if include_last_offset:
@@ -498,7 +462,7 @@ def as_offsets(lengths: Any, input: AnyArray, offsets: Any, include_last_offset:
     sizes = as_index_array(lengths, "lengths")
     if sizes.ndim != 1:
         raise ValueError(f"lengths must be 1-D, got shape {sizes.shape}")
-    bad = (sizes < 0) | (sizes > len(input))  # so that no sum of them overflows
+    bad = (sizes < 0) | (sizes > len(input))  # so the sum below cannot overflow
     if bad.any():
         b = int(bad.argmax())
         raise ValueError(
@@ -515,49 +479,15 @@ def as_offsets(lengths: Any, input: AnyArray, offsets: Any, include_last_offset:
 
 
 def rows_in_range(rows: AnyArray, n_rows: int) -> slice:
-    """Return which of these sorted integers are rows."""
+    """Return the slice of these sorted integers that are in range."""
     start, stop = np.searchsorted(rows, [0, n_rows])
     return slice(int(start), int(stop))
-
-
-def check_positions(
-    input: AnyArray,
-    offsets: AnyArray | None,
-    include_last_offset: bool,
-    n_rows: int,
-    given_input: Any,
-    given_offsets: Any,
-    refuse: bool = True,
-    name: str = "input",
-    start: int = 0,
-) -> None:
-    """Raise for the first offset, else for the first index, that is not valid.
-
-    Indices are looked at only if those out of range are refused. Messages quote
-    `given_input` and `given_offsets`, the arrays before conversion; there `input` is called
-    `name` and starts at `start`.
-    """
-    check_offsets(offsets, input.size, given_offsets, name)
-    if not refuse:
-        return
-    used = positions_in_bags(input, offsets, include_last_offset)
-    k = kernels.first_bad_index(used, n_rows)
-    if k < 0:
-        return
-    place = tuple(int(i) for i in np.unravel_index(k, input.shape))
-    bag = place[0] if offsets is None else int(np.searchsorted(offsets, k, side="right")) - 1
-    if start:
-        place = (place[0] + start,)
-    raise IndexError(
-        f"{name}[{', '.join(map(str, place))}] = {integer_at(given_input, place)} "
-        f"is out of range for a table of {n_rows} rows (bag {bag})"
-    )
 
 
 def check_offsets(
     offsets: AnyArray | None, n_indices: int, given_offsets: Any, input_name: str = "input"
 ) -> None:
-    """Raise for the first offset that is not valid; messages quote `given_offsets`."""
+    """Raise for the first invalid offset; messages quote `given_offsets`."""
     if offsets is not None:
         i = kernels.first_bad_offset(offsets, n_indices)
         if i >= 0:
@@ -565,8 +495,8 @@ def check_offsets(
 
 
 def integer_at(given: Any, place: int | tuple[int, ...]) -> int:
-    """Return the integer at a place of an argument before its conversion."""
-    # NumPy would round large integers in a list.
+    """Return an integer of an argument as it was before conversion."""
+    # Without `object`, NumPy would round large integers of a list.
     dtype = None if hasattr(type(given), "__array__") else object
     return int(np.asarray(given, dtype)[place])
 
@@ -581,6 +511,12 @@ def _raise_for_offset(offsets: Any, i: int, n_indices: int, input_name: str) -> 
     raise ValueError(f"offsets must not exceed the {n_indices} entries of {input_name}, {seen}")
 
 
+def raise_out_of_range(place: str, seen: int, n_rows: int, bag: str = "") -> NoReturn:
+    """Raise for an id out of range; `place` is its position, `bag` names its bag."""
+    bag = f" ({bag})" if bag else ""
+    raise IndexError(f"{place} = {seen} is out of range for a table of {n_rows} rows{bag}")
+
+
 def raise_for_change() -> NoReturn:
-    """Raise for arrays that were bad to the kernel and are good now."""
+    """Raise for arrays that a kernel found invalid and that are valid now."""
     raise RuntimeError("arrays must not change during the call, got a change of their values")

@@ -1,11 +1,13 @@
-"""`show_config`: how embag was built and how it runs here.
+"""`show_config`: how embag was built and how it runs on this machine.
 
-Tested in tests/test_dispatch.py and tests/test_threads.py.
+Tested in tests/process/.
 """
 
 from typing import Any, Literal, overload
 
-from embag import _arguments, _dispatch, _threads
+from embag import _arguments
+from embag._kernels import dispatch
+from embag._process import threads
 from embag._version import __version__
 
 
@@ -14,7 +16,7 @@ def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Show how embag was built and how it runs here, to paste into a report.
+    """Show how embag was built and how it runs on this machine, for bug reports.
 
     Parameters
     ----------
@@ -24,13 +26,18 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        With ``mode="dicts"``: version, compiler, levels built, supported and in use,
-        OpenMP, threads, the rule that decided their number, and notes on them.
+        With ``mode="dicts"``: the version, the compiler, the levels that are built, supported
+        and in use, OpenMP's version, and the number of threads with the rule that decided it
+        and notes. Otherwise None.
 
     Raises
     ------
     ValueError
-        If `mode` is neither.
+        If `mode` is unknown.
+
+    See Also
+    --------
+    get_num_threads : The number of threads alone.
 
     Examples
     --------
@@ -41,18 +48,18 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """
     if type(mode) is not str or mode not in ("stdout", "dicts"):
         raise ValueError(f"mode must be 'stdout' or 'dicts', got {_arguments.describe(mode)}")
-    compiler, openmp = _dispatch.kernels.build_info()
-    n_threads, rule = _threads.explain()
+    compiler, openmp = dispatch.kernels.build_info()
+    n_threads, rule = threads.explain()
     config: dict[str, Any] = {
         "version": __version__,
         "compiler": compiler,
         "levels": {
-            "built": _dispatch.built_levels(),
-            "supported": _dispatch.supported_levels(),
-            "in use": _dispatch.level_in_use,
+            "built": dispatch.built_levels(),
+            "supported": dispatch.supported_levels(),
+            "in use": dispatch.level_in_use,
         },
         "OpenMP": openmp or None,
-        "threads": {"count": n_threads, "decided by": rule, "notes": _threads.notes()},
+        "threads": {"count": n_threads, "decided by": rule, "notes": threads.notes()},
     }
     if mode == "dicts":
         return config

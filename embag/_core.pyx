@@ -8,19 +8,27 @@ The backward pass groups the positions of `input` by row. Then the gradient of a
 the sum of the gradients of the bags that it is in, so the forward kernel computes it,
 with rows for bags and bags for rows.
 
-    _bags.pxi        which positions a bag has; how work is shared among threads
-    _columns.pxi     what is done to a few columns of a row, in registers
-    _layouts.pxi     which arrays can be read as they are
-    _forward.pxi     reduce bags: jobs, tasks, blocks
-    _plain.pxi       blocks of float32 and float64 tables
-    _encoded.pxi     blocks of tables of narrower floats and of integers
-    _collection.pxi  many tables in one call
-    _renorm.pxi      scale rows to a largest norm
-    _grouping.pxi    group positions by row: a radix sort
-    _backward.pxi    what the gradients need beside those
-    _quantize.pxi    rows of floats to rows of few bits
+The parts, each using only those above it:
 
-What a kernel is here: `noexcept nogil`, pointers and sizes in, its output filled, True
+    bags.pxi         which positions a bag has; whether ids and offsets are valid
+    encodings.pxi    how a row holds its entries: the one table of encodings
+    modes.pxi        how the rows of a bag are reduced: the one table of modes
+    arrays.pxi       which arrays can be read or written as they are
+    chunks.pxi       work in chunks, shared among threads
+    arithmetic.pxi   arithmetic on some columns of a row, in registers
+    jobs.pxi         what is looked up, where results go; prefetching
+    entries.pxi      the entries of a row, decoded
+    blocks.pxi       the walk: bags reduced over a block of columns
+    forward.pxi      jobs cut into tasks, and tasks into blocks
+    calls.pxi        lookups in one table, as Python calls them
+    lists.pxi        lists of Python's ints, as arrays
+    collection.pxi   many tables in one call
+    renorm.pxi       rows scaled to a largest norm
+    grouping.pxi     positions grouped by row: a radix sort
+    backward.pxi     what the gradients need beside those
+    quantize.pxi     rows of floats to rows of few bits
+
+A kernel here is `noexcept nogil`, pointers and sizes in, its output filled, True
 for success. It allocates nothing, raises nothing and never sees a Python object. On
 False the caller looks for the position to blame (`first_bad_offset`,
 `first_bad_index`). Arguments are checked in `_arguments.py`, not here.
@@ -34,11 +42,11 @@ All of this is compiled once per instruction-set level: `_core_v3.pyx` and
 in the order of positions, and setup.py forbids contraction into FMA. So does every thread:
 each task runs under the processor's default floating-point settings (_platform.h).
 
-How this came to be, with figures: docs/design.md. Tested against `_reference.py` in
-tests/.
+docs/design.md has the reasons, with figures. Tested against tests/support/reference.py.
 """
 
-from libc.math cimport INFINITY, fabs, pow, sqrt
+from cpython.ref cimport PyObject
+from libc.math cimport INFINITY, ceil, fabs, pow, sqrt
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -50,7 +58,13 @@ cimport numpy as cnp
 
 cnp.import_array()
 
-cdef extern from "_platform.h" nogil:
+cdef extern from "Python.h":
+    PyObject* PyList_GET_ITEM(object, Py_ssize_t)     # borrowed
+    PyObject* PyTuple_GET_ITEM(object, Py_ssize_t)
+    bint PyLong_CheckExact(object)
+    int64_t PyLong_AsLongLongAndOverflow(object, int*) except? -1
+
+cdef extern from "_kernels/platform.h" nogil:
     void embag_prefetch(size_t address)
     void embag_prefetch_to_write(size_t address)
     int32_t embag_read_int32(const int32_t* source)
@@ -58,7 +72,6 @@ cdef extern from "_platform.h" nogil:
     void embag_count(int64_t* total, int64_t n)
     uint64_t embag_use_default_floats()
     void embag_restore_floats(uint64_t given)
-    double embag_read_double(const double* source)
     float embag_read_float(const char* source)
     uint16_t embag_read_uint16(const char* source)
     void embag_write_float(char* to, float value)
@@ -91,17 +104,23 @@ cdef enum:
     LINE = 64              # bytes of a cache line
     SHARES = 4             # of the work for each thread: they are not equally fast
 
-include "_bags.pxi"
-include "_columns.pxi"
-include "_layouts.pxi"
-include "_forward.pxi"
-include "_plain.pxi"
-include "_encoded.pxi"
-include "_collection.pxi"
-include "_renorm.pxi"
-include "_grouping.pxi"
-include "_backward.pxi"
-include "_quantize.pxi"
+include "_kernels/bags.pxi"
+include "_kernels/encodings.pxi"
+include "_kernels/modes.pxi"
+include "_kernels/arrays.pxi"
+include "_kernels/chunks.pxi"
+include "_kernels/arithmetic.pxi"
+include "_kernels/jobs.pxi"
+include "_kernels/entries.pxi"
+include "_kernels/blocks.pxi"
+include "_kernels/forward.pxi"
+include "_kernels/calls.pxi"
+include "_kernels/lists.pxi"
+include "_kernels/collection.pxi"
+include "_kernels/renorm.pxi"
+include "_kernels/grouping.pxi"
+include "_kernels/backward.pxi"
+include "_kernels/quantize.pxi"
 
 
 def build_info():
@@ -109,6 +128,6 @@ def build_info():
     return EMBAG_COMPILER.decode(), EMBAG_OPENMP
 
 
-def cpu_level():
+def cpu_level() -> int:
     """The highest x86-64 level that this machine runs: 4, 3 or 1; 0 if it is no x86-64."""
     return embag_cpu_level()

@@ -1,90 +1,163 @@
-"""What a kernel reads as a table: an array, and how its rows are encoded.
+"""Encodings: how the entries of a row are stored, and tables as the kernels read them.
 
-`Table` is the one form that every table takes on its way to the kernels; the codes are
-those of `_layouts.pxi`. Tested in tests/test_low_precision.py.
+`ENCODINGS` is the table of all encodings. Its counterpart in the kernels is in
+`_kernels/encodings.pxi`. Tables of all kinds reach the kernels as a `Table`.
+
+Tested in tests/tables/.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from embag import _arguments, _threads
-from embag._dispatch import kernels
+from embag import _arguments
+from embag._kernels.dispatch import kernels
+from embag._process import threads
 
 AnyArray = NDArray[Any]
-
-_floats: tuple[int, int, int, int] = kernels.FLOAT_ENCODINGS
-FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = _floats
-QUANTIZED: dict[tuple[str, int], int] = kernels.QUANTIZED_ENCODINGS  # by layout and bits
-
-FLOATS = "float32, float64, float16 or bfloat16 in native byte order"
+Layout: TypeAlias = Literal["fused", "tbe"]
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
-_CODES = {_FLOAT32: FLOAT32, _FLOAT64: FLOAT64, np.dtype(np.float16): FLOAT16}
+_FLOAT16 = np.dtype(np.float16)
+
+
+class Encoding(NamedTuple):
+    """How the entries of a row are stored."""
+
+    name: str  # for floats, the name of the dtype
+    code: int  # in the kernels
+    bits: int  # of an entry
+    sums_dtype: np.dtype[Any]  # the dtype in which rows are summed
+    rounds: bool  # results may have it
+    # For integers, whose rows have a scale and a bias each:
+    layout: Layout | None = None
+    factor_dtype: np.dtype[Any] = _FLOAT32  # of scale and bias
+    factors_first: bool = False  # scale and bias come before the entries
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether entries are stored in the dtype in which they are summed."""
+        return self.layout is None and self.bits == self.sums_dtype.itemsize * 8
+
+    def row_bytes(self, dim: int) -> int:
+        """Return the bytes of a row of `dim` entries, without padding bytes."""
+        n_bytes: int = kernels.row_bytes(self.code, dim)
+        return n_bytes
+
+
+def _encoding(key: str | tuple[Layout, int], code: int) -> Encoding:
+    bits, factor_bytes, factors_first, rounds = kernels.encoding_traits(code)
+    if isinstance(key, str):
+        return Encoding(key, code, bits, _FLOAT64 if key == "float64" else _FLOAT32, rounds)
+    layout, _ = key
+    factor_dtype = _FLOAT32 if factor_bytes == 4 else _FLOAT16
+    return Encoding(
+        f"{layout} int{bits}", code, bits, _FLOAT32, rounds, layout, factor_dtype, factors_first
+    )
+
+
+# The keys are the names of dtypes, and (layout, bits) of a QuantizedTable.
+ENCODINGS: dict[str | tuple[Layout, int], Encoding] = {
+    key: _encoding(key, code) for key, code in kernels.ENCODING_CODES.items()
+}
+FLOAT32, BFLOAT16 = ENCODINGS["float32"], ENCODINGS["bfloat16"]
+FLOATS = tuple(key for key in ENCODINGS if isinstance(key, str))
+FLOATS_NAMES = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+FLOATS_RULE = f"{FLOATS_NAMES} in native byte order"
+
+# Hashing a dtype takes 0.2 us, so `encoding_of` tests for float32 first.
+_BY_DTYPE = {np.dtype(name): ENCODINGS[name] for name in ("float32", "float64", "float16")}
 
 
 class Table(NamedTuple):
     """A table as the kernels read it."""
 
     rows: AnyArray
-    encoding: int
+    code: int  # of the encoding; the compiled lookup reads the first three fields
     dim: int
-    sums_dtype: np.dtype[Any] = _FLOAT32  # what its rows are summed in
+    encoding: Encoding
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is of float32 or float64: summed as it is."""
-        return self.encoding <= FLOAT64
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    @property
+    def sums_dtype(self) -> np.dtype[Any]:
+        """The dtype in which rows are summed."""
+        return self.encoding.sums_dtype
+
+    def to_keep(self) -> "Table":
+        """Return the table with a view of the rows, whose layout no other code can change."""
+        return self._replace(rows=np.ndarray.view(self.rows, np.ndarray))
 
     def decode(self, indices: AnyArray, values: AnyArray, n_threads: int) -> bool:
-        """Fill `values`, in float32, with these rows; False if one is none.
+        """Fill `values` with these rows in float32; return False if an id is out of range.
 
-        An entry is decoded by itself: the maximum of a bag of one row.
+        Each row is decoded as the maximum of a bag of one row, which leaves its entries as
+        they are.
         """
-        bags = indices.reshape(-1, 1)
-        done: bool = _threads.run(
-            *(kernels.embedding_bag, n_threads, self.rows, bags, None, False, None, "max", -1),
-            *(None, values, None, None, self.encoding, self.dim, FLOAT32),
+        return threads.run(
+            kernels.reduce_bags,
+            n_threads,
+            self.rows,
+            self.code,
+            self.dim,
+            (indices.reshape(-1, 1),),
+            (None,),
+            False,
+            (None,),
+            kernels.MODE_CODES["max"],
+            -1,
+            None,
+            values,
+            FLOAT32.code,
         )
-        return done
 
 
 def as_table(weight: Any, name: str = "weight") -> Table:
-    """Return a table of any kind as the kernels read it; what they cannot read is copied."""
-    encoded = getattr(weight, "_encoded", None)  # a QuantizedTable's
+    """Return a table of any kind as the kernels read it, copied if necessary."""
+    encoded = getattr(weight, "_encoded", None)  # of a QuantizedTable
     if type(encoded) is Table:
         return encoded
     _arguments.check_table(
         weight,
         name,
         kinds="a numpy.ndarray or a QuantizedTable",
-        dtypes=f"{FLOATS}, or a QuantizedTable",
+        dtypes=f"{FLOATS_RULE}, or a QuantizedTable",
         is_known=is_known,
     )
+    encoding = encoding_of(weight.dtype)
+    assert encoding is not None
+    n_rows, dim = weight.shape
+    if kernels.is_table(weight):  # not a view, so that the kernels notice a change of layout
+        return Table(weight, encoding.code, dim, encoding)
     rows = np.ndarray.view(weight, np.ndarray)
-    encoding = encoding_of(rows.dtype)
-    n_rows, dim = rows.shape
     if not rows.flags.aligned or (n_rows > 0 and dim > 1 and rows.strides[1] != rows.itemsize):
         rows = np.array(rows, order="C")
-    if encoding == BFLOAT16:
-        # NumPy has no such dtype of its own. Its view as integers takes no copy, whatever
-        # the distance between rows.
+    if encoding is BFLOAT16:
+        # The kernels read bfloat16 as integers. The view needs no copy, for any distance
+        # between rows.
         rows = rows.view(np.uint16)
+    return Table(rows, encoding.code, dim, encoding)
+
+
+def shape_of(weight: AnyArray) -> Table:
+    """Return a table of which only the shape and the dtype are used; it is never copied."""
+    encoding = encoding_of(weight.dtype)
     assert encoding is not None
-    return Table(rows, encoding, dim, _FLOAT64 if encoding == FLOAT64 else _FLOAT32)
+    return Table(np.ndarray.view(weight, np.ndarray), encoding.code, weight.shape[1], encoding)
 
 
-def encoding_of(dtype: np.dtype[Any]) -> int | None:
-    """Return the code of an array's dtype; None if it is no table's."""
-    if dtype is _FLOAT32:  # NumPy has one object for it, and hashing takes 0.2 us
-        return FLOAT32
-    code = _CODES.get(dtype)
-    # The dtype of the package ml_dtypes, which need not be installed.
-    if code is None and dtype.kind == "V" and dtype.itemsize == 2 and dtype.name == "bfloat16":
-        code = BFLOAT16 if dtype.isnative else None
-    return code
+def encoding_of(dtype: np.dtype[Any]) -> Encoding | None:
+    """Return the encoding of an array of this dtype; None if it cannot be a table."""
+    encoding = FLOAT32 if dtype is _FLOAT32 else _BY_DTYPE.get(dtype)
+    # The dtype of the optional package ml_dtypes.
+    if encoding is None and dtype.kind == "V" and dtype.itemsize == 2 and dtype.name == "bfloat16":
+        return BFLOAT16 if dtype.isnative else None
+    return encoding
 
 
 def is_known(dtype: np.dtype[Any]) -> bool:
@@ -92,16 +165,20 @@ def is_known(dtype: np.dtype[Any]) -> bool:
     return encoding_of(dtype) is not None
 
 
-def as_out_dtype(out_dtype: DTypeLike, sums: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of results, which are sums in the dtype `sums`, rounded."""
+def as_out_dtype(out_dtype: DTypeLike | None, sums: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of results that are rounded from sums in the dtype `sums`.
+
+    None stands for `sums`.
+    """
+    if out_dtype is None:
+        return sums
     seen: Any = out_dtype
     try:
         seen = np.dtype(out_dtype)
         encoding = encoding_of(seen)
-    except Exception:  # whatever a user's object raises
+    except Exception:  # an object of the user's may raise anything
         encoding = None
-    allowed = (FLOAT64,) if sums == _FLOAT64 else (FLOAT32, FLOAT16, BFLOAT16)
-    if encoding not in allowed:
+    if encoding is None or encoding.sums_dtype != sums or not encoding.rounds:
         rule = "float64" if sums == _FLOAT64 else "float32, float16 or bfloat16"
         raise TypeError(
             f"out_dtype must be {rule} for a table that is summed in {sums}, "
@@ -110,9 +187,10 @@ def as_out_dtype(out_dtype: DTypeLike, sums: np.dtype[Any]) -> np.dtype[Any]:
     return sums if seen == sums else seen
 
 
-def as_result(result: AnyArray) -> tuple[AnyArray, int | None]:
-    """Return a result as the kernels write it, and the code of its dtype."""
+def as_result(result: AnyArray) -> tuple[AnyArray, int]:
+    """Return a result as the kernels write to it, and the code of its encoding."""
     encoding = encoding_of(result.dtype)
-    if encoding == BFLOAT16:
-        return np.ndarray.view(result, np.ndarray).view(np.uint16), encoding
-    return result, encoding
+    assert encoding is not None
+    if encoding is BFLOAT16:
+        return np.ndarray.view(result, np.ndarray).view(np.uint16), encoding.code
+    return result, encoding.code

@@ -1,11 +1,9 @@
 """Group positions by row: find the positions of `input` that name each row.
 
-The gradient of a row needs all positions that name it; so does whatever else works on
-rows rather than positions (optimizers, deduplication, sharding). The work is done by a
-radix sort in `_grouping.pxi`; nothing here costs time or memory in proportion to the
-number of rows of the table.
+The gradient of a row is a sum over these positions. A radix sort finds them
+(`_kernels/grouping.pxi`). Time and memory do not grow with the number of rows of the table.
 
-Tested in tests/test_grouping.py.
+Tested in tests/gradients/.
 """
 
 from typing import Any, NamedTuple
@@ -13,20 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embag import _threads
-from embag._dispatch import kernels
+from embag._kernels.dispatch import kernels
+from embag._process import threads
 
 
 class Groups(NamedTuple):
-    """The positions that name each row, or their bags.
+    """The positions that name each row, or the bags of these positions.
 
-    Those of ``rows[i]`` are ``members[starts[i]:starts[i + 1]]``, in the order of
-    positions. All three are contiguous int64.
+    The members of ``rows[i]`` are ``members[starts[i]:starts[i + 1]]``, in the order of
+    positions. All three arrays are contiguous int64.
     """
 
-    rows: NDArray[np.int64]  # (n_groups,) ascending, each once
+    rows: NDArray[np.int64]  # (n_groups,) ascending and unique
     starts: NDArray[np.int64]  # (n_groups + 1,)
-    members: NDArray[np.int64]  # (n_positions,) less those of the padding row
+    members: NDArray[np.int64]  # (n_positions - positions of the padding row,)
 
 
 def group_by_row(
@@ -40,23 +38,24 @@ def group_by_row(
     offsets: NDArray[Any] | None = None,
     include_last_offset: bool = False,
 ) -> Groups | None:
-    """Group the first `n_positions` entries of an index array by the row that they name.
+    """Group the first `n_positions` ids of an index array by the row that they name.
 
-    Entries that name the row `padding` are left out. The members of a group are
-    positions; or with `by_bag` the bags that these are in, which `offsets` or the shape
-    of `input` tells. None if an entry is out of range. Takes 16 bytes for each position
-    and 16 for each row that occurs, of which 8 and 16 remain in the result. The result
-    does not depend on `n_threads`.
+    Ids of the row `padding` are skipped. The members of a group are positions, or with `by_bag`
+    the bags of these positions, given by `offsets` or the shape of `input`. Returns None if an
+    id is out of range. The result does not depend on `n_threads`.
+
+    Uses 16 bytes for each position and 16 for each row that occurs; 8 and 16 of them are the
+    result.
     """
     bags = offsets, include_last_offset, by_bag
     try:
-        groups = _threads.run(
+        groups = threads.run(
             kernels.group_by_row, n_threads, input, *bags, n_positions, n_rows, padding
         )
         return None if groups is None else Groups(*groups)
     except OverflowError:
-        # Too large to sort as one integer: 2**40 rows and 2**24 positions. What occurs is
-        # numbered first; the numbers are no more than the positions.
+        # Row and position do not fit one 64-bit key, as with 2**40 rows and 2**24 positions.
+        # So the rows that occur are numbered first: there are at most as many as positions.
         used = input if input.ndim == 2 else input[:n_positions]
     occurring, numbers = np.unique(used, return_inverse=True)
     if kernels.first_bad_index(occurring, n_rows) >= 0:
@@ -64,7 +63,7 @@ def group_by_row(
     number_of_padding = -1
     if padding >= 0 and padding in occurring:
         number_of_padding = int(np.searchsorted(occurring, padding))
-    groups = _threads.run(
+    groups = threads.run(
         kernels.group_by_row,
         n_threads,
         numbers.reshape(used.shape),

@@ -1,9 +1,11 @@
-"""Results as Arrow columns, without a copy, for whatever reads Arrow.
+"""`to_arrow`: results as Arrow columns, without a copy, for any library that reads Arrow.
 
-Needs the extra `arrow` (the package nanoarrow), which is imported when it is used.
+It needs the extra `arrow` (the package nanoarrow) and imports it when it is called.
 
-Tested in tests/test_arrow.py.
+Tested in tests/columns/test_to_arrow.py.
 """
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,40 +15,42 @@ from numpy.typing import ArrayLike, NDArray
 from embag import _arguments
 
 if TYPE_CHECKING:
-    import nanoarrow
+    from nanoarrow import Array as ArrowColumn
+else:
+    ArrowColumn = Any  # nanoarrow is an extra, and annotations resolve without it
 
 _DTYPES = ("float16", "float32", "float64")
 
 
-def to_arrow(array: NDArray[Any], *, mask: ArrayLike | None = None) -> "nanoarrow.Array":
-    """Return the rows of an array as an Arrow column of lists of one size.
+def to_arrow(array: NDArray[Any], *, mask: ArrayLike | None = None) -> ArrowColumn:
+    """Return the rows of an array as an Arrow column of lists of equal size.
 
     Parameters
     ----------
     array : ndarray of float16, float32 or float64, shape (n_rows, dim)
-        A result. Its memory is the column's where it is C-contiguous; it is copied
-        otherwise. It must not be written to while the column is in use.
+        The result of a lookup. If it is C-contiguous, the column uses its memory and it must not
+        be modified afterwards. Otherwise it is copied.
     mask : array_like of bool, shape (n_rows,), optional
-        True for the rows that are to be null, as those of `empty_bags` may be.
+        True for the rows that become null, such as those from `empty_bags`.
 
     Returns
     -------
     nanoarrow.Array
-        Of type FixedSizeList. Whatever speaks Arrow's PyCapsule interface takes it without a
-        copy: ``pyarrow.array(column)``, ``polars.Series(column)``.
+        A column of type FixedSizeList. Libraries that support Arrow's PyCapsule interface read it
+        without a copy: ``pyarrow.array(column)``, ``polars.Series(column)``.
 
     Raises
     ------
     ImportError
         If nanoarrow is not installed.
     TypeError
-        If the dtype is none of these.
+        If `array` or `mask` has another dtype.
     ValueError
-        If a shape is wrong.
+        If `array` or `mask` has the wrong shape.
 
     See Also
     --------
-    empty_bags : which bags have nothing in them.
+    empty_bags : Find the bags without ids.
 
     Examples
     --------

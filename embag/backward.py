@@ -1,139 +1,146 @@
 """`embedding_bag_backward`: the gradients of `embedding_bag`.
 
-The gradient of a row of the table is the sum of the gradients of the bags that it is
-in, once for each position. So the backward pass is a forward pass: group the positions
-by row (`_grouping.py`), put each position's bag in its place, and reduce. What it
-gathers from is `grad_output`, what it reduces into is the gradient.
+The gradient of a row of the table is the sum of the gradients of the bags that contain it,
+one term per position. So the backward pass is a forward pass: it groups the positions by
+row (`_grouping.py`), replaces each position by its bag, and reduces. It gathers from
+`grad_output` and reduces into the gradient.
 
-    check the arguments           `_arguments.py`, their values too
+    check the arguments           `_call.py`, with all values of ids and offsets
     group positions by row        `_grouping.py`
-    positions to bags             `_backward.pxi`
-    reduce                        `_forward.pxi`: the forward kernel
+    replace positions by bags     `_kernels/backward.pxi`
+    reduce                        `_kernels/forward.pxi`, the forward kernel
 
-Each row is owned by one thread, or its columns by several, and added up in the order of
-positions: no atomics, and the same bits for any number of threads.
+One thread owns each row (or several threads own some of its columns) and adds in the order
+of positions. So there are no atomics, and any number of threads gives the same bits.
 
-Tested in tests/test_gradients.py.
+Tested in tests/gradients/.
 """
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _threads
-from embag._dispatch import kernels
-from embag._grouping import group_by_row
-from embag.functional import Mode, embedding_bag
+from embag import _arguments, _call, _encodings, _modes
+from embag._bags import ArrayBags
+from embag._call import Call
+from embag._grouping import Groups, group_by_row
+from embag._kernels.dispatch import kernels
+from embag._process import threads
+from embag._types import Mode
 from embag.sparse_rows import SparseRows
 
-# How many times as many threads make up for grouping, where a dense gradient could be
-# added up in place. Origin: docs/design.md, "Gradients".
+# Grouping pays off where it can use this many times the threads that can share the columns
+# of a dense gradient. Origin: docs/design.md, "Gradients".
 SCATTER_GAIN = 3
 
 
 class EmbeddingBagGrads(NamedTuple):
-    """The gradients of a call of `embedding_bag`; None for one that there is not."""
+    """The gradients of an `embedding_bag` lookup; None for one that was not computed."""
 
     weight: Any
-    """Of the table: an array of its shape, or with ``sparse=True`` its `SparseRows`."""
+    """Of the table: an array of its shape, or `SparseRows` with ``sparse=True``."""
     per_sample_weights: Any
-    """Of the weights: an array of their shape."""
+    """Of `per_sample_weights`: an array of their shape."""
 
 
 def embedding_bag_backward(
-    grad_output: ArrayLike,
-    input: ArrayLike,
+    grad_output: "ArrayLike",
+    input: "ArrayLike",
     weight: NDArray[Any],
-    offsets: ArrayLike | None = None,
+    offsets: "ArrayLike | None" = None,
     *,
     scale_grad_by_freq: bool = False,
     mode: Mode = "mean",
     sparse: bool = False,
-    per_sample_weights: ArrayLike | None = None,
+    per_sample_weights: "ArrayLike | None" = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
-    max_indices: ArrayLike | None = None,
+    max_indices: "ArrayLike | None" = None,
     wrt: Literal["weight", "per_sample_weights"] | None = None,
     num_threads: int | None = None,
 ) -> EmbeddingBagGrads:
-    """Return the gradients of `embedding_bag` for the gradient of its output.
+    """Return the gradients of `embedding_bag`, given the gradient of its output.
 
     Parameters
     ----------
     grad_output : array_like, shape (n_bags, dim)
-        The gradient of the output; computed in the dtype of `weight`. Read in place
-        where the entries of a row are adjacent, whatever the distance between rows, so
-        also from ``np.broadcast_to``.
+        The gradient of the output, computed in the dtype of `weight`. It is read in place if
+        the entries of each row are adjacent, whatever the distance between rows, so also the
+        result of ``np.broadcast_to``.
     input : array_like of int, shape (n_indices,) or (n_bags, bag_size)
-        The rows that were gathered.
+        The ids of the lookup. Ragged inputs are not supported.
     weight : ndarray of float32 or float64, shape (n_rows, dim)
         The table. Its values are read for the gradient of `per_sample_weights`, and with
-        ``mode="max"`` unless `max_indices` is given.
+        ``mode="max"`` if `max_indices` is not given.
     offsets : array_like of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`.
     scale_grad_by_freq : bool, optional
-        Divide the gradient of each row by how often it occurs in a bag.
+        If True, divide the gradient of each row by the number of its occurrences in bags. Not
+        with ``mode="max"``.
     mode : {"mean", "sum", "max"}, optional
-        The reduction.
+        How the rows of a bag were reduced.
     sparse : bool, optional
-        Return the rows that occur, as `SparseRows`: then nothing costs time or memory in
-        proportion to n_rows. Not with ``mode="max"``.
+        If True, return the gradient of the table as `SparseRows`, which holds only the rows
+        that occur. Time and memory then do not depend on n_rows. Not with ``mode="max"``.
     per_sample_weights : array_like, shape of `input`, optional
-        The factors of the rows, with ``mode="sum"`` only.
+        The factor of each gathered row. Only with ``mode="sum"``.
     include_last_offset : bool, optional
-        `offsets` has one entry more: where the last bag ends. What follows in `input`
-        is in no bag.
+        If True, `offsets` has one more entry: the end of the last bag. Ids after it are in no
+        bag.
     padding_idx : int, optional
-        A row that was left out, which may be counted from the end. Its gradient is zero,
+        The row that was skipped; a negative number counts from the end. Its gradient is zero,
         or absent with `sparse`.
     max_indices : array_like of int, shape (n_bags, dim), optional
-        With ``mode="max"``: what ``embedding_bag(..., return_max_indices=True)``
-        returned. Without it the maxima are looked for again.
+        With ``mode="max"``: the rows of the maxima, from ``embedding_bag(...,
+        return_max_indices=True)``. By default they are computed again.
     wrt : {"weight", "per_sample_weights"}, optional
-        The one gradient to compute. By default, all there are.
+        The only gradient to compute. By default both are computed.
     num_threads : int, optional
-        The most threads for this call, in the place of `get_num_threads`.
+        The largest number of threads for this call, instead of `get_num_threads`.
 
     Returns
     -------
     weight : ndarray or SparseRows, shape (n_rows, dim)
-        The gradient of the table, of its dtype.
+        The gradient of the table, in its dtype. None if `wrt` is "per_sample_weights".
     per_sample_weights : ndarray or None
-        The gradient of the weights, of the shape of `input` and the dtype of `weight`:
-        the dot product of the bag's gradient and the row. 0 at padding and in no bag.
+        The gradient of the weights, in the shape of `input` and the dtype of `weight`: for each
+        position the dot product of the row and the gradient of the bag. It is 0 for padding and
+        for ids in no bag. None if no weights are given or `wrt` is "weight".
 
     Raises
     ------
     TypeError
-        For an argument of the wrong kind or dtype.
+        If an argument has the wrong kind or dtype.
     ValueError
-        For a wrong shape, offset or option, or arguments that do not go together.
+        If a shape, an offset or an option is wrong, or arguments contradict each other.
     IndexError
-        For an index out of range: the message names the first.
+        If an id is out of range. The message names the first.
     MemoryError
         If there is not enough memory.
     RuntimeError
-        If an array is changed during the call by other code, and embag noticed.
+        If another thread changes an array during the call, and embag notices it.
 
     See Also
     --------
-    embedding_bag : the forward pass.
-    SparseRows.add_to : a step of gradient descent.
+    embedding_bag : The forward pass.
+    SparseRows.add_to : Make a step of gradient descent.
 
     Notes
     -----
-    What a row is given is added in the order of positions, starting from 0, in the
-    precision of the table, and then divided if `scale_grad_by_freq`. The mean's
-    gradient is the bag's, truly divided by its number of entries. A maximum's goes
-    whole to the row that won. Dot products are summed in 16 lanes, folded in halves.
-    The result has the same bits (a NaN's sign and payload aside) for any number of
-    threads and at any instruction-set level; dense and sparse gradients too.
+    The gradient of a row starts at 0 and adds its terms in the order of positions, in the dtype
+    of the table. `scale_grad_by_freq` divides the sum. With ``mode="mean"`` a term is the
+    gradient of the bag, truly divided by the number of ids that are not padding. With
+    ``mode="max"`` each entry of the gradient goes to the row of the maximum. Dot products are
+    summed in 16 lanes, folded in halves. The result has the same bits (except for the sign and
+    payload of a NaN) for any number of threads and at any instruction-set level. Dense and
+    sparse gradients have the same bits, too.
 
-    Beside its result, a sparse gradient takes 16 bytes for each entry of `input` (24 with
-    `per_sample_weights`) and 16 for each row that occurs; so does a dense one with
-    `scale_grad_by_freq`. ``mode="mean"`` takes a copy of `grad_output`, and
-    ``mode="max"`` without `max_indices` the memory of the forward call that finds them.
+    In addition to its result, a sparse gradient takes 16 bytes for each id (24 with
+    `per_sample_weights`) and 16 for each row that occurs. A dense gradient with
+    `scale_grad_by_freq` takes as much. ``mode="mean"`` takes a copy of `grad_output`, and
+    ``mode="max"`` without `max_indices` takes the memory of the forward call that finds them.
 
     References
     ----------
@@ -141,7 +148,7 @@ def embedding_bag_backward(
 
     Examples
     --------
-    Two bags, rows 1 and 2, and row 1 again:
+    Two bags, of rows 1 and 2 and of row 1:
 
     >>> import numpy as np
     >>> import embag
@@ -155,7 +162,7 @@ def embedding_bag_backward(
            [ 1.,  2.],
            [ 0.,  0.]], dtype=float32)
 
-    The rows in use alone, and a step of gradient descent:
+    Only the rows in use, and a step of gradient descent:
 
     >>> grads = embag.embedding_bag_backward(
     ...     [[1, 2], [10, 20]], [1, 2, 1], weight, [0, 2], mode="sum", sparse=True
@@ -168,211 +175,226 @@ def embedding_bag_backward(
     """
     _arguments.check_table(weight)
     (n_rows, dim), dtype = weight.shape, weight.dtype
-    _arguments.check_flags(
-        scale_grad_by_freq=scale_grad_by_freq,
-        sparse=sparse,
+    _arguments.check_flags(scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
+    call = _call.make(
+        input,
+        _encodings.shape_of(weight),
+        offsets,
+        mode=mode,
+        per_sample_weights=per_sample_weights,
         include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+        num_threads=num_threads,
+        ragged=False,
     )
-    _arguments.check_mode(mode, sparse, scale_grad_by_freq)
-    padding = -1 if padding_idx is None else _arguments.as_padding_row(padding_idx, n_rows)
-    if num_threads is not None:
-        num_threads = _arguments.as_count(num_threads, "num_threads")
-    indices = _arguments.as_indices(input, "input")
-    bounds = None if offsets is None else _arguments.as_indices(offsets, "offsets")
-    n_indices, n_bags = indices.size, kernels.count_bags(indices, bounds, include_last_offset)
-    if n_bags < 0:
-        _arguments.raise_for_shapes(indices, bounds, include_last_offset)
-    sample = winners = None
-    if per_sample_weights is not None:
-        sample = _arguments.as_sample_weights(per_sample_weights, indices, mode, dtype)
+    _modes.check_options(call.mode, sparse, scale_grad_by_freq)
+    bags: Any = call.bags
+    n_indices = bags.indices.size
+    sample: Any = call.weights
+    winners = None
     _arguments.check_wrt(wrt, sample)
     if max_indices is not None:
-        winners = _arguments.as_max_indices(max_indices, n_bags, dim, n_rows, mode)
-    grad = _arguments.as_grad_output(grad_output, n_bags, dim, dtype)
+        _modes.check_winners(call.mode, max_indices)
+        winners = _arguments.as_max_indices(max_indices, bags.n_bags, dim, n_rows)
+    grad = _arguments.as_grad_output(grad_output, bags.n_bags, dim, dtype)
     _arguments.check_layouts(
-        indices, bounds, include_last_offset, n_indices, grad, (n_bags, dim), dtype
+        bags.indices, bags.offsets, bags.includes_last, n_indices, grad, (bags.n_bags, dim), dtype
     )
-    if mode == "max" or dim == 0:
-        # The kernels of these do not look at every index.
-        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
+    if not call.mode.sums or dim == 0:
+        # These kernels do not read every id.
+        call.check()
     else:
-        _arguments.check_offsets(bounds, n_indices, offsets)
+        bags.check_offsets()
 
-    n_positions = _arguments.positions_in_bags(indices, bounds, include_last_offset).size
-    n_threads = _threads.threads_for((n_indices + n_bags) * dim, num_threads)
-    call = _Call(indices, bounds, include_last_offset, n_positions, padding, n_rows, n_threads)
-
+    n_threads = threads.threads_for((n_indices + bags.n_bags) * dim, call.num_threads)
+    backward = _Backward(call, bags, bags.used.size, n_threads, scale_grad_by_freq, sparse)
     grad_weight: NDArray[Any] | SparseRows | None = None
     grad_sample: NDArray[Any] | None = None
     wants_weight = wrt != "per_sample_weights"
     wants_sample = sample is not None and wrt != "weight"
-    if wants_weight and mode == "max":
-        grad_weight = _scatter_to_winners(call, grad, weight, winners)
+    if wants_weight and call.mode.sums:
+        grad_weight = _sum_rows(backward, grad)
     elif wants_weight:
-        given = _divide_by_sizes(call, grad) if mode == "mean" and n_positions > 0 else grad
-        if given is not None:
-            grad_weight = _sum_rows(call, given, sample, scale_grad_by_freq, sparse)
+        assert call.mode.selects  # a mode of another kind needs a gradient of its own here
+        grad_weight = _scatter_to_winners(backward, grad, weight, winners)
     if wants_sample:
-        grad_sample = _dot_rows(call, grad, weight)
+        grad_sample = _dot_rows(backward, grad, weight)
     if (wants_weight and grad_weight is None) or (wants_sample and grad_sample is None):
-        _arguments.check_positions(indices, bounds, include_last_offset, n_rows, input, offsets)
-        _arguments.raise_for_change()
+        _call.blame(call)
     return EmbeddingBagGrads(grad_weight, grad_sample)
 
 
-class _Call(NamedTuple):
-    """What the ways to a gradient have in common. Each returns None for a bad index."""
+class _Backward(NamedTuple):
+    """The state that the steps below share. A step returns None if an id is invalid."""
 
-    indices: NDArray[Any]
-    offsets: NDArray[Any] | None
-    include_last_offset: bool
-    n_positions: int  # how many entries of indices are in bags
-    padding: int  # a row, or -1
-    n_rows: int
+    call: Call
+    bags: ArrayBags
+    n_positions: int  # in bags
     n_threads: int
+    scale_grad_by_freq: bool
+    sparse: bool
+
+    @property
+    def bag_arrays(self) -> tuple[Any, Any, bool]:
+        """The bags, as the kernels take them."""
+        return self.bags.indices, self.bags.offsets, self.bags.includes_last
+
+    @property
+    def sample(self) -> Any:
+        """The weights of the rows, an array or None."""
+        return self.call.weights
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows of the table."""
+        return self.call.n_rows
 
 
-def _divide_by_sizes(call: _Call, grad: NDArray[Any]) -> NDArray[Any] | None:
-    """Return what a bag gives each of its rows where its result is their mean."""
-    quotients = kernels.empty_output(len(grad), grad)
-    done = _threads.run(
+def _divide_by_sizes(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the gradient that each bag passes to its rows where the result is their mean."""
+    quotients = _arguments.new_array(np.empty, grad.shape, grad.dtype)
+    done = threads.run(
         kernels.divide_by_sizes,
-        call.n_threads,
+        backward.n_threads,
         grad,
-        call.indices,
-        call.offsets,
-        call.include_last_offset,
-        call.padding,
+        *backward.bag_arrays,
+        backward.call.padding,
         quotients,
     )
     return quotients if done else None
 
 
-def _column_threads(call: _Call, grad: NDArray[Any]) -> int:
-    """Return how many threads can share the columns of a dense gradient: a line's worth each."""
+def _count_column_threads(backward: _Backward, grad: NDArray[Any]) -> int:
+    """Return how many threads can share the columns of a dense gradient.
+
+    Each takes at least a cache line.
+    """
     n_lines: int = (grad.shape[1] * grad.itemsize + 63) // 64
-    return min(call.n_threads, max(1, n_lines))
+    return min(backward.n_threads, max(1, n_lines))
 
 
-def _sum_rows(
-    call: _Call,
-    grad: NDArray[Any],
-    sample: NDArray[Any] | None,
-    scale_grad_by_freq: bool,
-    sparse: bool,
-) -> NDArray[Any] | SparseRows | None:
-    """Sum what each row is given."""
-    n_column_threads = _column_threads(call, grad)
-    if sparse or scale_grad_by_freq or call.n_threads > SCATTER_GAIN * n_column_threads:
-        return _sum_by_row(call, grad, sample, scale_grad_by_freq, sparse)
-    result = _arguments.new_array(np.zeros, (call.n_rows, grad.shape[1]), grad.dtype)
-    done = _threads.run(
+def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseRows | None:
+    """Return the gradient of the table where every row of a bag contributes."""
+    if backward.call.mode.divides and backward.n_positions > 0:
+        quotients = _divide_by_sizes(backward, grad)
+        if quotients is None:
+            return None
+        grad = quotients
+    n_column_threads = _count_column_threads(backward, grad)
+    many_threads = backward.n_threads > SCATTER_GAIN * n_column_threads
+    if backward.sparse or backward.scale_grad_by_freq or many_threads:
+        return _sum_by_row(backward, grad)
+    result = _arguments.new_array(np.zeros, (backward.n_rows, grad.shape[1]), grad.dtype)
+    done = threads.run(
         kernels.scatter,
         n_column_threads,
         grad,
-        call.indices,
-        call.offsets,
-        call.include_last_offset,
-        sample,
-        call.padding,
+        *backward.bag_arrays,
+        backward.sample,
+        backward.call.padding,
         result,
     )
     return result if done else None
 
 
-def _sum_by_row(
-    call: _Call,
-    grad: NDArray[Any],
-    sample: NDArray[Any] | None,
-    scale_grad_by_freq: bool,
-    sparse: bool,
-) -> NDArray[Any] | SparseRows | None:
-    """Group positions by row and sum what each row is given."""
+def _sum_by_row(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseRows | None:
+    """Group positions by row and sum the terms of each row."""
     groups = group_by_row(
-        call.indices,
-        call.n_positions,
-        call.n_rows,
-        call.padding,
-        call.n_threads,
-        by_bag=sample is None,
-        offsets=call.offsets,
-        include_last_offset=call.include_last_offset,
+        backward.bags.indices,
+        backward.n_positions,
+        backward.n_rows,
+        backward.call.padding,
+        backward.n_threads,
+        by_bag=backward.sample is None,
+        offsets=backward.bags.offsets,
+        include_last_offset=backward.bags.includes_last,
     )
     if groups is None:
         return None
     factors = None
-    if sample is not None:
-        factors = _threads.run(
+    if backward.sample is not None:
+        factors = threads.run(
             kernels.look_up_weights,
-            call.n_threads,
-            call.indices,
-            call.offsets,
-            call.include_last_offset,
-            sample,
+            backward.n_threads,
+            *backward.bag_arrays,
+            backward.sample,
             groups.members,
-            call.n_positions,
+            backward.n_positions,
         )
         if factors is None:
             return None
-    shape = (call.n_rows, grad.shape[1])
-    if sparse:
-        result = kernels.empty_output(len(groups.rows), grad)
+    dim = grad.shape[1]
+    if backward.sparse:
+        result = _arguments.new_array(np.empty, (len(groups.rows), dim), grad.dtype)
     else:
-        result = _arguments.new_array(np.zeros, shape, grad.dtype)
-    done = _threads.run(
-        kernels.embedding_bag,
-        call.n_threads,
-        grad,
-        groups.members,
-        groups.starts,
+        result = _arguments.new_array(np.zeros, (backward.n_rows, dim), grad.dtype)
+    reduction = kernels.DIVIDED_SUM if backward.scale_grad_by_freq else kernels.MODE_CODES["sum"]
+    out_rows = None if backward.sparse else groups.rows
+    if not _reduce_groups(groups, grad, factors, reduction, result, out_rows, backward.n_threads):
+        return None
+    if backward.sparse:
+        return SparseRows._of_groups(groups.rows, result, (backward.n_rows, dim))
+    return result
+
+
+def _reduce_groups(
+    groups: Groups,
+    grad: NDArray[Any],
+    factors: NDArray[Any] | None,
+    reduction: int,
+    result: NDArray[Any],
+    out_rows: NDArray[np.int64] | None,
+    n_threads: int,
+) -> bool:
+    """Fill `result` by a lookup in `grad`: each group is a bag whose ids are bags."""
+    table = _encodings.as_table(grad)
+    done: bool = threads.run(
+        kernels.reduce_bags,
+        n_threads,
+        table.rows,
+        table.code,
+        table.dim,
+        (groups.members,),
+        (groups.starts,),
         True,
-        factors,
-        "mean" if scale_grad_by_freq else "sum",
+        (factors,),
+        reduction,
         -1,
         None,
         result,
+        table.code,
         None,
-        None if sparse else groups.rows,
+        out_rows,
     )
-    if not done:
-        return None
-    return SparseRows._of_groups(groups.rows, result, shape) if sparse else result
+    return done
 
 
 def _scatter_to_winners(
-    call: _Call, grad: NDArray[Any], weight: NDArray[Any], winners: NDArray[np.int64] | None
+    backward: _Backward, grad: NDArray[Any], weight: NDArray[Any], winners: NDArray[np.int64] | None
 ) -> NDArray[Any] | None:
-    """Give the gradient of each entry of the output to the row that won there."""
+    """Add each entry of the gradient to the row that its maximum came from."""
     if winners is None:
-        _, winners = embedding_bag(
-            call.indices,
-            weight,
-            call.offsets,
-            mode="max",
-            include_last_offset=call.include_last_offset,
-            padding_idx=call.padding if call.padding >= 0 else None,
-            return_max_indices=True,
-            num_threads=call.n_threads,
-        )
-    result = _arguments.new_array(np.zeros, (call.n_rows, grad.shape[1]), grad.dtype)
-    n_threads = _column_threads(call, grad)
-    done = _threads.run(kernels.scatter_max, n_threads, grad, winners, call.padding, result)
+        winners = np.empty(backward.call.shape, np.int64)
+        maxima = np.empty(backward.call.shape, grad.dtype)
+        table = _encodings.as_table(weight)
+        _call.run(dataclasses.replace(backward.call, table=table), maxima, winners)
+    result = _arguments.new_array(np.zeros, (backward.n_rows, grad.shape[1]), grad.dtype)
+    n_threads = _count_column_threads(backward, grad)
+    done = threads.run(kernels.scatter_max, n_threads, grad, winners, backward.call.padding, result)
     return result if done else None
 
 
-def _dot_rows(call: _Call, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:
-    """Return the dot product of each position's row and its bag's gradient."""
-    result = _arguments.new_array(np.zeros, call.indices.shape, weight.dtype)
-    done = _threads.run(
+def _dot_rows(backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the dot product of each position's row and the gradient of its bag."""
+    result = _arguments.new_array(np.zeros, backward.bags.indices.shape, weight.dtype)
+    done = threads.run(
         kernels.dot_rows,
-        call.n_threads,
+        backward.n_threads,
         _arguments.as_table(weight),
-        call.indices,
-        call.offsets,
-        call.include_last_offset,
+        *backward.bag_arrays,
         grad,
-        call.n_positions,
-        call.padding,
+        backward.n_positions,
+        backward.call.padding,
         result,
     )
     return result if done else None

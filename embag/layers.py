@@ -1,10 +1,12 @@
 """`EmbeddingBag`: a table and the options of its lookups in one object, as in torch.
 
-It holds no state but its attributes. `forward` is `embedding_bag`, `backward` is
-`embedding_bag_backward`; both are given the attributes as they are at the call.
+Its attributes are its only state. `forward` calls `embedding_bag` and `backward` calls
+`embedding_bag_backward`, each with the current values of the attributes.
 
-Tested in tests/test_layers.py.
+Tested in tests/gradients/test_layers.py.
 """
+
+from __future__ import annotations
 
 import contextlib
 from typing import Any, Literal, overload
@@ -12,9 +14,10 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from embag import _arguments
+from embag import _arguments, _modes
+from embag._types import Ids, Mode, SampleWeights
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
-from embag.functional import _EUCLIDEAN, Mode, embedding_bag
+from embag.functional import embedding_bag
 from embag.memory import aligned_empty
 
 
@@ -26,61 +29,61 @@ class EmbeddingBag:
     num_embeddings, embedding_dim : int
         The shape of the table.
     max_norm : float, optional
-        At least 0. `forward` scales the rows that it gathers and whose norm exceeds it,
-        in `weight` itself.
+        At least 0. `forward` scales each row that it gathers and that has a larger norm, in
+        `weight` itself.
     norm_type : float, optional
-        The p of that norm: greater than 0, or ``inf``.
+        The p of this p-norm: greater than 0, or ``inf``.
     scale_grad_by_freq : bool, optional
-        `backward` divides the gradient of each row by how often it occurs. Not with
-        ``mode="max"``.
+        If True, `backward` divides the gradient of each row by the number of its occurrences.
+        Not with ``mode="max"``.
     mode : {"mean", "sum", "max"}, optional
-        The reduction.
+        How the rows of a bag are reduced.
     sparse : bool, optional
-        `backward` gives the gradient of the table as `SparseRows`. Not with
+        If True, `backward` returns the gradient of the table as `SparseRows`. Not with
         ``mode="max"``.
     _weight : ndarray of float32 or float64, optional
-        The table: used as it is, not copied. `from_pretrained` says it better.
+        The table, which is not copied. Prefer `from_pretrained`.
     include_last_offset : bool, optional
-        `offsets` has one entry more: where the last bag ends.
+        If True, `offsets` has one more entry: the end of the last bag.
     padding_idx : int, optional
-        A row that lookups leave out, which may be counted from the end. It is zeros in a
-        new table.
+        A row that lookups skip; a negative number counts from the end. In a new table it is
+        zeros.
     dtype : data-type, optional
-        float32 or float64, for a new table.
+        The dtype of a new table: float32 or float64.
     rng : int, Generator or other seed, optional
-        What ``np.random.default_rng`` takes, for a new table.
+        The seed of a new table: an argument of ``np.random.default_rng``.
 
     Attributes
     ----------
     weight : ndarray, shape (num_embeddings, embedding_dim)
-        The table. A new one is drawn from the standard normal distribution into memory
-        from `aligned_empty`.
+        The table. A new one is drawn from the standard normal distribution, in memory from
+        `aligned_empty`.
     num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, \
 include_last_offset, padding_idx
-        The parameters of these names; `padding_idx` counted from the start.
+        The parameters of the same names. `padding_idx` is counted from the start.
 
     Raises
     ------
     TypeError
-        If an argument is of the wrong kind or dtype.
+        If an argument has the wrong kind or dtype.
     ValueError
-        If a value is out of range, or arguments do not go together.
+        If a value is out of range, or arguments contradict each other.
     MemoryError
         If there is not enough memory for the table.
 
     See Also
     --------
-    embedding_bag : what `forward` is.
-    embedding_bag_backward : what `backward` is.
+    embedding_bag : The function that `forward` calls.
+    embedding_bag_backward : The function that `backward` calls.
 
     Notes
     -----
-    Any number of threads may call one layer at once, as long as none writes to `weight`.
-    With `max_norm` every `forward` does: then calls at the same time may read rows that
-    are half scaled, or scale one twice.
+    Any number of threads may call one layer at the same time, as long as none writes to
+    `weight`. With `max_norm` every `forward` writes to it. Concurrent calls may then read
+    half-scaled rows, or scale a row twice.
 
-    Pickles and deep copies hold the table, in memory as NumPy allocates it.
-    ``layer.weight = embag.aligned_copy(layer.weight)`` puts it where lookups are fastest.
+    Pickles and deep copies contain the table. A loaded table is in memory that NumPy allocates;
+    ``layer.weight = embag.aligned_copy(layer.weight)`` moves it to where lookups are fastest.
 
     References
     ----------
@@ -88,7 +91,7 @@ include_last_offset, padding_idx
 
     Examples
     --------
-    A step of gradient descent that pulls the bags ``[1, 2]`` and ``[4]`` towards ones:
+    A step of gradient descent that moves the bags ``[1, 2]`` and ``[4]`` towards ones:
 
     >>> import numpy as np
     >>> import embag
@@ -121,7 +124,7 @@ include_last_offset, padding_idx
         num_embeddings: int,
         embedding_dim: int,
         max_norm: float | None = None,
-        norm_type: float = _EUCLIDEAN,
+        norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         mode: Mode = "mean",
         sparse: bool = False,
@@ -140,7 +143,7 @@ include_last_offset, padding_idx
             sparse=sparse,
             include_last_offset=include_last_offset,
         )
-        _arguments.check_mode(mode, sparse, scale_grad_by_freq)
+        _modes.check_options(_modes.as_mode(mode), sparse, scale_grad_by_freq)
         self.scale_grad_by_freq = bool(scale_grad_by_freq)
         self.mode = mode
         self.sparse = bool(sparse)
@@ -168,24 +171,23 @@ include_last_offset, padding_idx
         embeddings: NDArray[Any],
         *,
         max_norm: float | None = None,
-        norm_type: float = _EUCLIDEAN,
+        norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         mode: Mode = "mean",
         sparse: bool = False,
         include_last_offset: bool = False,
         padding_idx: int | None = None,
-    ) -> "EmbeddingBag":
+    ) -> EmbeddingBag:
         """Return a layer on an existing table, without a copy.
 
-        Torch's ``freeze`` is missing: nothing follows what happens to an array, and a
-        gradient is computed only where `backward` is called. The options are by keyword
-        so that a ``freeze`` given by position is an error rather than a `max_norm`.
+        There is no ``freeze`` as in torch: a gradient is computed only where `backward` is called.
+        The options are keyword-only, so that a positional ``freeze`` is an error and not a
+        `max_norm`.
 
         Parameters
         ----------
         embeddings : ndarray of float32 or float64, shape (num_embeddings, embedding_dim)
-            The table. The layer and the caller share its memory; its padding row is
-            left as it is.
+            The table. The layer shares its memory and does not change its padding row.
         max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx
             As in the constructor.
 
@@ -197,9 +199,9 @@ include_last_offset, padding_idx
         Raises
         ------
         TypeError
-            If an argument is of the wrong kind or dtype.
+            If an argument has the wrong kind or dtype.
         ValueError
-            If a value is out of range, or arguments do not go together.
+            If a value is out of range, or arguments contradict each other.
 
         Examples
         --------
@@ -229,9 +231,9 @@ include_last_offset, padding_idx
     @overload
     def forward(
         self,
-        input: ArrayLike,
+        input: Ids,
         offsets: ArrayLike | None = ...,
-        per_sample_weights: ArrayLike | None = ...,
+        per_sample_weights: SampleWeights | None = ...,
         *,
         out: NDArray[Any] | None = ...,
         return_max_indices: Literal[False] = ...,
@@ -240,9 +242,9 @@ include_last_offset, padding_idx
     @overload
     def forward(
         self,
-        input: ArrayLike,
+        input: Ids,
         offsets: ArrayLike | None = ...,
-        per_sample_weights: ArrayLike | None = ...,
+        per_sample_weights: SampleWeights | None = ...,
         *,
         out: NDArray[Any] | None = ...,
         return_max_indices: bool,
@@ -250,15 +252,15 @@ include_last_offset, padding_idx
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]: ...
     def forward(
         self,
-        input: ArrayLike,
+        input: Ids,
         offsets: ArrayLike | None = None,
-        per_sample_weights: ArrayLike | None = None,
+        per_sample_weights: SampleWeights | None = None,
         *,
         out: NDArray[Any] | None = None,
         return_max_indices: bool = False,
         num_threads: int | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]:
-        """Gather rows of the table and reduce them per bag; calling the layer does the same.
+        """Gather rows of the table and reduce them per bag. Calling the layer does the same.
 
         Parameters
         ----------
@@ -268,21 +270,22 @@ include_last_offset, padding_idx
         Returns
         -------
         ndarray, shape (n_bags, embedding_dim)
-            The reduced bags; with `return_max_indices` a tuple of them and the rows that
-            the maxima are from.
+            The reduced bags.
+        max_indices : ndarray of int64, shape (n_bags, embedding_dim)
+            With `return_max_indices`: the row that each maximum comes from.
 
         Raises
         ------
         TypeError, ValueError, IndexError, MemoryError, RuntimeError
-            As `embedding_bag` does.
+            As in `embedding_bag`.
 
         See Also
         --------
-        embedding_bag : what each argument means.
+        embedding_bag : Describes each argument.
 
         Notes
         -----
-        With `max_norm` it writes to `weight`: no other call may use the layer meanwhile.
+        With `max_norm` this writes to `weight`; no other call may use the layer at the same time.
 
         Examples
         --------
@@ -313,7 +316,7 @@ include_last_offset, padding_idx
         return result
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call `forward`, which a subclass may have another of."""
+        """Call `forward`, which subclasses may override."""
         return self.forward(*arguments, **options)
 
     def backward(
@@ -327,11 +330,11 @@ include_last_offset, padding_idx
         wrt: Literal["weight", "per_sample_weights"] | None = None,
         num_threads: int | None = None,
     ) -> EmbeddingBagGrads:
-        """Return the gradients of a `forward` for the gradient of its output.
+        """Return the gradients of a `forward`, given the gradient of its output.
 
-        Nothing is kept from `forward`: it takes the same arguments again. The table must
-        hold what it held then where its values count: for the gradient of
-        `per_sample_weights`, and with ``mode="max"`` unless `max_indices` is given.
+        The layer stores nothing in `forward`, so `backward` takes the same arguments again. The
+        values of the table must not have changed in between if `per_sample_weights` are given, or
+        with ``mode="max"`` and no `max_indices`.
 
         Parameters
         ----------
@@ -352,11 +355,11 @@ include_last_offset, padding_idx
         Raises
         ------
         TypeError, ValueError, IndexError, MemoryError, RuntimeError
-            As `embedding_bag_backward` does.
+            As in `embedding_bag_backward`.
 
         See Also
         --------
-        embedding_bag_backward : what each argument means.
+        embedding_bag_backward : Describes each argument.
 
         Examples
         --------
@@ -388,7 +391,7 @@ include_last_offset, padding_idx
         parts = [f"{self.num_embeddings}, {self.embedding_dim}"]
         if self.max_norm is not None:
             parts.append(f"max_norm={self.max_norm!r}")
-        if self.norm_type != _EUCLIDEAN:
+        if self.norm_type != 2:
             parts.append(f"norm_type={self.norm_type!r}")
         if self.scale_grad_by_freq:
             parts.append(f"scale_grad_by_freq={self.scale_grad_by_freq!r}")
@@ -409,8 +412,8 @@ def _as_size(value: Any, name: str) -> int:
 def _draw(shape: tuple[int, int], dtype: DTypeLike, rng: Any) -> NDArray[Any]:
     """Return a table of standard normal values."""
     entry: np.dtype[Any] | None = None
-    if dtype is not None:  # NumPy's float64, but torch's float32: it had better be said
-        with contextlib.suppress(Exception):  # whatever a user's object makes NumPy raise
+    if dtype is not None:  # refused: it is float64 to NumPy and float32 to torch
+        with contextlib.suppress(Exception):  # a user's object can make NumPy raise anything
             entry = np.dtype(dtype)
     if entry is None or entry.char not in "fd" or not entry.isnative:
         seen = _arguments.describe(dtype) if entry is None else entry
@@ -419,7 +422,7 @@ def _draw(shape: tuple[int, int], dtype: DTypeLike, rng: Any) -> NDArray[Any]:
         generator = np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         raise type(error)(
-            f"rng must be what numpy.random.default_rng takes, got {_arguments.describe(rng)}"
+            f"rng must be valid for numpy.random.default_rng, got {_arguments.describe(rng)}"
         ) from error
     weight = aligned_empty(shape, entry)
     generator.standard_normal(dtype="f4" if entry.char == "f" else "f8", out=weight)

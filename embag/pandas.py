@@ -1,20 +1,20 @@
 """Embedding bags of pandas columns: `frame["item_ids"].embag.pool(table)`.
 
-Importing this registers the accessor `embag` of series. Columns of Arrow's types are read in
-place. Columns of Python objects, a list or an array in each row, are copied into one column.
-The result is an Arrow column in the memory that `embag.embedding_bag` returned.
+Importing this module registers the accessor `embag` of series. Columns of Arrow types are read
+in place. Columns of Python objects, with a list or an array in each row, are copied into one
+Arrow column. The result is an Arrow column in the memory that `embag.embedding_bag` returned.
 
-Tested in tests/test_pandas.py.
+Tested in tests/bridges/test_pandas.py.
 """
+
+from __future__ import annotations
 
 from typing import Any
 
-from numpy.typing import NDArray
-
 import embag
-from embag import _containers, _ragged
-from embag.functional import Invalid, Mode
-from embag.quantized import QuantizedTable
+from embag._columns import readers
+from embag._columns.pieces import Column
+from embag._types import Invalid, Mode, Table
 
 try:
     import pandas as pd
@@ -29,17 +29,19 @@ __all__ = ["SeriesAccessor"]
 
 @pd.api.extensions.register_series_accessor("embag")
 class SeriesAccessor:
-    """`pd.Series.embag`.
+    """The accessor `pd.Series.embag`.
+
+    A series of an Arrow type is read in place. A series of objects is copied at each call, which
+    takes as long as the pooling or longer. ``pd.read_parquet(file, dtype_backend="pyarrow")``
+    reads Arrow types; without `dtype_backend`, lists with nulls become arrays of floats, which are
+    not ids.
 
     Parameters
     ----------
     series : pandas.Series
         Lists of ids, integers of any width: of an Arrow type of lists
-        (``pd.ArrowDtype(pa.list_(pa.int64()))``), read in place; or objects, a list or an
-        array of integers in each row, which are copied into one column at each call. That
-        takes as long as the pooling, or longer: let ``pd.read_parquet(file,
-        dtype_backend="pyarrow")`` read Arrow's types. Without that, lists with nulls become
-        arrays of floats, which are no ids.
+        (``pd.ArrowDtype(pa.list_(pa.int64()))``), or objects, with a list or an array of integers
+        in each row.
     """
 
     def __init__(self, series: pd.Series) -> None:
@@ -47,7 +49,7 @@ class SeriesAccessor:
 
     def pool(
         self,
-        weight: NDArray[Any] | QuantizedTable,
+        weight: Table,
         mode: Mode = "mean",
         per_sample_weights: pd.Series | None = None,
         padding_idx: int | None = None,
@@ -61,32 +63,37 @@ class SeriesAccessor:
         Parameters
         ----------
         weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
-            The table, of shape (n_rows, dim), read where it is if its layout allows (see
-            `embag.embedding_bag`). Lists have the numbers of its rows.
+            The table, of shape (n_rows, dim). It is read in place if its layout allows (see
+            `embag.embedding_bag`).
         mode : {"mean", "sum", "max"}, optional
-            The reduction.
+            How the rows of a list are reduced.
         per_sample_weights : pandas.Series, optional
-            Lists as long as those of ids, with the same index: factors for the rows, with
-            ``mode="sum"`` only.
+            Lists as long as those of ids, with the same index: a factor for each gathered row. Only
+            with ``mode="sum"``.
         padding_idx : int, optional
-            A row, which may be counted from the end. Ids equal to it are left out.
+            A row that is skipped; a negative number counts from the end.
         num_threads : int, optional
-            The most threads for this call.
+            The largest number of threads for this call.
         invalid : {"raise", "skip"}, optional
-            What is done about ids that are no rows of the table: IndexError, or they are
-            left out.
+            What to do with ids out of range: raise an IndexError, or skip them like padding.
         null_empty : bool, optional
-            Lists without an id (missing, empty or of nulls alone) become missing, not zeros.
+            If True, lists without ids (missing, empty or with nulls only) become missing instead of
+            zeros.
 
         Returns
         -------
         pandas.Series
             With the index and the name of the series of ids, of dtype
-            ``pd.ArrowDtype(pa.list_(pa.float32(), dim))``, float64 for a float64 table.
+            ``pd.ArrowDtype(pa.list_(pa.float32(), dim))``, or float64 for a float64 table.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
+            As in `embag.embedding_bag`. ValueError if `per_sample_weights` has another index.
 
         See Also
         --------
-        embag.embedding_bag : the rules.
+        embag.embedding_bag : The same for arrays, with all rules.
 
         Examples
         --------
@@ -106,7 +113,7 @@ class SeriesAccessor:
                 )
             if factors.dtype != object:
                 factors = _as_arrow(factors, "per_sample_weights")
-        ids = _as_column(self._series)  # once, for the mask too
+        ids = _as_column(self._series)  # read once, for the mask too
         vectors = embag.embedding_bag(
             ids,
             weight,
@@ -124,7 +131,7 @@ class SeriesAccessor:
 
 
 def _as_arrow(series: pd.Series, name: str) -> pa.Array | pa.ChunkedArray:
-    """Return a series of lists as Arrow's, in place."""
+    """Return a series of lists as an Arrow array, in place."""
     column = pa.array(series, from_pandas=True)
     if not pa.types.is_nested(column.type):
         raise TypeError(f"{name} must be lists of numbers, got dtype {series.dtype}")
@@ -134,7 +141,7 @@ def _as_arrow(series: pd.Series, name: str) -> pa.Array | pa.ChunkedArray:
 def _as_column(series: pd.Series) -> Any:
     """Return a series of lists of ids as embag reads them."""
     ids = series if series.dtype == object else _as_arrow(series, "the series")
-    column = _containers.as_input(ids, "input")
-    if type(column) is not _ragged.Column:
+    column = readers.as_input(ids, "input")
+    if type(column) is not Column:
         raise TypeError("the series must be lists of integers, got numbers")
     return column

@@ -1,21 +1,20 @@
 """Embedding bags of polars columns: `pl.col("item_ids").embag.pool(table)`.
 
-Importing this registers the namespace `embag` of expressions and of series. Columns go to
-`embag.embedding_bag` as they lie in memory, and the result is a column of dtype Array in the
-memory that it returned. Each list is pooled by itself, so polars may hand a column over in
-pieces, in any order, from any of its threads: that is how its streaming engine works.
+Importing this module registers the namespace `embag` of expressions and series. Columns are
+read in place where `embag.embedding_bag` can, and the result is an Array column in the memory
+that it returned. Each list is pooled on its own. So polars may pass a column in pieces, in any
+order and from any thread, as its streaming engine does.
 
-Tested in tests/test_polars.py.
+Tested in tests/bridges/test_polars.py.
 """
+
+from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
-
 import embag
-from embag.functional import Invalid, Mode
-from embag.quantized import QuantizedTable
+from embag._types import Invalid, Mode, Table
 
 try:
     import polars as pl
@@ -27,12 +26,12 @@ __all__ = ["ExprNamespace", "SeriesNamespace"]
 
 @pl.api.register_expr_namespace("embag")
 class ExprNamespace:
-    """`pl.Expr.embag`.
+    """The namespace `pl.Expr.embag`.
 
     Parameters
     ----------
     expr : polars.Expr
-        A column of lists of ids: of dtype List or Array, of integers of any width.
+        A column of lists of ids: of dtype List or Array, with integers of any width.
     """
 
     def __init__(self, expr: pl.Expr) -> None:
@@ -40,7 +39,7 @@ class ExprNamespace:
 
     def pool(
         self,
-        weight: NDArray[Any] | QuantizedTable,
+        weight: Table,
         mode: Mode = "mean",
         per_sample_weights: pl.Expr | str | None = None,
         padding_idx: int | None = None,
@@ -54,39 +53,39 @@ class ExprNamespace:
         Parameters
         ----------
         weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
-            The table, of shape (n_rows, dim): read when the query runs, and then where it
-            is if its layout allows (see `embag.embedding_bag`).
+            The table, of shape (n_rows, dim). It is read when the query runs, in place if its
+            layout allows (see `embag.embedding_bag`).
         mode : {"mean", "sum", "max"}, optional
-            The reduction.
+            How the rows of a list are reduced.
         per_sample_weights : polars.Expr or str, optional
-            A column of lists as long as those of ids: factors for the rows, with
-            ``mode="sum"`` only.
+            A column of lists as long as those of ids: a factor for each gathered row. Only with
+            ``mode="sum"``.
         padding_idx : int, optional
-            A row, which may be counted from the end. Ids equal to it are left out.
+            A row that is skipped; a negative number counts from the end.
         num_threads : int, optional
-            The most threads for each call. ``with embag.num_threads(n):`` does not reach the
-            threads of polars, `embag.set_num_threads` does.
+            The largest number of threads for each call. ``with embag.num_threads(n):`` does not
+            affect the threads of polars; `embag.set_num_threads` does.
         invalid : {"raise", "skip"}, optional
-            What is done about ids that are no rows of the table: IndexError, or they are
-            left out.
+            What to do with ids out of range: raise an IndexError, or skip them like padding.
         null_empty : bool, optional
-            Lists without an id (null, empty or of nulls alone) become null, not zeros.
+            If True, lists without ids (null, empty or with nulls only) become null instead of
+            zeros.
 
         Returns
         -------
         polars.Expr
-            Of dtype ``Array(Float32, dim)``, with Float64 for a float64 table. It has the
-            name of the column of ids.
+            Of dtype ``Array(Float32, dim)``, or Float64 for a float64 table. It has the name of the
+            column of ids.
 
         Raises
         ------
         TypeError, ValueError
-            For a bad table or option, at once. What is wrong with the columns is raised
-            when the query runs.
+            If the table or an option is invalid. Errors in the columns are raised when the
+            query runs.
 
         See Also
         --------
-        embag.embedding_bag : the rules.
+        embag.embedding_bag : The same for arrays, with all rules.
 
         Examples
         --------
@@ -99,10 +98,10 @@ class ExprNamespace:
         [[15.0, 16.0], [0.0, 0.0], [20.0, 21.0]]
         """
         columns: list[pl.Expr | str] = [self._expr]
-        nothing = [pl.Series(dtype=pl.List(pl.Int64))]
+        no_bags = [pl.Series(dtype=pl.List(pl.Int64))]
         if per_sample_weights is not None:
             columns.append(per_sample_weights)
-            nothing.append(pl.Series(dtype=pl.List(pl.Float32)))
+            no_bags.append(pl.Series(dtype=pl.List(pl.Float32)))
         options = {
             "mode": mode,
             "padding_idx": padding_idx,
@@ -110,19 +109,19 @@ class ExprNamespace:
             "invalid": invalid,
         }
         pool = partial(_pool, weight=weight, null_empty=null_empty, options=options)
-        # No bags are pooled at once: that gives the dtype, and tells what is wrong with the
-        # table or the options where they are written, not in the middle of a query.
-        return pl.map_batches(columns, pool, return_dtype=pool(nothing).dtype, is_elementwise=True)
+        # Pooling no bags now gives the dtype. It also raises for an invalid table or option
+        # here, not in the middle of a query.
+        return pl.map_batches(columns, pool, return_dtype=pool(no_bags).dtype, is_elementwise=True)
 
 
 @pl.api.register_series_namespace("embag")
 class SeriesNamespace:
-    """`pl.Series.embag`.
+    """The namespace `pl.Series.embag`.
 
     Parameters
     ----------
     series : polars.Series
-        Lists of ids: of dtype List or Array, of integers of any width.
+        Lists of ids: of dtype List or Array, with integers of any width.
     """
 
     def __init__(self, series: pl.Series) -> None:
@@ -130,7 +129,7 @@ class SeriesNamespace:
 
     def pool(
         self,
-        weight: NDArray[Any] | QuantizedTable,
+        weight: Table,
         mode: Mode = "mean",
         per_sample_weights: pl.Series | None = None,
         padding_idx: int | None = None,
@@ -144,19 +143,24 @@ class SeriesNamespace:
         Parameters
         ----------
         weight, mode, padding_idx, num_threads, invalid, null_empty : optional
-            As of expressions: `ExprNamespace.pool`.
+            As in `ExprNamespace.pool`.
         per_sample_weights : polars.Series, optional
-            Lists as long as those of ids: factors for the rows, with ``mode="sum"`` only.
+            Lists as long as those of ids: a factor for each gathered row. Only with ``mode="sum"``.
 
         Returns
         -------
         polars.Series
-            Of dtype ``Array(Float32, dim)``, with Float64 for a float64 table. It has the
-            name of the series of ids.
+            Of dtype ``Array(Float32, dim)``, or Float64 for a float64 table. It has the name of the
+            series of ids.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
+            As in `embag.embedding_bag`.
 
         See Also
         --------
-        embag.embedding_bag : the rules.
+        embag.embedding_bag : The same for arrays, with all rules.
 
         Examples
         --------
@@ -182,12 +186,12 @@ class SeriesNamespace:
 def _pool(
     columns: list[pl.Series],
     *,
-    weight: NDArray[Any] | QuantizedTable,
+    weight: Table,
     null_empty: bool,
     options: dict[str, Any],
-    return_dtype: Any = None,  # what an expression has promised: polars tells that too
+    return_dtype: Any = None,  # polars passes the dtype of the expression
 ) -> pl.Series:
-    """Pool a column, or a piece of one; the second, if any, has the factors."""
+    """Pool a column, or a piece of one. The second column, if any, has the weights."""
     ids, *factors = columns
     if not isinstance(ids.dtype, (pl.List, pl.Array)):
         raise TypeError(f"the column must be lists of integers, got dtype {ids.dtype}")
@@ -197,5 +201,5 @@ def _pool(
     if vectors.shape[1] == 0:
         raise ValueError("weight must have at least 1 column where polars takes the result, got 0")
     mask = embag.empty_bags(ids) if null_empty else None
-    # The name is set last: a Series takes that of an Arrow column, whatever it is told.
+    # The name is set last: a Series made from an Arrow column ignores the argument `name`.
     return pl.Series(embag.to_arrow(vectors, mask=mask)).alias(ids.name)

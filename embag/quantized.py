@@ -1,53 +1,53 @@
-"""`quantize`, `QuantizedTable`: tables in 8, 4 or 2 bits an entry, a scale and a bias per row.
+"""`quantize` and `QuantizedTable`: tables of 8, 4 or 2 bits an entry, with scales and biases.
 
-A row is its packed integers q and two numbers; entry d of it stands for
+A row consists of packed integers q and two numbers. Entry d of the row stands for
 `scale * q[d] + bias`. The bytes are those of torch's `embedding_bag_*_prepack` and of
-FBGEMM, so their tables are read in place.
+FBGEMM, so tables of theirs are read in place.
 
-    layout      a row's bytes, in order
-    "fused"     the integers, then scale and bias: float32 for 8 bits, else float16
-    "tbe"       scale and bias, float16, then the integers; perhaps padding after them
+    layout      the bytes of a row, in order
+    "fused"     the integers, then scale and bias: float32 for 8 bits, otherwise float16
+    "tbe"       scale and bias in float16, then the integers, then any padding
 
-In a byte the entry of the lowest column has the lowest bits.
+In a byte, the entry of the lowest column has the lowest bits.
 
-What is read and written is walked through in chunks of rows, so that tables larger than
-memory can be memory-mapped.
+Tables are read and written in chunks of rows, so memory-mapped tables may be larger than
+memory.
 
-Tested in tests/test_quantize.py and tests/test_quantized.py.
+Tested in tests/tables/.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _encodings, _threads
-from embag._dispatch import kernels
+from embag import _arguments, _encodings
+from embag._encodings import ENCODINGS, Layout
+from embag._kernels.dispatch import kernels
+from embag._process import threads
 from embag.memory import aligned_empty
 
-Layout = Literal["fused", "tbe"]
-
-# Entries of a chunk: enough that starting threads for each costs nothing, 16 MiB of float32.
+# Entries of a chunk, 16 MiB of float32: starting threads for each costs next to nothing.
 CHUNK_ENTRIES = 4 << 20
-# The same where NumPy does the work: what it makes of a chunk stays in the cache.
+# Entries of a chunk for NumPy: its temporary arrays stay in the cache.
 SMALL_CHUNK_ENTRIES = 128 << 10
 
 
 class QuantizationError(NamedTuple):
-    """How far a quantized table is from the one that it stands for.
+    """The difference between a quantized table and the table of floats that it stands for.
 
     Attributes
     ----------
     max_abs : float
         The largest absolute difference of two entries.
     mean_abs : float
-        The mean of the absolute differences of all entries.
+        The mean absolute difference, over all entries.
     cosine : float
-        The mean over the rows of the cosine of the angle between a row and its stand-in:
-        1 where they have the same direction. Where one of the two is zero it is 0, where
-        both are it is 1.
+        The mean over rows of the cosine between a row and its quantized row: 1 for the same
+        direction. If both rows are zero it is 1, if one is zero it is 0.
     """
 
     max_abs: float
@@ -59,23 +59,39 @@ class QuantizationError(NamedTuple):
 class QuantizedTable:
     """A table of 8-, 4- or 2-bit entries with a scale and a bias per row.
 
-    Made by `quantize`, or by `from_packed` of a table that torch or FBGEMM has packed.
+    Make one with `quantize`, or with `from_packed` from a table that torch or FBGEMM packed.
+    ``len(table)`` is the number of rows. A slice of rows, ``table[a:b]``, is a table in the same
+    memory.
 
     Attributes
     ----------
     packed : ndarray of uint8, shape (n_rows, row_bytes)
-        The rows' bytes.
+        The bytes of the rows.
     bits : {8, 4, 2}
-        Bits of an entry.
+        The bits of an entry.
     dim : int
-        Entries of a row.
+        The entries of a row.
     layout : {"fused", "tbe"}
-        Where a row has its scale and bias: after its entries, or before.
+        Where the scale and bias of a row are: after the entries ("fused") or before ("tbe").
 
     See Also
     --------
-    quantize : make one of a table of floats.
-    embedding_bag : takes one as `weight`.
+    quantize : Make one from a table of floats.
+    embedding_bag : Takes one as `weight`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import embag
+    >>> weight = np.array([[0, 1, 255], [2, 2, 2], [3, 3, 3], [4, 4, 4]], np.float32)
+    >>> table = embag.quantize(weight)
+    >>> len(table), table.shape
+    (4, (4, 3))
+    >>> table[1:3]
+    QuantizedTable(2 rows, dim=3, bits=8, 22 bytes)
+    >>> table[::2].dequantize()
+    array([[  0.,   1., 255.],
+           [  3.,   3.,   3.]], dtype=float32)
     """
 
     packed: NDArray[np.uint8]
@@ -88,38 +104,37 @@ class QuantizedTable:
     def from_packed(
         cls, packed: NDArray[np.uint8], bits: int, dim: int, layout: Layout = "fused"
     ) -> "QuantizedTable":
-        """Take a table that is packed already, without a copy.
+        """Return a table of rows that are already packed, without a copy.
 
         Parameters
         ----------
         packed : ndarray of uint8, shape (n_rows, row_bytes)
-            Its rows. They may be any distance apart, and memory-mapped; the bytes of each
-            are adjacent.
+            The rows. The bytes of a row are adjacent; rows may be any distance apart. The array may
+            be memory-mapped.
         bits : {8, 4, 2}
-            Bits of an entry.
+            The bits of an entry.
         dim : int
-            Entries of a row.
+            The entries of a row.
         layout : {"fused", "tbe"}, optional
-            "fused": the entries, then scale and bias, in float32 for 8 bits and float16
-            for fewer (``torch.ops.quantized.embedding_bag_byte_prepack`` and its like).
-            "tbe": scale and bias in float16, then the entries, then perhaps padding
-            (FBGEMM's table-batched embeddings).
+            "fused": the entries, then scale and bias, in float32 for 8 bits and float16 for fewer
+            (``torch.ops.quantized.embedding_bag_byte_prepack`` and its variants). "tbe": scale and
+            bias in float16, then the entries, then any padding (FBGEMM's table-batched embeddings).
 
         Returns
         -------
         QuantizedTable
-            It refers to the memory of `packed`.
+            A table in the memory of `packed`.
 
         Raises
         ------
         TypeError
-            If `packed` is no array of uint8, or `bits` or `dim` no integer.
+            If `packed` is not an array of uint8, or `bits` or `dim` is not an integer.
         ValueError
-            If the shape of `packed` is not that of such rows, or an option is none.
+            If the shape of `packed` does not fit such rows, or an option is unknown.
 
         Examples
         --------
-        Two rows of 4 bits: two bytes of entries, then the float16 numbers 1 and 10.
+        Two rows of 4-bit entries, two bytes of them, then scale 1 and bias 10 in float16:
 
         >>> import numpy as np
         >>> import embag
@@ -130,13 +145,14 @@ class QuantizedTable:
         """
         bits, dim = _as_format(bits, dim, layout)
         _arguments.check_array(packed, "packed")
-        # A view: nobody else can change the shape of what is checked here.
+        # A new view, whose shape nothing else can change after the check.
         rows = np.ndarray.view(packed, np.ndarray)
         if rows.dtype != np.uint8:
             raise TypeError(f"packed must be uint8, got dtype {rows.dtype}")
         if rows.ndim != 2:
             raise ValueError(f"packed must be 2-D (n_rows, row_bytes), got shape {rows.shape}")
-        needed = _row_bytes(bits, dim, layout)
+        encoding = ENCODINGS[layout, bits]
+        needed = encoding.row_bytes(dim)
         n_bytes = rows.shape[1]
         if n_bytes < needed or (layout == "fused" and n_bytes != needed):
             least = "" if layout == "fused" else "at least "
@@ -153,7 +169,7 @@ class QuantizedTable:
         object.__setattr__(table, "bits", bits)
         object.__setattr__(table, "dim", dim)
         object.__setattr__(table, "layout", layout)
-        encoded = _encodings.Table(rows, _encodings.QUANTIZED[layout, bits], dim)
+        encoded = _encodings.Table(rows, encoding.code, dim, encoding)
         object.__setattr__(table, "_encoded", encoded)
         return table
 
@@ -162,49 +178,76 @@ class QuantizedTable:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the table that this stands for: (n_rows, dim)."""
+        """The shape of the table of floats that this stands for: (n_rows, dim)."""
         return len(self.packed), self.dim
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all rows."""
+        """The number of bytes of all rows."""
         return self.packed.nbytes
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, rows: slice) -> "QuantizedTable":
+        """Return a table of some rows, in the memory of this one.
+
+        Parameters
+        ----------
+        rows : slice
+            The rows: ``table[100:200]``.
+
+        Returns
+        -------
+        QuantizedTable
+            A table of these rows, without a copy.
+
+        Raises
+        ------
+        TypeError
+            If `rows` is not a slice.
+        """
+        if not isinstance(rows, slice):
+            raise TypeError(
+                f"rows must be a slice, got {_arguments.describe(rows)}: see dequantize(rows)"
+            )
+        return QuantizedTable.from_packed(self.packed[rows], self.bits, self.dim, self.layout)
 
     def __repr__(self) -> str:
         n_rows, dim = self.shape
         return f"QuantizedTable({n_rows} rows, dim={dim}, bits={self.bits}, {self.nbytes} bytes)"
 
     def dequantize(
-        self, rows: ArrayLike | None = None, *, num_threads: int | None = None
+        self, rows: "ArrayLike | None" = None, *, num_threads: int | None = None
     ) -> NDArray[np.float32]:
-        """Return the floats that the rows stand for.
+        """Return the floats that rows stand for.
 
         Parameters
         ----------
         rows : array_like of int, shape (n,), optional
-            Which rows, in any order, each in ``0 .. n_rows - 1``. All by default.
+            The rows, in any order, each in ``0 .. n_rows - 1``. All rows by default.
         num_threads : int, optional
-            The most threads for this call, in the place of `get_num_threads`.
+            The largest number of threads for this call, instead of `get_num_threads`.
 
         Returns
         -------
         ndarray of float32, shape (n, dim)
-            Row i is row ``rows[i]`` of the table, or row i.
+            The floats of each row in `rows`.
 
         Raises
         ------
         IndexError
-            If there is no such row. The message names the first bad position.
+            If a row is out of range. The message names the first.
         TypeError
-            If `rows` or `num_threads` is no integers.
+            If `rows` or `num_threads` are not integers.
         ValueError
-            If `rows` is not 1-D or `num_threads` less than 1.
+            If `rows` is not 1-D or `num_threads` is less than 1.
         MemoryError
             If there is not enough memory.
 
         Notes
         -----
-        An entry is ``scale * q + bias`` in float32: the product is rounded, then the sum.
+        An entry is ``scale * q + bias`` in float32. The product is rounded, then the sum.
 
         Examples
         --------
@@ -221,8 +264,8 @@ class QuantizedTable:
         n_rows = len(self.packed)
         if rows is None:
             values = aligned_empty((n_rows, self.dim))
-            # Without columns there may be more rows than can be walked through.
-            for start, stop in _chunks(n_rows if self.dim else 0, self.dim, CHUNK_ENTRIES):
+            # A table without columns may have too many rows to iterate over.
+            for start, stop in _cut_rows(n_rows if self.dim else 0, self.dim, CHUNK_ENTRIES):
                 self._decode(np.arange(start, stop), values[start:stop], num_threads)
             return values
         indices = _arguments.as_indices(rows, "rows")
@@ -230,10 +273,7 @@ class QuantizedTable:
             raise ValueError(f"rows must be 1-D, got shape {indices.shape}")
         k = kernels.first_bad_index(indices, n_rows)
         if k >= 0:
-            raise IndexError(
-                f"rows[{k}] = {_arguments.integer_at(rows, k)} "
-                f"is out of range for a table of {n_rows} rows"
-            )
+            _arguments.raise_out_of_range(f"rows[{k}]", _arguments.integer_at(rows, k), n_rows)
         values = aligned_empty((len(indices), self.dim))
         self._decode(indices, values, num_threads)
         return values
@@ -241,38 +281,36 @@ class QuantizedTable:
     def _decode(
         self, indices: NDArray[Any], values: NDArray[np.float32], num_threads: int | None
     ) -> None:
-        """Fill `values` with these rows, which exist."""
-        n_threads = _threads.threads_for(values.size, num_threads)
+        """Fill `values` with the floats of rows that exist."""
+        n_threads = threads.threads_for(values.size, num_threads)
         if not self._encoded.decode(indices, values, n_threads):
             _arguments.raise_for_change()
 
     def error(self, weight: NDArray[Any]) -> QuantizationError:
-        """Return how far this is from the table that it was made of.
+        """Return the difference between this table and the table of floats it was made from.
 
         Parameters
         ----------
         weight : ndarray, shape (n_rows, dim)
-            The table of floats, of any dtype that `quantize` takes. It may be
-            memory-mapped: it is read in chunks of rows.
+            The table of floats, of any dtype that `quantize` takes. It is read in chunks of
+            rows, so it may be memory-mapped.
 
         Returns
         -------
         QuantizationError
-            ``(max_abs, mean_abs, cosine)``: the largest and the mean absolute difference
-            of the entries, and the mean over the rows of the cosine between a row and
-            its stand-in (1 where both are zero, 0 where one is). ``(0, 0, 1)`` for a table
-            without entries; NaN where an entry of `weight` is not finite.
+            The named tuple ``(max_abs, mean_abs, cosine)``. ``(0, 0, 1)`` for a table without
+            entries. NaN if `weight` is not finite.
 
         Raises
         ------
         TypeError
-            If `weight` is no array of such floats.
+            If `weight` is not an array of such floats.
         ValueError
-            If it has another shape.
+            If `weight` has another shape.
 
         Notes
         -----
-        Computed in float64; the same for any number of threads.
+        Computed in float64. The result is the same for any number of threads.
 
         Examples
         --------
@@ -289,7 +327,7 @@ class QuantizedTable:
         if floats.size == 0:
             return QuantizationError(0.0, 0.0, 1.0)
         largest, total, cosines = np.float64(0), np.float64(0), np.float64(0)
-        for start, stop in _chunks(n_rows, dim, SMALL_CHUNK_ENTRIES):
+        for start, stop in _cut_rows(n_rows, dim, SMALL_CHUNK_ENTRIES):
             values = np.empty((stop - start, dim), np.float32)
             self._decode(np.arange(start, stop), values, None)
             with np.errstate(all="ignore"):
@@ -298,7 +336,7 @@ class QuantizedTable:
                 differences = np.abs(stand_ins - given)
                 largest = np.maximum(largest, differences.max())
                 total += differences.sum()
-                cosines += _cosines(given, stand_ins).sum()
+                cosines += _compute_cosines(given, stand_ins).sum()
         return QuantizationError(
             float(largest), float(total / n_rows / dim), float(cosines / n_rows)
         )
@@ -317,63 +355,70 @@ def quantize(
     Parameters
     ----------
     weight : ndarray of float32, float64, float16 or bfloat16, shape (n_rows, dim)
-        The table, finite. float32 with adjacent columns is read in place, whatever the
-        distance of its rows; anything else is converted to that in chunks of rows, each
-        entry rounded to the nearest float32. A memory-mapped table is read once, from its
-        first row to its last.
+        The table, finite. float32 with adjacent columns is read in place, whatever the distance
+        between rows. Any other table is converted in chunks of rows, each entry to the nearest
+        float32. A memory-mapped table is read once, from the first row to the last.
     bits : {8, 4, 2}, optional
-        Bits of an entry.
+        The bits of an entry.
     out : ndarray of uint8, shape (n_rows, row_bytes), optional
-        Where the result goes instead of into new memory, such as a memory-mapped array.
-        C-contiguous and writeable; it shares no memory with `weight`.
-        ``embag.quantized.row_bytes(bits, dim)`` is the length of its rows.
+        The array to write the result to, such as a memory-mapped file: C-contiguous, writeable,
+        sharing no memory with `weight`. ``embag.quantized.row_bytes(bits, dim)`` is row_bytes.
     progress : callable, optional
         Called as ``progress(n_done, n_rows)`` after each chunk of rows.
     num_threads : int, optional
-        The most threads for this call, in the place of `get_num_threads`.
+        The largest number of threads for this call, instead of `get_num_threads`.
 
     Returns
     -------
     QuantizedTable
-        With layout "fused". It refers to the memory of `out` where that is given.
+        A table with layout "fused", in the memory of `out` if it was given.
 
     Raises
     ------
     TypeError
-        If `weight` is no array of such floats, `out` none of uint8, `progress` not
-        callable, or `bits` or `num_threads` no integer.
+        If `weight` is not an array of such floats, `out` is not an array of uint8, `progress` is
+        not callable, or `bits` or `num_threads` is not an integer.
     ValueError
-        If `bits` is another number, `num_threads` is less than 1, or `weight` or `out` is
-        of another shape or layout, overlapping or read-only. If a row cannot be
-        quantized: it has an entry that is not finite, or a range too large for its scale
-        and bias. The message names the first such row.
+        If `bits` is another number or `num_threads` is less than 1. If `weight` or `out` has the
+        wrong shape or layout, or `out` is read-only or overlaps `weight`. If a row has an entry
+        that is not finite, or a range too large for its scale and bias; the message names the
+        first such row.
     MemoryError
         If there is not enough memory.
 
+    Warns
+    -----
+    UserWarning
+        If a quantized row takes more bytes than a row of `weight`. Rows of few entries do,
+        because of the 4 or 8 bytes of scale and bias.
+
     See Also
     --------
-    QuantizedTable.from_packed : take a table that is packed already.
-    QuantizedTable.error : how far the result is from `weight`.
+    QuantizedTable.from_packed : Use a table that is already packed.
+    QuantizedTable.error : Measure the difference between the result and `weight`.
 
     Notes
     -----
     The bytes are those of torch's ``quantized::embedding_bag_byte_prepack``,
     ``embedding_bag_4bit_prepack`` and ``embedding_bag_2bit_prepack``, which are FBGEMM's.
-    8 bits: bias is the least entry of the row, scale its range / 255, both float32. 4 and
-    2 bits: bias is the least entry in float16, scale the range above it / 15 or / 3 in
-    float16, or 1 where that is 0. An entry becomes ``(entry - bias) * inverse``, rounded to
-    the nearest integer, ties to even; ``inverse`` is ``255 / (range + 1e-8)`` for 8 bits,
-    else ``1 / scale``. So rows whose range is not far above 1e-8 lose entries to the 1e-8,
-    as they do in torch: multiply such a table first. Where `dim` codes do not fill the
-    last byte, its other bits are 0. The bytes do not depend on the number of threads nor on the
-    instruction-set level.
 
-    Beside `weight` and the result no memory is taken that grows with the table.
+    An entry becomes ``(entry - bias) * inverse``, rounded to the nearest integer, ties to even.
+    For 8 bits, the bias is the least entry of the row, the scale is its range / 255, both in
+    float32, and ``inverse`` is ``255 / (range + 1e-8)``. For 4 and 2 bits, the bias is the least
+    entry in float16, the scale is the range above it / 15 or / 3 in float16 (1 if that is 0),
+    and ``inverse`` is ``1 / scale``.
 
-    The rows are looked at as they are quantized, not before: that would read a table
-    larger than memory twice. So where a row is refused, or `progress` raises, `out` is
-    written in part: the rows before the one named, or done, are; the others are
-    arbitrary.
+    At 8 bits the 1e-8 distorts rows whose range is not much larger, as in torch. Multiply such a
+    table by a constant first.
+
+    Unused bits of the last byte of the entries are 0. The bytes do not depend on the number of
+    threads or the instruction-set level.
+
+    Apart from the result, the memory in use does not grow with the table.
+
+    Rows are checked as they are quantized, because a check before would read a table larger than
+    memory twice. If a row is refused or `progress` raises, `out` is partly written: the rows
+    before the one named, or the rows done, are valid, and the others are arbitrary.
 
     Examples
     --------
@@ -386,7 +431,7 @@ def quantize(
     >>> table.packed[0]
     array([  0,   1, 255,   0,   0, 128,  63,   0,   0,   0,   0], dtype=uint8)
 
-    Into memory of one's own, which may be a map of a file:
+    Into an array, which may be a memory-mapped file:
 
     >>> out = np.empty((len(weight), embag.quantized.row_bytes(4, 3)), np.uint8)
     >>> embag.quantize(weight, 4, out=out, progress=lambda *done: print("%d of %d rows" % done))
@@ -400,15 +445,21 @@ def quantize(
         raise TypeError(f"progress must be callable, got {_arguments.describe(progress)}")
     floats = _as_floats(weight)
     n_rows, dim = floats.shape
-    shape = (n_rows, _row_bytes(bits, dim, "fused"))
+    shape = (n_rows, ENCODINGS["fused", bits].row_bytes(dim))
+    if shape[1] > floats.itemsize * dim > 0:
+        warnings.warn(
+            f"a row of {dim} entries takes {shape[1]} bytes at {bits} bits, "
+            f"more than the {floats.itemsize * dim} of {floats.dtype}",
+            stacklevel=2,
+        )
     packed = aligned_empty(shape, np.uint8) if out is None else _as_out(out, shape, floats)
-    for start, stop in _chunks(n_rows, dim, CHUNK_ENTRIES):
+    for start, stop in _cut_rows(n_rows, dim, CHUNK_ENTRIES):
         rows = floats[start:stop]
         if rows.dtype != np.float32 or not kernels.is_table(rows):
-            with np.errstate(all="ignore"):  # numbers too large for float32 become infinite
+            with np.errstate(all="ignore"):  # entries too large for float32 become infinite
                 rows = np.array(rows, np.float32, order="C")
-        n_threads = _threads.threads_for(rows.size, num_threads)
-        if not _threads.run(kernels.quantize, n_threads, rows, bits, packed[start:stop]):
+        n_threads = threads.threads_for(rows.size, num_threads)
+        if not threads.run(kernels.quantize, n_threads, rows, bits, packed[start:stop]):
             i = kernels.first_bad_row(rows, bits)
             if i < 0:
                 _arguments.raise_for_change()
@@ -419,28 +470,28 @@ def quantize(
 
 
 def row_bytes(bits: int, dim: int, layout: Layout = "fused") -> int:
-    """Return how many bytes a row of a quantized table takes, padding aside.
+    """Return the number of bytes of a row of a quantized table, without padding.
 
     Parameters
     ----------
     bits : {8, 4, 2}
-        Bits of an entry.
+        The bits of an entry.
     dim : int
-        Entries of a row.
+        The entries of a row.
     layout : {"fused", "tbe"}, optional
         As in `QuantizedTable.from_packed`.
 
     Returns
     -------
     int
-        The bytes of the entries, and 4 or (8 bits, "fused") 8 for scale and bias.
+        The bytes of the entries, and 4 for scale and bias (8 for 8 bits with layout "fused").
 
     Raises
     ------
     TypeError
-        If `bits` or `dim` is no integer.
+        If `bits` or `dim` is not an integer.
     ValueError
-        If there is no such format.
+        If a value is out of range or `layout` is unknown.
 
     Examples
     --------
@@ -449,12 +500,7 @@ def row_bytes(bits: int, dim: int, layout: Layout = "fused") -> int:
     (72, 36, 21)
     """
     bits, dim = _as_format(bits, dim, layout)
-    return _row_bytes(bits, dim, layout)
-
-
-def _row_bytes(bits: int, dim: int, layout: Layout) -> int:
-    factors = 8 if bits == 8 and layout == "fused" else 4
-    return (dim * bits + 7) // 8 + factors
+    return ENCODINGS[layout, bits].row_bytes(dim)
 
 
 def _as_bits(bits: Any) -> int:
@@ -476,17 +522,17 @@ def _as_format(bits: Any, dim: Any, layout: Any) -> tuple[int, int]:
 
 
 def _as_floats(weight: Any) -> NDArray[Any]:
-    """Return a table of floats as an ndarray that nobody else can change the shape of."""
+    """Return a table of floats as a new view, whose shape nothing else can change."""
     floats = weight
     if _arguments.is_array(weight):
         floats = np.ndarray.view(weight, np.ndarray)
-    _arguments.check_table(floats, dtypes=_encodings.FLOATS, is_known=_encodings.is_known)
+    _arguments.check_table(floats, dtypes=_encodings.FLOATS_RULE, is_known=_encodings.is_known)
     table: NDArray[Any] = floats
     return table
 
 
 def _as_out(out: Any, shape: tuple[int, int], floats: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return `out` as an ndarray that nobody else can change the shape of."""
+    """Return `out` as a new view, whose shape nothing else can change."""
     if _arguments.is_array(out):
         out = np.ndarray.view(out, np.ndarray)
     _arguments.check_out(out, shape, np.dtype(np.uint8), ("weight",), (floats,))
@@ -494,8 +540,8 @@ def _as_out(out: Any, shape: tuple[int, int], floats: NDArray[Any]) -> NDArray[n
     return packed
 
 
-def _chunks(n_rows: int, dim: int, n_entries: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into runs (start, stop) of about so many entries, of one row at least."""
+def _cut_rows(n_rows: int, dim: int, n_entries: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of rows (start, stop) of about `n_entries` entries, at least one row each."""
     step = max(1, n_entries // max(1, dim))
     for start in range(0, n_rows, step):
         yield start, min(start + step, n_rows)
@@ -525,8 +571,8 @@ def _raise_for_row(row: NDArray[Any], r: int, bits: int) -> NoReturn:
     )
 
 
-def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cosine of each pair of rows: 1 of two zeros, 0 of one."""
+def _compute_cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cosine of each pair of rows: 1 if both are zero, 0 if one is."""
     a_norms = np.sqrt(np.einsum("ij,ij->i", a, a))
     b_norms = np.sqrt(np.einsum("ij,ij->i", b, b))
     norms = a_norms * b_norms

@@ -1,43 +1,50 @@
-"""`empty_bags`, the public part of ragged columns: _ragged.py and _containers.py read them.
+"""`empty_bags`: which bags of an input have no ids.
 
-Tested in tests/test_columns.py.
+`_columns/` reads ragged inputs. Tested in tests/columns/.
 """
 
-from typing import Any
+from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _containers, _ragged
-from embag._dispatch import kernels
+from embag import _arguments
+from embag._bags import as_array_bags
+from embag._columns import readers
+from embag._columns.pieces import Column
+from embag._types import Ids
 
 
 def empty_bags(
-    input: Any,
+    input: Ids,
     offsets: ArrayLike | None = None,
     *,
     lengths: ArrayLike | None = None,
     include_last_offset: bool = False,
 ) -> NDArray[np.bool_]:
-    """Return which bags have nothing in them: `embedding_bag` gives zeros for these.
+    """Return which bags are empty: `embedding_bag` returns zeros for them.
 
     Parameters
     ----------
-    input : array_like of int, or a ragged column
-        As for `embedding_bag`.
+    input : array_like of int, or a ragged input
+        As in `embedding_bag`.
     offsets, lengths, include_last_offset : optional
-        As for `embedding_bag`.
+        As in `embedding_bag`.
 
     Returns
     -------
     ndarray of bool, shape (n_bags,)
-        True for a bag without entries: an empty list, a null one, one of nothing but
-        nulls. Padding, and ids that are no rows, are entries.
+        True for a bag without ids: an empty list, a null list, a list of nulls. Padding and ids
+        out of range count as ids.
 
     Raises
     ------
     TypeError, ValueError
-        As `embedding_bag`.
+        As in `embedding_bag`.
+
+    See Also
+    --------
+    to_arrow : Make the results of these bags null, with `mask`.
 
     Examples
     --------
@@ -47,25 +54,14 @@ def empty_bags(
     >>> embag.empty_bags([3, 1, 4], [0, 2, 2])
     array([False,  True, False])
     """
-    indices = _containers.as_input(input, "input")
-    if type(indices) is _ragged.Column:
-        _containers.check_alone(offsets, lengths)
-        return indices.empty()
+    ids = readers.as_input(input, "input")
+    if type(ids) is Column:
+        readers.check_no_offsets(offsets, lengths)
+        return ids.empty()
     _arguments.check_flags(include_last_offset=include_last_offset)
-    bounds = None
-    if lengths is not None:
-        bounds = _arguments.as_offsets(lengths, indices, offsets, include_last_offset)
-        include_last_offset = True
-    elif offsets is not None:
-        bounds = _arguments.as_index_array(offsets, "offsets")
-    n_bags = kernels.count_bags(indices, bounds, include_last_offset)
-    if n_bags < 0:
-        _arguments.raise_for_shapes(indices, bounds, include_last_offset)
-    empty: NDArray[np.bool_] = _arguments.new_array(np.empty, (n_bags,), np.dtype(np.bool_))
-    if bounds is None:
-        empty[...] = indices.shape[1] == 0
-    else:
-        _arguments.check_offsets(bounds, indices.size, offsets)
-        ends = bounds if include_last_offset else np.append(bounds, indices.size)
-        empty[...] = np.diff(ends) == 0
+    bags = as_array_bags(ids, offsets, lengths, include_last_offset)
+    empty: NDArray[np.bool_] = _arguments.new_array(np.empty, (bags.n_bags,), np.dtype(np.bool_))
+    bags.check_offsets()
+    ends = bags.ends
+    empty[...] = bags.indices.shape[1] == 0 if ends is None else np.diff(ends) == 0
     return empty

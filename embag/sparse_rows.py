@@ -1,10 +1,12 @@
 """`SparseRows`: some rows of a table, such as the gradient of a lookup.
 
-A batch touches few rows of a large table. Its gradient holds those rows alone: sorted,
-each once. That is what torch calls a coalesced sparse tensor with one sparse dimension.
+A batch touches few rows of a large table. Its gradient holds only those rows, sorted and
+unique: a coalesced sparse tensor with one sparse dimension, in terms of torch.
 
-Tested in tests/test_sparse_rows.py.
+Tested in tests/gradients/test_sparse_rows.py.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _threads
-from embag._dispatch import kernels
+from embag import _arguments
+from embag._kernels.dispatch import kernels
+from embag._process import threads
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False, slots=True)
@@ -23,27 +26,27 @@ class SparseRows:
     Parameters
     ----------
     indices : array_like of int, shape (n,)
-        The rows, increasing, each in ``0 .. shape[0] - 1``. int64 when read back.
+        The rows, strictly increasing, each in ``0 .. shape[0] - 1``.
     values : ndarray of float32 or float64, shape (n, dim)
-        What they hold.
+        The entries of these rows.
     shape : (int, int)
-        The shape of the whole: (n_rows, dim).
+        The shape of the table: (n_rows, dim).
 
     Attributes
     ----------
     indices : ndarray of int64, shape (n,)
         The rows, read-only.
     values : ndarray, shape (n, dim)
-        What they hold. Entries may be written to: ``rows.values[...] *= 0.5``.
+        The entries of these rows. They may be modified: ``rows.values[...] *= 0.5``.
     shape : (int, int)
-        The shape of the whole.
+        The shape of the table.
 
     Raises
     ------
     TypeError
-        If an argument is of the wrong kind or dtype.
+        If an argument has the wrong kind or dtype.
     ValueError
-        If the shapes do not go together or the indices do not increase.
+        If the shapes contradict each other or the indices do not increase.
     IndexError
         If an index is out of range.
 
@@ -67,10 +70,10 @@ class SparseRows:
     shape: tuple[int, int]
 
     def __init__(self, indices: ArrayLike, values: NDArray[Any], shape: tuple[int, int]) -> None:
-        if _arguments.is_array(values):  # of a subclass, what it is and not says
+        if _arguments.is_array(values):  # a subclass may override its attributes
             values = np.ndarray.view(values, np.ndarray)
         _arguments.check_table(values, "values")
-        # A copy: nobody else may change what is checked here.
+        # A copy, which nothing can change after the check.
         rows = np.array(_arguments.as_index_array(indices, "indices"), np.int64)
         n_rows, dim = _arguments.as_table_shape(shape)
         if rows.ndim != 1:
@@ -79,10 +82,8 @@ class SparseRows:
             raise ValueError(f"values must have shape {(len(rows), dim)}, got {values.shape}")
         k = kernels.first_bad_index(rows, n_rows)
         if k >= 0:
-            raise IndexError(
-                f"indices[{k}] = {_arguments.integer_at(indices, k)} "
-                f"is out of range for a table of {n_rows} rows"
-            )
+            seen = _arguments.integer_at(indices, k)
+            _arguments.raise_out_of_range(f"indices[{k}]", seen, n_rows)
         unsorted = np.flatnonzero(rows[1:] <= rows[:-1])
         if len(unsorted):
             k = int(unsorted[0])
@@ -103,8 +104,8 @@ class SparseRows:
     @classmethod
     def _of_groups(
         cls, indices: NDArray[np.int64], values: NDArray[Any], shape: tuple[int, int]
-    ) -> "SparseRows":
-        """Make one of parts that are known to be good."""
+    ) -> SparseRows:
+        """Return a `SparseRows` of valid parts, without checks."""
         rows = object.__new__(cls)
         rows._set(indices, values, shape)
         return rows
@@ -120,16 +121,16 @@ class SparseRows:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of `indices` and `values`."""
+        """The number of bytes of `indices` and `values`."""
         return self.indices.nbytes + self.values.nbytes
 
     def to_dense(self) -> NDArray[Any]:
-        """Return the whole as an array of `shape`.
+        """Return the table as an array.
 
         Returns
         -------
         ndarray, shape (n_rows, dim)
-            Zeros but for the rows in `indices`.
+            The rows in `indices`, and zeros for all others.
 
         Raises
         ------
@@ -141,12 +142,12 @@ class SparseRows:
         return dense
 
     def to_scipy(self) -> Any:
-        """Return the whole as a SciPy array in coordinate format.
+        """Return the table as a SciPy array in coordinate format.
 
         Returns
         -------
         scipy.sparse.coo_array
-            In canonical order, with ``n * dim`` entries; zeros among the values are kept.
+            In canonical format, with ``n * dim`` entries. Zeros among the values are stored.
 
         Raises
         ------
@@ -171,30 +172,30 @@ class SparseRows:
     ) -> None:
         """Add ``alpha`` times these rows to a table, in place.
 
-        The same as ``weight[indices] += alpha * values``, without a temporary and with
-        threads. A step of gradient descent is ``grads.weight.add_to(weight, -lr)``.
+        This is ``weight[indices] += alpha * values`` without a temporary array, and with threads.
+        A step of gradient descent is ``grads.weight.add_to(weight, -lr)``.
 
         Parameters
         ----------
         weight : ndarray, shape (n_rows, dim)
-            A writeable array of this shape and of the dtype of `values`, whose rows do not
+            The table: writeable, of this shape, of the dtype of `values`, and with rows that do not
             overlap.
         alpha : float, optional
             The factor, in the dtype of `values`.
         num_threads : int, optional
-            The most threads for this call, in the place of `get_num_threads`.
+            The largest number of threads for this call, instead of `get_num_threads`.
 
         Raises
         ------
         TypeError
-            If `weight` has another dtype, or an argument is of the wrong kind.
+            If `weight` has another dtype, or an argument has the wrong kind.
         ValueError
             If `weight` has another shape, is read-only or shares memory with `values`.
 
         Notes
         -----
-        Each product is rounded, then the sum. A table whose columns are not adjacent
-        (Fortran order) takes a temporary of the size of `values`.
+        Each product is rounded, then the sum. For a table with non-adjacent columns (Fortran order)
+        this takes a temporary array of the size of `values`.
 
         Examples
         --------
@@ -221,12 +222,12 @@ class SparseRows:
         if _arguments.shares_memory(weight, self.values):
             raise ValueError("weight must share no memory with values, got an overlap")
         values = _arguments.as_table(self.values)
-        n_threads = _threads.threads_for(2 * values.size, num_threads)
+        n_threads = threads.threads_for(2 * values.size, num_threads)
         table, indices = weight, self.indices
         if not kernels.is_table(weight):
             table = np.ascontiguousarray(weight.view(np.ndarray)[self.indices])
             indices = np.arange(len(table))
-        if not _threads.run(kernels.add_rows, n_threads, table, indices, values, factor):
+        if not threads.run(kernels.add_rows, n_threads, table, indices, values, factor):
             _arguments.raise_for_change()
         if table is not weight:
             weight.view(np.ndarray)[self.indices] = table

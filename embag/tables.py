@@ -3,13 +3,14 @@
     save_table    check the table, write a header and the rows to a new file, rename it
     load_table    read the header, then map the rows, or copy them into `aligned_empty`
 
-What a header says, and everything that may be wrong with it, is in _table_files.py: after
-it has been read the rows are known to lie in the file. A mapped file that somebody
-shortens later is a SIGBUS at the next lookup, against which no check helps; `save_table`
-never writes into a file that is there.
+`_files/headers.py` reads and checks headers. After a header was read, the rows are known to
+lie in the file. If something truncates a mapped file later, the next lookup ends in a SIGBUS,
+which no check can prevent. `save_table` never writes into an existing file.
 
-Tested in tests/test_table_files.py; which to choose, with figures: docs/tables.md.
+Tested in tests/tables/test_saving_and_loading.py. docs/tables.md compares mapping and copying.
 """
+
+from __future__ import annotations
 
 import contextlib
 import mmap
@@ -18,75 +19,74 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from embag import _cgroups, _encodings, _threads
+from embag import _encodings
 from embag._arguments import AnyArray, as_count, check_table, describe
-from embag._replacing import replacement
-from embag._table_files import (
-    FLOATS,
-    FORMATS,
-    Format,
-    Packing,
-    Place,
-    check_regular,
-    read_tensors,
-)
+from embag._encodings import FLOATS_RULE
+from embag._files.headers import FORMATS, Format, Packing, Place, check_regular, read_tensors
+from embag._files.replacement import replacement
+from embag._process import cgroups, threads
+from embag._types import Table
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
 
-# Rows are written so many bytes at a time: what a table that is not contiguous takes.
+# Bytes of rows written at a time: the memory that a non-contiguous table takes.
 _BLOCK = 8 << 20
-# What a thread reads at least: starting one takes 0.1 ms, 16 MiB from the page cache 2 ms.
+# The least that a thread reads. Starting one takes 0.1 ms, 16 MiB from the page cache 2 ms.
 _BYTES_PER_THREAD = 16 << 20
 _HUGE_PAGE = 2 << 20
 
 
 def save_table(
     path: str | os.PathLike[str],
-    table: NDArray[Any] | QuantizedTable,
+    table: Table,
     *,
     bits: int | None = None,
     name: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Write a table to a file, all of it or nothing.
+    """Save a table to a file, atomically.
 
     Parameters
     ----------
     path : str or path-like
-        The file. Its suffix is the format: ``.npy`` or ``.safetensors``.
+        The file. Its suffix selects the format: ``.npy`` or ``.safetensors``.
     table : ndarray, shape (n_rows, dim), or QuantizedTable
-        float16, bfloat16 (of ml_dtypes), float32 or float64 in native byte order. Of any
-        strides, and perhaps memory-mapped: it is not copied as a whole.
+        The table: float16, bfloat16 (of ml_dtypes), float32 or float64 in native byte order, with
+        any strides. It is not copied as a whole, so it may be memory-mapped.
     bits : {8, 4, 2}, optional
-        Quantize a table of floats on the way to the file, as `quantize` does, in chunks of
-        rows: neither the table nor the result need fit in memory.
+        Quantize a table of floats to this number of bits, as `quantize` does, in chunks of rows.
+        Neither the table nor the result has to fit in memory.
     name : str, optional
-        The tensor's name in a ``.safetensors`` file; "weight" by default, as in the state
-        dict of ``torch.nn.EmbeddingBag``. A ``.npy`` file has no names.
+        The name of the tensor in a ``.safetensors`` file; "weight" by default, as in the state
+        dict of ``torch.nn.EmbeddingBag``. ``.npy`` files have no names.
     progress : callable, optional
-        With `bits`, called after each chunk with the numbers of rows done and of all rows.
+        With `bits`: called as ``progress(n_done, n_rows)`` after each chunk of rows.
 
     Raises
     ------
     TypeError
-        If an argument is of the wrong kind, or `table` of another dtype.
+        If an argument has the wrong kind, or `table` has another dtype.
     ValueError
-        If `path` has another suffix, `table` is not 2-D, `name` is none for the format,
-        or `bits` does not go with the table (see `quantize`).
+        If `path` has another suffix, `table` is not 2-D, `name` is invalid for the format, or
+        the table cannot be quantized to `bits` (see `quantize`).
     OSError
         If the file cannot be written.
 
+    Warns
+    -----
+    UserWarning
+        If quantized rows take more bytes than rows of `table`.
+
     See Also
     --------
-    load_table : read it, or map it.
+    load_table : Load or map the table.
 
     Notes
     -----
-    The rows go to a new file in the same folder, which is flushed to the disk and then
-    takes the old file's place and permissions. Whoever has the old file open or mapped
-    keeps it as it was; a call that fails, or a crash, leaves it whole.
+    The rows are written to a new file in the same folder, which is flushed to the disk. It then
+    replaces the old file and takes over its permissions. Programs that have the old file open or
+    mapped keep its contents. A call that fails, or a crash, leaves the old file unchanged.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def save_table(
            [0., 1., 0.],
            [0., 0., 1.]], dtype=float32)
 
-    From floats in one file to 8 bits in another, a chunk of rows at a time:
+    From a file of floats to a file of 8-bit entries, in chunks of rows:
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     embag.save_table(f"{folder}/table.npy", np.eye(3, dtype=np.float32))
@@ -111,18 +111,16 @@ def save_table(
     """
     target, _ = _format_of(path)
     _check_name(name)
-    rows, packing = _rows_of(table)
+    rows, packing = _as_rows(table)
     if bits is not None:
         if packing is not None:
-            raise ValueError(
-                f"bits must be None for a table that is quantized, got {describe(bits)}"
-            )
+            raise ValueError(f"bits must be None for a quantized table, got {describe(bits)}")
         with new_quantized_table(target, rows, bits, name, progress):
             return
     if progress is not None:
         raise ValueError(f"progress must be None without bits, got {describe(progress)}")
     with new_table(target, rows.dtype, rows.shape, packing, name) as write:
-        for start, stop in _blocks(rows.shape, rows.itemsize):
+        for start, stop in _cut_rows(rows.shape, rows.itemsize):
             write(rows[start:stop])
 
 
@@ -132,57 +130,56 @@ def load_table(
     *,
     name: str | None = None,
     num_threads: int | None = None,
-) -> NDArray[Any] | QuantizedTable:
-    """Take a table from a file: in place, or into memory.
+) -> Table:
+    """Load a table from a file: map it, or copy it into memory.
 
     Parameters
     ----------
     path : str or path-like
-        The file. Its suffix is the format: ``.npy`` or ``.safetensors``.
+        The file. Its suffix selects the format: ``.npy`` or ``.safetensors``.
     memory : {"map", "copy"}, optional
-        "map": the rows stay in the file and are read as lookups touch them. All
-        processes that map a file share its pages; a table may be larger than memory.
-        "copy": the rows are read into memory from `aligned_empty`, where lookups are
-        fastest. A ``.npy`` file in Fortran order, or of the other byte order, can be copied
-        only.
+        "map": the rows stay in the file and are read when lookups touch them. All processes
+        that map a file share its pages, and a table may be larger than memory.
+        "copy": the rows are read into memory from `aligned_empty`, where lookups are fastest.
+        ``.npy`` files in Fortran order or in the other byte order can only be copied.
     name : str, optional
-        The tensor in a ``.safetensors`` file. Needed where there are several.
+        The tensor in a ``.safetensors`` file. Required if the file has several.
     num_threads : int, optional
-        The most threads for a copy, in the place of `get_num_threads`.
+        The largest number of threads for a copy, instead of `get_num_threads`.
 
     Returns
     -------
     ndarray, shape (n_rows, dim), or QuantizedTable
-        What was saved. A map is read-only, and lasts as long as an array that refers to
+        The saved table. A mapped one is read-only. It stays valid as long as an array refers to
         it, even if the file is deleted or replaced.
 
     Raises
     ------
     TypeError
-        If an argument is of the wrong kind.
+        If an argument has the wrong kind.
     ValueError
-        If the file is not a whole table of one of the two formats: truncated, malformed,
-        of another dtype or rank. If it can be copied only, and is to be mapped. Or if an
-        option is unknown.
+        If the file is not a complete table of one of the two formats: truncated, malformed, of
+        another dtype or rank. If `memory` is "map" and the file can only be copied. If an option
+        is unknown.
     ImportError
         If the table is of bfloat16 and ml_dtypes is not installed.
     OSError
         If the file cannot be read, such as FileNotFoundError.
     MemoryError
-        If there is no memory for a copy.
+        If there is not enough memory for a copy.
 
     See Also
     --------
-    save_table : write such a file.
+    save_table : Save a table to a file.
 
     Notes
     -----
-    A file that is mapped must not be written to in place. Changes are seen by lookups,
-    and the system ends a process (SIGBUS) that touches what was cut off. Replace a file
-    by renaming another, as `save_table` does.
+    Do not write to a mapped file in place. Lookups see changed entries, and the system ends a
+    process (SIGBUS) that touches a truncated part. To replace a file, rename another one, as
+    `save_table` does.
 
-    Python objects are never unpickled. Pass the path to other processes, not the array:
-    pickling copies it.
+    Python objects are never unpickled. To use a mapped table in other processes, pass them the
+    path; pickling the array copies it.
 
     Examples
     --------
@@ -211,13 +208,13 @@ def load_table(
 
 @contextlib.contextmanager
 def open_table(path: Any, name: str | None = None) -> Iterator[tuple[BinaryIO, Place]]:
-    """Open a table's file, and find the table; a file that is wrong is a ValueError."""
+    """Open the file of a table and find the table in it; ValueError if the file is invalid."""
     _check_name(name)
     with _open(path) as (file, n_bytes, file_format):
         place = file_format.read(file, n_bytes, name)
         if place.packing:
             no_rows = np.empty((0, place.shape[1]), np.uint8)
-            QuantizedTable.from_packed(no_rows, *place.packing)  # checks the options
+            QuantizedTable.from_packed(no_rows, *place.packing)  # raises for invalid options
         yield file, place
 
 
@@ -232,17 +229,17 @@ def list_tensors(path: str) -> dict[str, tuple[str, list[int]]]:
 def _open(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
     source, file_format = _format_of(path)
     check_regular(source)
-    with _path_in_errors(source), open(source, "rb") as file:
+    with _add_path_to_errors(source), open(source, "rb") as file:
         try:
             yield file, os.fstat(file.fileno()).st_size, file_format
-        except (ValueError, TypeError) as error:  # TypeError: options that are no integers
-            # Cut: a message may quote the file, at any length.
+        except (ValueError, TypeError) as error:  # TypeError: an option that is not an integer
+            # The message is cut, since it may quote the file at any length.
             raise ValueError(f"{source}: {error!s:.300}") from error
 
 
 @contextlib.contextmanager
-def _path_in_errors(path: str) -> Iterator[None]:
-    """Add the path to errors of the system that lack it, as those of maps and reads do."""
+def _add_path_to_errors(path: str) -> Iterator[None]:
+    """Add the path to an OSError without one, as maps and reads raise."""
     try:
         yield
     except OSError as error:
@@ -269,28 +266,28 @@ def _check_name(name: Any) -> None:
 # --- Saving -------------------------------------------------------------------
 
 
-def _rows_of(table: Any) -> tuple[AnyArray, Packing | None]:
-    if issubclass(type(table), QuantizedTable):  # and not what says that it is one
+def _as_rows(table: Any) -> tuple[AnyArray, Packing | None]:
+    if issubclass(type(table), QuantizedTable):  # isinstance would believe `__class__`
         return table.packed, Packing(table.bits, table.dim, table.layout)
     check_table(
         table,
         "table",
         kinds="a numpy.ndarray or QuantizedTable",
-        dtypes=f"{', '.join(FLOATS)} in native byte order",
+        dtypes=FLOATS_RULE,
         is_known=_encodings.is_known,
     )
     return np.ndarray.view(table, np.ndarray), None
 
 
-def _blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
-    """Cut a table into runs of rows of about _BLOCK bytes; none without entries."""
+def _cut_rows(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of rows (start, stop) of about _BLOCK bytes; none for a table without entries."""
     n_rows, n_columns = shape
     step = max(1, _BLOCK // max(1, itemsize * n_columns))
     for start in range(0, n_rows if n_columns else 0, step):
         yield start, min(start + step, n_rows)
 
 
-def _bytes(rows: AnyArray) -> memoryview:
+def _as_bytes(rows: AnyArray) -> memoryview:
     return rows.reshape(-1).view(np.uint8).data
 
 
@@ -302,15 +299,18 @@ def new_table(
     packing: Packing | None,
     name: str | None = None,
 ) -> Iterator[Callable[[AnyArray], None]]:
-    """Give what writes the next rows of a new file, which is in place when the block has ended."""
+    """Yield a function that writes the next rows of a new file.
+
+    The file is in place at the end of the block.
+    """
     target, file_format = _format_of(path)
     dtype = dtype.newbyteorder("=")
     header = file_format.header(np.broadcast_to(np.zeros((), dtype), shape), packing, name)
-    with _path_in_errors(target), replacement(target) as file:
+    with _add_path_to_errors(target), replacement(target) as file:
         file.write(header)
 
         def write(rows: AnyArray) -> None:
-            file.write(_bytes(np.ascontiguousarray(rows, dtype)))
+            file.write(_as_bytes(np.ascontiguousarray(rows, dtype)))
 
         yield write
 
@@ -323,19 +323,22 @@ def new_quantized_table(
     name: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[QuantizedTable]:
-    """Give a table, quantized into a new file that is in place when the block has ended."""
+    """Yield a table that is quantized into a new file.
+
+    The file is in place at the end of the block.
+    """
     target, file_format = _format_of(path)
     n_rows, dim = rows.shape
     shape = n_rows, row_bytes(bits, dim)
     packing = Packing(int(bits), dim, "fused")
     header = file_format.header(np.broadcast_to(np.uint8(0), shape), packing, name)
-    with _path_in_errors(target), replacement(target) as file:
+    with _add_path_to_errors(target), replacement(target) as file:
         file.write(header)
         file.flush()
         if n_rows == 0:
             yield QuantizedTable.from_packed(np.empty(shape, np.uint8), *packing)
             return
-        # Room first: on a full disk this is an error, and a write to the map a SIGBUS.
+        # Allocated first: a full disk is an error here, but a SIGBUS in a write to the map.
         n_bytes = len(header) + n_rows * shape[1]
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, n_bytes)
@@ -362,24 +365,23 @@ def _map(file: BinaryIO, place: Place) -> AnyArray:
             f"got {place.start}: {remedy}"
         )
     pages = mmap.mmap(file.fileno(), place.start + place.n_bytes, access=mmap.ACCESS_READ)
-    # A table that memory can hold is best read 2 MiB at a time: soon all of it is there,
-    # and where the file system has large pages it is mapped in such. Of a larger one,
-    # only the pages that lookups touch should be: reading ahead would drop others.
-    # Figures: docs/tables.md.
+    # If a table fits memory, reading ahead by 2 MiB soon has all of it in memory, in large
+    # pages where the file system has them. If it does not, reading ahead would evict pages
+    # that lookups need. Figures: docs/tables.md.
     advice = "MADV_RANDOM" if place.n_bytes > _memory_limit() // 2 else "MADV_HUGEPAGE"
     if hasattr(mmap, advice):
-        with contextlib.suppress(OSError):  # it is advice, and a system may not know it
+        with contextlib.suppress(OSError):  # only advice, which a system may not support
             pages.madvise(getattr(mmap, advice))
     rows = np.frombuffer(pages, np.uint8)[place.start : place.start + place.n_bytes]
     return rows.view(place.dtype).reshape(place.shape)
 
 
 def _memory_limit() -> float:
-    """Return the bytes of memory of the machine, or of the container."""
+    """Return the bytes of memory of the machine or the container."""
     limits = [float("inf")]
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # no such question
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no sysconf, or no such name
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = _cgroups.memory_limit()
+    limit = cgroups.memory_limit()
     return min(limits) if limit is None else min(*limits, limit)
 
 
@@ -391,13 +393,13 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
             rows[start : start + len(block)] = block
             start += len(block)
         return rows
-    memory = _bytes(rows)
+    memory = _as_bytes(rows)
     n_bytes = len(memory)
     n_threads = 1
     if n_bytes >= 2 * _BYTES_PER_THREAD and hasattr(os, "preadv"):
-        limit = _threads.threads_for(n_bytes, num_threads)
+        limit = threads.threads_for(n_bytes, num_threads)
         n_threads = min(limit, n_bytes // _BYTES_PER_THREAD)
-    # Each thread reads one part, of whole huge pages.
+    # Each thread reads one part, a multiple of the huge page.
     n_part = -(-n_bytes // (n_threads * _HUGE_PAGE)) * _HUGE_PAGE
 
     def read_part(start: int) -> int:
@@ -414,30 +416,30 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
         return rows
     starts = range(0, n_bytes, n_part)
     try:
-        # Imported here: it takes 4 ms, a fifth of what importing embag may take.
+        # Imported here: it takes 4 ms, a fifth of the budget for importing embag.
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
         with ThreadPoolExecutor(n_threads) as pool:
             n_read = sum(pool.map(read_part, starts))
-    except RuntimeError:  # no thread can be started, or the interpreter is ending
+    except RuntimeError:  # no thread can start, or the interpreter is shutting down
         n_read = sum(map(read_part, starts))
     _check_read(n_read, n_bytes)
     return rows
 
 
 def read_rows(file: BinaryIO, place: Place) -> Iterator[AnyArray]:
-    """Yield a table's rows, about _BLOCK bytes at a time, in the file's order of bytes."""
+    """Yield the rows of a table in blocks of about _BLOCK bytes, in the byte order of the file."""
     n_rows, n_columns = place.shape
     itemsize = place.dtype.itemsize
-    for start, stop in _blocks(place.shape, itemsize):
+    for start, stop in _cut_rows(place.shape, itemsize):
         if not place.in_fortran_order:
             rows = np.empty((stop - start, n_columns), place.dtype)
-            _read(file, place.start + start * n_columns * itemsize, _bytes(rows))
+            _read(file, place.start + start * n_columns * itemsize, _as_bytes(rows))
             yield rows
             continue
         columns = np.empty((n_columns, stop - start), place.dtype)
         for number, column in enumerate(columns):
-            _read(file, place.start + (number * n_rows + start) * itemsize, _bytes(column))
+            _read(file, place.start + (number * n_rows + start) * itemsize, _as_bytes(column))
         yield columns.T
 
 
@@ -448,4 +450,4 @@ def _read(file: BinaryIO, start: int, memory: memoryview) -> None:
 
 def _check_read(n: int, n_bytes: int) -> None:
     if n != n_bytes:
-        raise ValueError(f"file must not be cut while it is read, got {n} of {n_bytes} bytes")
+        raise ValueError(f"file must not shrink while it is read, got {n} of {n_bytes} bytes")

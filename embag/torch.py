@@ -1,20 +1,20 @@
-"""The same for tensors: `embag.torch.embedding_bag` in the place of torch's own.
+"""`embag.torch.embedding_bag`: the same operation for tensors, with autograd.
 
-A CPU tensor and an array are two views of the same memory, so this is only glue: an
-autograd function that hands the arrays of its tensors to `embag.embedding_bag` and
-`embag.embedding_bag_backward`, and what they return back as tensors. Tables, results and
-gradients are not copied.
+A CPU tensor and an array can share memory, so this module is only glue: an autograd function
+passes the arrays of its tensors to `embag.embedding_bag` and `embag.embedding_bag_backward`,
+and returns their results as tensors. Tables, results and gradients are not copied.
 
-Importing `embag` does not import torch; importing this does, and needs it.
+Importing `embag` does not import torch. Importing this module does.
 
-Tested in tests/test_torch_bridge.py.
+Tested in tests/bridges/test_torch_bridge.py.
 """
 
 import operator
 from typing import Any, Literal
 
-from embag import _threads, functional
+from embag import functional
 from embag._arguments import describe
+from embag._process import threads
 from embag.backward import embedding_bag_backward
 from embag.sparse_rows import SparseRows
 
@@ -48,72 +48,71 @@ def embedding_bag(
 ) -> torch.Tensor:
     """Gather rows of a table and reduce them per bag, with gradients.
 
-    Takes the place of ``torch.nn.functional.embedding_bag`` for tensors on the CPU: the
-    arguments and their order are the same, the semantics are `embag.embedding_bag`'s.
+    This replaces ``torch.nn.functional.embedding_bag`` for tensors on the CPU. The arguments and
+    their order are the same; the semantics are those of `embag.embedding_bag`.
 
     Parameters
     ----------
     input : Tensor of int, shape (n_indices,) or (n_bags, bag_size)
-        The rows to gather. 1-D with `offsets`; 2-D has a bag in each row.
+        The ids: which rows to gather. 1-D ids need `offsets`; each row of 2-D ids is a bag.
     weight : Tensor of float32 or float64, shape (n_rows, dim)
         The table.
     offsets : Tensor of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`.
     max_norm : float, optional
-        Rows that occur in a bag and whose norm exceeds it are scaled down in `weight`
-        itself, before the reduction and outside of the gradient.
+        Each row that occurs in a bag and has a larger norm is scaled down in `weight` itself,
+        before the reduction. The scaling has no gradient.
     norm_type : float, optional
-        The p of that norm: greater than 0, or ``inf``.
+        The p of this p-norm: greater than 0, or ``inf``.
     scale_grad_by_freq : bool, optional
-        Divide the gradient of each row by how often it occurs in a bag. Not with
-        ``mode="max"``.
+        If True, divide the gradient of each row by the number of its occurrences in bags. Not
+        with ``mode="max"``.
     mode : {"mean", "sum", "max"}, optional
-        The reduction.
+        How the rows of a bag are reduced.
     sparse : bool, optional
-        Make the gradient of `weight` a coalesced sparse tensor of the rows that occur.
-        Not with ``mode="max"``.
+        If True, the gradient of `weight` is a coalesced sparse tensor of the rows that occur. Not
+        with ``mode="max"``.
     per_sample_weights : Tensor, shape of `input`, optional
-        Factors for the rows, with ``mode="sum"`` only. Computed in the dtype of
-        `weight`; the gradient is of their own.
+        A factor for each gathered row, computed in the dtype of `weight`. Only with
+        ``mode="sum"``. Its gradient has its own dtype.
     include_last_offset : bool, optional
-        `offsets` has one entry more: where the last bag ends.
+        If True, `offsets` has one more entry: the end of the last bag.
     padding_idx : int, optional
-        A row, which may be counted from the end, that is left out and has no gradient.
+        A row that is skipped and has no gradient; a negative number counts from the end.
 
     Returns
     -------
     Tensor, shape (n_bags, dim)
-        The reduced bags, of the dtype of `weight`. It can be differentiated once, by
-        `weight` and `per_sample_weights`, in backward mode.
+        The reduced bags, in the dtype of `weight`. The result can be differentiated once, with
+        respect to `weight` and `per_sample_weights`, in backward mode.
 
     Raises
     ------
     TypeError
-        For an argument that is no tensor, or of the wrong kind or dtype.
+        If an argument is not a tensor, or has the wrong kind or dtype.
     ValueError
-        For a tensor that is sparse or not on the CPU, for a wrong shape, offset or
-        option, or arguments that do not go together.
+        If a tensor is sparse or not on the CPU, a shape, an offset or an option is wrong, or
+        arguments contradict each other.
     IndexError
-        For an index out of range: the message names the first.
+        If an id is out of range. The message names the first.
     MemoryError
         If there is not enough memory.
     RuntimeError
-        If a tensor is changed during the call by other code, and embag noticed; or, as
-        always with torch, changed between forward and backward where backward needs it.
+        If another thread changes a tensor during the call, and embag notices it. If a tensor that
+        backward needs was changed after forward, as always in torch.
 
     See Also
     --------
-    embag.embedding_bag : the forward pass for arrays, with all the rules.
-    embag.embedding_bag_backward : the gradients.
-    EmbeddingBag : the module.
+    embag.embedding_bag : The same for arrays, with all rules.
+    embag.embedding_bag_backward : The gradients.
+    EmbeddingBag : The module.
 
     Notes
     -----
-    Tensors are read in place like arrays, and the result and the gradients are in the
-    memory that embag returned; only the row numbers of a sparse gradient are copied.
-    Weights of another dtype are converted first. A call uses no more threads than
-    ``torch.get_num_threads()``, nor than `embag.get_num_threads`. Under ``torch.compile``
-    it is a graph break.
+    Tensors are read in place like arrays. The result and the gradients are in the memory that
+    embag returned; only the row numbers of a sparse gradient are copied. Weights of another
+    dtype are converted first. A call uses at most ``torch.get_num_threads()`` threads, and at
+    most `embag.get_num_threads`. ``torch.compile`` makes a graph break at a call.
 
     Examples
     --------
@@ -130,7 +129,7 @@ def embedding_bag(
     """
     call = _embedding_bag
     if torch.compiler.is_compiling():
-        # Decorating would import the compiler, a second's work, for everyone.
+        # A decorator would import the compiler, which takes a second, in every program.
         call = torch.compiler.disable(call)
     return call(
         input,
@@ -150,11 +149,11 @@ def embedding_bag(
 class EmbeddingBag(torch.nn.EmbeddingBag):
     """A ``torch.nn.EmbeddingBag`` that computes with embag.
 
-    The constructor, `from_pretrained`, the parameters and the state dict are torch's.
+    The constructor, `from_pretrained`, the parameters and the state dict are those of torch.
 
     See Also
     --------
-    embedding_bag : what it calls.
+    embedding_bag : The function that it calls.
 
     Examples
     --------
@@ -171,7 +170,7 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         offsets: torch.Tensor | None = None,
         per_sample_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Reduce the bags of `input`.
+        """Gather rows and reduce them per bag.
 
         Parameters
         ----------
@@ -208,9 +207,9 @@ def _embedding_bag(input: Any, weight: Any, offsets: Any, *options: Any) -> torc
     if sample is not None:
         _check(sample, "per_sample_weights", _FACTORS, "real numbers")
     if torch.is_inference_mode_enabled():
-        # No gradient of any kind can be wanted: a small call takes half the time.
+        # No gradient can be needed. A small call takes half the time this way.
         return torch.from_numpy(_reduce(False, input, weight, offsets, *options)[0])
-    # Inside of the function gradients are always off: whether they are on is asked here.
+    # Passed along, because inside the function gradients are always disabled.
     result: torch.Tensor = _EmbeddingBag.apply(
         torch.is_grad_enabled(), input, weight, offsets, *options
     )
@@ -231,10 +230,10 @@ def _reduce(
     include_last_offset: bool,
     padding_idx: int | None,
 ) -> tuple[Any, Any]:
-    """Return the arrays of the output and, if they are wanted, of the winning rows."""
+    """Return the arrays of the output and, with `wants_winners`, of the rows of the maxima."""
     result = functional.embedding_bag(
         _as_array(input),
-        # Written to by max_norm, and then never to be a copy.
+        # max_norm writes to it, so it must not be a copy.
         _as_array(weight, in_place=max_norm is not None),
         _as_array(offsets),
         max_norm,
@@ -254,7 +253,7 @@ def _reduce(
 
 
 def _check(tensor: Any, name: str, dtypes: frozenset[torch.dtype], rule: str) -> None:
-    """Raise unless NumPy can have the tensor's memory; its values are embag's to check."""
+    """Raise unless NumPy can use the memory of a tensor. Values are checked by embag."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(tensor)}")
     if tensor.dtype not in dtypes:
@@ -280,8 +279,8 @@ class _EmbeddingBag(torch.autograd.Function):
         result, winners = _reduce(grad_enabled and needs_weight, input, weight, offsets, *options)
         if winners is not None:
             winners = torch.from_numpy(winners)
-        # What is saved must not change before the backward pass. As in torch, the table
-        # may (an optimizer's step), unless the gradient of the weights needs its values.
+        # Saved tensors must not change before the backward pass. As in torch, the table may
+        # (an optimizer's step), unless the gradient of the weights needs its values.
         table = weight if needs_sample else None
         ctx.save_for_backward(input, offsets, sample, table, winners)
         ctx.shape = weight.shape
@@ -290,7 +289,7 @@ class _EmbeddingBag(torch.autograd.Function):
             "mode": mode,
             "sparse": sparse,
             "include_last_offset": include_last_offset,
-            # Checked by now; a number that nobody can change.
+            # Already checked; as an int it cannot change any more.
             "padding_idx": None if padding_idx is None else operator.index(padding_idx),
         }
         return torch.from_numpy(result)
@@ -304,9 +303,9 @@ class _EmbeddingBag(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients, as a function of all that they depend on.
+    """The gradients, as a function of everything they depend on.
 
-    So whoever asks for their derivatives meets an error, by whichever way.
+    So any way to differentiate them again ends in the error below.
     """
 
     @staticmethod
@@ -344,46 +343,48 @@ class _Gradients(torch.autograd.Function):
         elif grads.weight is not None:
             of_weight = torch.from_numpy(grads.weight)
         if grads.per_sample_weights is not None:
-            # Of weight's dtype; autograd casts it to that of the weights, where they differ.
+            # In the dtype of `weight`; autograd casts it to that of the weights.
             of_sample = torch.from_numpy(grads.per_sample_weights)
         return of_weight, of_sample
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise RuntimeError("embag.torch.embedding_bag can be differentiated once, got twice")
+        raise RuntimeError(
+            "embag.torch.embedding_bag must be differentiated at most once, got twice"
+        )
 
 
 def _as_array(
     tensor: torch.Tensor | None, dtype: torch.dtype | None = None, in_place: bool = False
 ) -> Any:
-    """Return an array in the memory of a tensor, unless it must be converted and may be."""
+    """Return an array in the memory of a tensor, or of a converted copy."""
     if tensor is None:
         return None
     _check_storage(tensor)
     if in_place:
         return tensor.detach().numpy()
-    # `force` detaches, and resolves what torch has not computed yet (a negation).
+    # `force` detaches, and computes a pending negation or conjugation.
     return (tensor if dtype is None else tensor.to(dtype)).numpy(force=True)
 
 
 def _check_storage(tensor: torch.Tensor) -> None:
-    """Raise if the memory of a tensor was taken from it (`resize_` of its storage)."""
-    n_entries = tensor.numel()  # from the first in memory to the last
-    if n_entries and not tensor.is_contiguous():
-        n_entries = 1 + sum(
+    """Raise if the storage of a tensor has become too small (`resize_` of the storage)."""
+    extent = tensor.numel()  # in entries, from the first in memory to the last
+    if extent and not tensor.is_contiguous():
+        extent = 1 + sum(
             (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
         )
-    needed = (tensor.storage_offset() + n_entries) * tensor.itemsize
-    if n_entries and tensor.untyped_storage().nbytes() < needed:
+    needed = (tensor.storage_offset() + extent) * tensor.itemsize
+    if extent and tensor.untyped_storage().nbytes() < needed:
         raise RuntimeError(
             f"a tensor must have storage of {needed} bytes, got {tensor.untyped_storage().nbytes()}"
         )
 
 
 def _as_sparse_tensor(rows: SparseRows) -> torch.Tensor:
-    """Return a coalesced sparse tensor in the memory of the values of `rows`."""
+    """Return a coalesced sparse tensor that shares the memory of `rows.values`."""
     return torch.sparse_coo_tensor(
-        # A copy, of 8 bytes a row: these are read-only, which no tensor can be.
+        # A copy of 8 bytes a row: `indices` is read-only, and tensors cannot be.
         torch.from_numpy(rows.indices[None].copy()),
         torch.from_numpy(rows.values),
         rows.shape,
@@ -394,4 +395,4 @@ def _as_sparse_tensor(rows: SparseRows) -> torch.Tensor:
 
 def _num_threads() -> int:
     limit: int = torch.get_num_threads()
-    return min(limit, _threads.get_num_threads())
+    return min(limit, threads.get_num_threads())

@@ -1,8 +1,7 @@
-"""The data of the examples: passages of Python's own language reference, by topic.
+"""The data of the examples: passages of the Python language reference, by topic.
 
-The token vectors and the tokenizer are those of the `wordllama` package, the text is in
-the standard library. `pip install 'embag-cpu[demo]'` installs what is needed; nothing is
-downloaded.
+The token vectors and the tokenizer are those of the `wordllama` package, and the text is part of
+the standard library. `pip install 'embag-cpu[demo]'` installs all of it; nothing is downloaded.
 """
 
 from collections import Counter
@@ -11,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embag import demo
+from embag.cli import _sentence_search as demo
 
 N_TOPICS = 12
 
 
 class Split(NamedTuple):
-    """Passages: their tokens as bags, and the number of each one's topic."""
+    """Passages: their tokens as bags, and the numbers of their topics."""
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
@@ -25,13 +24,13 @@ class Split(NamedTuple):
 
     @property
     def shares(self) -> NDArray[np.float32]:
-        """One over the number of tokens in the passage, for each token."""
+        """For each token, one over the number of tokens in its passage."""
         lengths = np.diff(self.offsets, append=len(self.ids))
         return np.repeat(1 / lengths, lengths).astype(np.float32)
 
 
 class Passages(NamedTuple):
-    """Three quarters to train with, a quarter to test with, and what they are made of."""
+    """Three quarters of the passages to train with, a quarter to test with, and the model."""
 
     train: Split
     test: Split
@@ -41,7 +40,7 @@ class Passages(NamedTuple):
 
 
 def load() -> Passages:
-    """Read the passages of the topics that have most of them, each passage once."""
+    """Read the passages of the N_TOPICS largest topics, each passage once."""
     model = demo.load_model()
     topic_of = {passage.text: passage.topic for passage in demo.language_reference()}
     topics = [topic for topic, _ in Counter(topic_of.values()).most_common(N_TOPICS)]

@@ -1,9 +1,9 @@
-"""Train with NumPy alone: which topic of the language reference is a passage from?
+"""Train with NumPy alone: predict the topic of a passage of the language reference.
 
-A passage's vector is the weighted mean of its token vectors; a linear classifier reads
-the topic from it. First the classifier alone is trained, on the vectors as they come;
-then also a weight for each token and the token vectors themselves, by the gradients that
-`embag.embedding_bag_backward` gives.
+The vector of a passage is the weighted mean of its token vectors, and a linear classifier
+predicts the topic from it. The classifier is first trained alone, on the given vectors. Then the
+token vectors and a weight for each token are trained as well, with the gradients that
+`embag.embedding_bag_backward` returns.
 
     python examples/train_numpy.py
 """
@@ -29,7 +29,7 @@ def vectors_of(split, table, token_weights):
 
 
 def train(split, table, token_weights, classifier, n_steps, rate=1.0, token_rate=0.0):
-    """Gradient descent, in place."""
+    """Train by gradient descent, in place."""
     ids, offsets = split.ids, split.offsets
     targets = np.eye(classifier.shape[1], dtype=np.float32)[split.topics]
     for _ in range(n_steps):

@@ -1,7 +1,7 @@
-"""Train with torch: the same model with torch's embedding bags, and with embag's.
+"""Train with torch: the same model with the `EmbeddingBag` of torch and of embag.
 
-The network is torch's; one line decides whose `EmbeddingBag` it starts with. Both are
-trained the same way, with sparse gradients, and must end with the same losses.
+The rest of the network is torch's. Both are trained in the same way, with sparse gradients, and
+must reach the same losses.
 
     python examples/train_torch.py
 """

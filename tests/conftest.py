@@ -1,4 +1,4 @@
-"""Fixtures: the levels of this machine, and threads however little there is to do."""
+"""Settings of all tests, and fixtures."""
 
 import os
 import sys
@@ -6,87 +6,73 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "support"), str(HERE)]
 
-# Tests run more threads than there are processors. By default each spins for a millisecond
-# before it sleeps, which keeps the others waiting: on a busy machine tests take several times
-# as long. The OpenMP runtime reads this when embag is imported.
+# Tests run more threads than there are processors. By default a waiting thread spins for a
+# millisecond before it sleeps, which makes tests several times slower on a busy machine.
+# The OpenMP runtime reads this variable when embag is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from cases import LEVELS
+from cases import LEVELS  # noqa: E402
 
-import embag
-from embag import (
-    _arguments,
-    _dispatch,
-    _encodings,
-    _grouping,
-    _ragged,
-    _threads,
-    backward,
-    collection,
-    functional,
-    quantized,
-    ragged,
-    sparse_rows,
-)
+import embag  # noqa: E402
+from embag import _call, functional  # noqa: E402
+from embag._kernels import dispatch  # noqa: E402
+from embag._process import threads  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-# Other processes import these, with settings of their own: they hold no doctests.
-collect_ignore = ["fork_child.py", "fuzz"]
+ROOT = HERE.parent
+# Programs that run in other processes: pytest must not import them to find doctests.
+collect_ignore = ["scripts"]
+collect_ignore_glob = ["fuzz/[!t]*.py"]
 if not (ROOT / "embag").is_dir():
-    # In a copy of tests/ alone, as beside an installed wheel, there is no repository to test.
-    collect_ignore += [
-        *("test_baskets.py", "test_benchmarks.py", "test_documents.py", "test_examples.py"),
-        *("test_packaging.py", "test_pipelines.py", "test_serving.py", "test_soak.py"),
-    ]
+    # A copy of tests/ beside an installed wheel has no repository to test.
+    collect_ignore += ["repository"]
 elif not (ROOT / "embag").samefile(Path(embag.__file__).parent):
-    # Their processes run in the root, with the build there, and not this one (make sanitize).
-    collect_ignore += ["test_benchmarks.py", "test_soak.py"]
+    # Their children would import embag/ from the root, not the build under test (make sanitize).
+    collect_ignore += ["repository/test_benchmarks.py", "repository/test_soak.py"]
 
 
 @pytest.fixture(params=LEVELS)
 def level(request, monkeypatch):
     """Run the test once per instruction-set level that is built and supported."""
-    kernels = _dispatch.load_level(request.param)
-    patched = (
-        *(functional, backward, sparse_rows, quantized, collection),
-        *(_arguments, _encodings, _grouping, _ragged, ragged),
-    )
-    for module in patched:
-        monkeypatch.setattr(module, "kernels", kernels)
+    in_use, kernels = dispatch.kernels, dispatch.load_level(request.param)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("embag.") and getattr(module, "kernels", None) is in_use:
+            monkeypatch.setattr(module, "kernels", kernels)
+    assert functional.kernels is _call.kernels is kernels
     return request.param
 
 
 @pytest.fixture
 def eager_threads(monkeypatch):
-    """Give a call all the threads that it asks for, however small it is."""
-    monkeypatch.setattr(_threads, "ENTRIES_PER_THREAD", 1)
-    monkeypatch.setattr(_threads, "_N_MACHINE", 64)
+    """Give a call all the threads that it requests, however small it is."""
+    monkeypatch.setattr(threads, "ENTRIES_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "_N_MACHINE", 64)
 
 
 @pytest.fixture
 def clean_thread_settings(monkeypatch):
-    """Undo what a test sets for the whole process."""
-    monkeypatch.setattr(_threads, "_set_by_user", None)
-    monkeypatch.setattr(_threads, "_least_around", None)
+    """Undo changes of the thread settings of the process."""
+    monkeypatch.setattr(threads, "_set_by_user", None)
+    monkeypatch.setattr(threads, "_outer_limit", None)
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The pieces that the kernel gets: (indices, offsets, weights) of each."""
+    """Record the pieces that reach the kernel: (ids, offsets, weights) of each."""
     pieces = []
-    kernel = functional.kernels.embedding_bags
+    kernel = _call.kernels.reduce_bags
 
-    def watch(n_threads, table, inputs, offsets, part, samples, *others):
+    def watch(n_threads, rows, code, dim, inputs, offsets, kind, samples, *others):
         pieces.extend(zip(inputs, offsets, samples, strict=True))
-        return kernel(n_threads, table, inputs, offsets, part, samples, *others)
+        return kernel(n_threads, rows, code, dim, inputs, offsets, kind, samples, *others)
 
     class Watched:
-        embedding_bags = staticmethod(watch)
+        reduce_bags = staticmethod(watch)
 
         def __getattr__(self, name):
-            return getattr(_dispatch.kernels, name)
+            return getattr(dispatch.kernels, name)
 
-    monkeypatch.setattr(functional, "kernels", Watched())
+    monkeypatch.setattr(_call, "kernels", Watched())
     return pieces

@@ -1,13 +1,12 @@
-"""Name the licences of the libraries that repaired wheels hold in their metadata.
+"""Add the licences of bundled libraries to the metadata of repaired wheels.
 
     python tools/declare_libraries.py FOLDER
 
-auditwheel, delocate and delvewheel copy the OpenMP runtime into a wheel and leave its
-License-Expression as the project's own. This rewrites each wheel in FOLDER, in place. A
-wheel with a library that has no line here is an error: its licence would be missing, and
-its text (licenses/README.md).
+auditwheel, delocate and delvewheel copy the OpenMP runtime into a wheel, but leave its
+License-Expression unchanged. This script rewrites each wheel in FOLDER, in place. It fails for a
+library that is not listed here: the licence and its text (licenses/README.md) would be missing.
 
-Tested in tests/test_packaging.py.
+Tested in tests/repository/test_packaging.py.
 """
 
 import subprocess
@@ -24,9 +23,9 @@ LICENSES = {
 
 
 def libraries(folder: Path) -> list[str]:
-    """Return the names of the shared libraries in an unpacked wheel that are no Python modules."""
+    """Return the names of the bundled shared libraries in an unpacked wheel."""
     found = [*folder.glob("*.libs/*"), *folder.glob("**/.dylibs/*")]
-    # delvewheel keeps a list of load order beside them.
+    # delvewheel adds a file with the order of loading.
     return sorted(path.name for path in found if not path.name.startswith(".load-order"))
 
 
@@ -39,7 +38,7 @@ def declare(wheel: Path) -> None:
         (metadata,) = folder.glob("*.dist-info/METADATA")
         text = metadata.read_text(encoding="utf-8")
         own = "License-Expression: Apache-2.0\n"
-        assert text.count(own) == 1, "is this the project's wheel, and not yet declared?"
+        assert text.count(own) == 1, "METADATA must have the project's licence alone"
         licenses = {LICENSES[name.replace(".", "-").partition("-")[0]] for name in names}
         declared = " AND ".join(["Apache-2.0", *sorted(licenses)])
         text = text.replace(own, f"License-Expression: {declared}\n")

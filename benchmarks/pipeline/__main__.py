@@ -1,9 +1,9 @@
-"""Pool a Parquet file in every way, in turn: `python -m benchmarks.pipeline --json FILE`.
+"""Pool a Parquet file with each contender: `python -m benchmarks.pipeline --json FILE`.
 
-Each contender is a process of its own, timed from its start to its end, with the largest
-memory that it had. They run in turn, A B A B, and each is compared with `embag pool` on the
-same file in the same round. Before the first round, each shows that its result is right on
-that file, and what it takes for a thousand rows: its start, and loading the table.
+Each contender is a process of its own. Its time from start to end and its peak memory are
+measured. The contenders run in turn (A B A B), and each is compared with `embag pool` on the
+same file in the same round. Before the first round, each result is checked, and each contender
+pools a file of a thousand rows, which measures its start and the loading of the table.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.operations.worker import ROOT
 from benchmarks.pipeline.contenders import CONTENDERS, PYTHON, Contender
 from benchmarks.run import median_ratio
-from benchmarks.worker import ROOT
 
-# What `embag pool` shall be end to end: so many times as fast as the best of these.
+# `embag pool` must be so many times as fast, end to end, as the fastest of these.
 TARGETS = {
     "polars or DuckDB": (("polars", "polars-batches", "duckdb", "duckdb-batches"), 5),
     "a NumPy loop": (("numpy", "numpy-take"), 50),
@@ -64,21 +64,23 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the file")
-    parser.add_argument("--part", type=int, default=1_000_000, help="for those who need long")
+    parser.add_argument(
+        "--part", type=int, default=1_000_000, help="rows of the file for slow contenders"
+    )
     parser.add_argument("--items", type=int, default=1_000_000, help="rows of the table")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--folder", type=Path, help="where there are 7 GB; default: for temporaries"
+        "--folder", type=Path, help="needs 7 GB; default: the folder for temporary files"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     return parser.parse_args()
 
 
 def make_files(folder: Path, sizes: dict[str, int]) -> None:
     needed, free = 600 * (sizes["rows"] + sizes["items"]), shutil.disk_usage(folder).free
     if free < needed:
-        sys.exit(f"{folder} has {free:,} bytes free, and {needed:,} may be needed: --folder")
+        sys.exit(f"--folder must have {needed:,} bytes free, got {free:,} in {folder}")
     options = [f"--{name}={size}" for name, size in sizes.items()]
     command = [*PYTHON, "benchmarks.pipeline.data", str(folder), *options]
     subprocess.run(command, cwd=ROOT, check=True)
@@ -87,12 +89,12 @@ def make_files(folder: Path, sizes: dict[str, int]) -> None:
 def measure(
     folder: Path, file: str, n_rows: int, contenders: dict[str, Contender], n_rounds: int
 ) -> dict[str, Any]:
-    """Measure those who get this file, and beside them who is compared with all."""
+    """Measure the contenders for this file, and the baseline."""
     contenders = {n: c for n, c in contenders.items() if c.file == file or n == BASELINE}
     rows = folder / f"{file}.parquet"
     starts, runs = {}, {}
     for name, contender in contenders.items():
-        run(contender, rows, check=True)  # its modules and its table are in the page cache then
+        run(contender, rows, check=True)  # brings its modules and its table into the page cache
         starts[name] = run(contender, folder / "start.parquet")["seconds"]
         runs[name] = []
     for _ in range(n_rounds):
@@ -103,15 +105,15 @@ def measure(
 
 
 def run(contender: Contender, events: Path, check: bool = False) -> dict[str, Any]:
-    """Have a contender pool a file; returns its seconds, its memory and what it says."""
+    """Pool a file with a contender; return its seconds, its memory and its parts."""
     with tempfile.TemporaryDirectory(dir=events.parent) as folder:
         out = Path(folder) / "out.parquet"
-        os.sync()  # what others wrote is on the disk
+        os.sync()  # so that earlier writes to the disk are finished
         start = time.perf_counter()
         process = subprocess.Popen(
             contender.command(events, out), cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
-        words = process.stdout.read()
+        output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -124,7 +126,7 @@ def run(contender: Contender, events: Path, check: bool = False) -> dict[str, An
             "seconds": seconds,
             "CPU seconds": usage.ru_utime + usage.ru_stime,
             "peak bytes": usage.ru_maxrss * 1024,
-            "parts": contender.parts(words),
+            "parts": contender.parts(output),
         }
 
 
@@ -155,7 +157,7 @@ def summarize(
 
 
 def judge(files: dict[str, Any]) -> list[dict[str, Any]]:
-    """Compare with each target what the best of those has that it is about."""
+    """Compare each target with the fastest of its contenders."""
     figures = {name: one for file in files.values() for name, one in file.items()}
     verdicts = []
     for title, (names, target) in TARGETS.items():

@@ -1,8 +1,8 @@
-"""Read, pool and write: `python -m benchmarks.pipeline.batches WHO HOW EVENTS OUT`.
+"""Read, pool and write: `python -m benchmarks.pipeline.batches POOL HOW EVENTS OUT`.
 
-HOW is "serial", a batch after the other, or "threads": a thread reads ahead, another writes
-behind. All read and write with the same settings, those of `embag pool`. The seconds of each
-part are printed: in threads, while the others were at work.
+POOL is a key of `pools.POOLS`. HOW is "serial", one batch after the other, or "threads": one
+thread reads ahead, another pools, and a third writes. All read and write with the settings of
+`embag pool`. The seconds of each part are printed; with threads, the parts overlap.
 """
 
 import json
@@ -22,7 +22,7 @@ from benchmarks.pipeline.pools import POOLS, VECTORS, Pool
 # Vectors neither repeat nor compress.
 PLAIN = {"use_dictionary": False, "compression": "none", "write_statistics": False}
 N_BATCH = 65_536  # rows; the fastest of 16,384 to 131,072 for embag and torch
-N_BUFFER = 1 << 20  # bytes; otherwise pyarrow holds all of the file
+N_BUFFER = 1 << 20  # bytes; without a limit, pyarrow keeps the whole file in memory
 N_WAITING = 2  # batches between two threads
 Item = TypeVar("Item")
 
@@ -59,7 +59,7 @@ class Pipeline:
 
 
 def _ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Have a thread make the items before they are asked for."""
+    """Yield items that another thread makes ahead of time."""
     queue: Queue[Item | BaseException | None] = Queue(N_WAITING)
 
     def make() -> None:
@@ -77,9 +77,9 @@ def _ahead(items: Iterable[Item]) -> Iterator[Item]:
         yield item
 
 
-def main(who: str, how: str, events: Path, out: Path) -> None:
+def main(pool: str, how: str, events: Path, out: Path) -> None:
     start = time.perf_counter()
-    pipeline = Pipeline(POOLS[who](events.parent))
+    pipeline = Pipeline(POOLS[pool](events.parent))
     seconds = {"table": time.perf_counter() - start}
     pipeline.run(events, out, in_threads=how == "threads")
     print(json.dumps(seconds | pipeline.seconds))

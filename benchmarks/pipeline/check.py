@@ -1,7 +1,8 @@
-"""Is a result right? `python -m benchmarks.pipeline.check EVENTS OUT`.
+"""Check a result: `python -m benchmarks.pipeline.check EVENTS OUT`.
 
-Some hundred rows are compared with NumPy's means in float64. Rows come in any order. Where
-there are no ids, the vector is zero or null or the row is missing: each has its own idea.
+Some hundred rows are compared with means that NumPy computes in float64. Rows may come in any
+order. The contenders differ for lists without ids: the vector may be zero or null, or the row
+may be missing.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Who pools a file: the command line of each, and which package it needs."""
+"""The contenders that pool a file: their command lines, and the packages that they need."""
 
 import importlib.util
 import json
@@ -11,15 +11,15 @@ PYTHON = sys.executable, "-m"
 
 @dataclass(frozen=True)
 class Contender:
-    """A program of the benchmark's own."""
+    """A program of this benchmark."""
 
     title: str
     package: str
-    program: tuple[str, ...]  # what comes before the names of the files
-    file: str = "events"  # or "part", for those who would need long for so many rows
+    program: tuple[str, ...]  # the arguments before the names of the files
+    file: str = "events"  # or "part", for slow contenders
 
     def missing(self) -> str | None:
-        """Say why this contender cannot run on this machine."""
+        """Return the reason if this contender cannot run on this machine."""
         if importlib.util.find_spec(self.package) is None:
             return f"{self.package} is not installed"
         return None
@@ -27,13 +27,13 @@ class Contender:
     def command(self, events: Path, out: Path) -> list[str]:
         return [*PYTHON, *self.program, str(events), str(out)]
 
-    def parts(self, words: str) -> dict[str, float]:
-        """Return the seconds of the parts of the work, if it printed some."""
-        return json.loads(words or "{}")  # type: ignore[no-any-return]
+    def parts(self, output: str) -> dict[str, float]:
+        """Return the seconds of each part of the work, if the program printed them."""
+        return json.loads(output or "{}")  # type: ignore[no-any-return]
 
 
 class EmbagPool(Contender):
-    """The command of embag."""
+    """The command `embag pool`."""
 
     def command(self, events: Path, out: Path) -> list[str]:
         table = events.parent / "items.npy"
@@ -41,14 +41,14 @@ class EmbagPool(Contender):
         kept = ("--keep", "user_id", "--out", str(out), "--json")
         return [*PYTHON, *self.program, str(events), *options, *kept]
 
-    def parts(self, words: str) -> dict[str, float]:
-        summary = json.loads(words)
+    def parts(self, output: str) -> dict[str, float]:
+        summary = json.loads(output)
         stages = {"read": "reading", "pool": "pooling", "write": "writing"}
         return {part: summary[f"{stage}_seconds"] for part, stage in stages.items()}
 
 
-def _batches(title: str, package: str, *who_and_how: str, file: str = "events") -> Contender:
-    return Contender(title, package, ("benchmarks.pipeline.batches", *who_and_how), file)
+def _batches(title: str, package: str, *pool_and_how: str, file: str = "events") -> Contender:
+    return Contender(title, package, ("benchmarks.pipeline.batches", *pool_and_how), file)
 
 
 def _query(title: str, package: str) -> Contender:

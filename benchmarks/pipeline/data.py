@@ -1,13 +1,13 @@
-"""The files: `python -m benchmarks.pipeline.data FOLDER --rows 10000000`.
+"""Make the files: `python -m benchmarks.pipeline.data FOLDER --rows 10000000`.
 
-events.parquet  user_id, which numbers the rows, and item_ids: lists of 0 to 50 ids in int64
-part.parquet    its first rows, for those who need long for all
-start.parquet   its first thousand: what a program takes before it works
+events.parquet  user_id, the number of the row, and item_ids: lists of 0 to 50 int64 ids
+part.parquet    its first rows, for slow contenders
+start.parquet   its first thousand rows, to measure the start of a program
 items.npy       the table, float32
-items.parquet   the same for engines that join: item_id, and a column for each dimension
+items.parquet   the same table for engines that join: item_id, and a column for each dimension
 
-The Parquet files are as pyarrow writes them by default (Snappy), but for the dictionary of
-the floats, which they do without. Little memory is used.
+The Parquet files have pyarrow's default settings (Snappy), except that floats have no
+dictionary. The files are written in parts, so little memory is used.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def make_files(folder: Path, sizes: Sizes) -> None:
 
 
 def _make_events(n_rows: int, n_items: int) -> Iterator[pa.RecordBatch]:
-    """Make the first rows: always the same, however many."""
+    """Yield the first `n_rows` rows, which are the same for every `n_rows`."""
     rng = np.random.default_rng(0)
     for start in range(0, n_rows, N_GROUP):
         lengths = rng.integers(0, MOST_IDS, N_GROUP, endpoint=True)

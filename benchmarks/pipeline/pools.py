@@ -1,7 +1,8 @@
-"""Who pools a batch: functions that make one, given the folder with the table.
+"""Functions that pool a batch, one for each package.
 
-What they make takes a batch of events and returns user_id and vector. A package is imported
-where it is used, because each contender runs in a process without the others.
+`make_*` takes the folder with the table and returns a function from a batch of events to a
+table of user_id and vector. Packages are imported where they are used, because each contender
+runs in a process without the others.
 """
 
 import importlib
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pipeline.data import DIM, DIMENSIONS
 
-# Nothing in it may be null: a Parquet writer has less to do then.
+# Not nullable, which is less work for a Parquet writer.
 ENTRY = pa.field("item", pa.float32(), nullable=False)
 VECTORS = pa.schema(
     [
@@ -28,7 +29,7 @@ Pool = Callable[[pa.RecordBatch], pa.Table]
 
 
 def make_embag(folder: Path) -> Pool:
-    """`embedding_bag` of the column, on the table as `load_table` maps it."""
+    """`embedding_bag` of the list column, with the table that `load_table` maps."""
     embag = importlib.import_module("embag")
     table = embag.load_table(folder / "items.npy")
 
@@ -39,9 +40,9 @@ def make_embag(folder: Path) -> Pool:
 
 
 def make_torch(folder: Path) -> Pool:
-    """`embedding_bag` in inference mode. Nothing is copied but the bounds, into int64."""
+    """`embedding_bag` in inference mode. Only the bounds are copied, to int64."""
     torch = importlib.import_module("torch")
-    # In its own memory, which begins on a cache line; NumPy's does not, and torch would be slower.
+    # torch's memory starts on a cache line. NumPy's does not, and would make torch slower.
     with open(folder / "items.npy", "rb") as file:
         np.lib.format.read_magic(file)
         shape, _, _ = np.lib.format.read_array_header_1_0(file)
@@ -60,7 +61,7 @@ def make_torch(folder: Path) -> Pool:
 
 
 def make_numpy(folder: Path) -> Pool:
-    """The loop that one writes first."""
+    """The obvious loop over lists."""
     table = np.load(folder / "items.npy")
 
     def pool(batch: pa.RecordBatch) -> pa.Table:
@@ -75,13 +76,13 @@ def make_numpy(folder: Path) -> Pool:
 
 
 def make_numpy_take(folder: Path) -> Pool:
-    """The fastest such loop that we found."""
+    """The fastest loop over lists that we found."""
     table = np.load(folder / "items.npy")
 
     def pool(batch: pa.RecordBatch) -> pa.Table:
         ids, bounds = _ids_and_bounds(batch)
         vectors = np.zeros((len(batch), DIM), np.float32)
-        places = bounds.tolist()  # slicing by Python's integers is faster than by NumPy's
+        places = bounds.tolist()  # slicing with Python ints is faster than with NumPy's
         for row, (start, stop) in enumerate(itertools.pairwise(places)):
             if start < stop:
                 vectors[row] = table.take(ids[start:stop], axis=0).sum(axis=0) / (stop - start)
@@ -115,7 +116,7 @@ def make_duckdb(folder: Path) -> Pool:
 
 
 def polars_query(events: Any, items: Any) -> Any:
-    """Explode, join, group by: polars has no other way from lists of ids to means."""
+    """Explode, join and group by, the only way from lists of ids to means in polars."""
     concat_arr = importlib.import_module("polars").concat_arr
     means = importlib.import_module("polars").col(DIMENSIONS).mean()
     rows = events.explode("item_ids").join(items, left_on="item_ids", right_on="item_id")
@@ -134,7 +135,7 @@ def duckdb_query(events: str, items: str) -> str:
 
 
 def _ids_and_bounds(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ids of all lists, in place, and where lists start and the last one ends."""
+    """Return the ids of all lists without a copy, and the n + 1 bounds of the lists."""
     lists = batch["item_ids"]
     bounds = lists.offsets.to_numpy()
     ids = lists.values[bounds[0] : bounds[-1]]

@@ -1,6 +1,6 @@
-"""All of it in one query: `python -m benchmarks.pipeline.queries WHO EVENTS OUT`.
+"""Pool a file with one query: `python -m benchmarks.pipeline.queries ENGINE EVENTS OUT`.
 
-The engine reads, joins, pools and writes as it thinks best.
+The engine plans reading, joining, pooling and writing. ENGINE is "polars" or "duckdb".
 """
 
 import importlib
@@ -17,7 +17,7 @@ def polars(events: Path, items: Path, out: Path) -> None:
 
 def duckdb(events: Path, items: Path, out: Path) -> None:
     connection = importlib.import_module("duckdb").connect()
-    connection.execute("SET preserve_insertion_order = false")  # so it need not hold all of it
+    connection.execute("SET preserve_insertion_order = false")  # so that it needs less memory
     query = duckdb_query(f"'{events}'", f"'{items}'")
     connection.execute(f"COPY ({query}) TO '{out}'")
 

@@ -1,6 +1,6 @@
-"""Results to a Markdown table: `python -m benchmarks.pipeline.table RESULTS.json README.md`.
+"""Results to a Markdown table: `python -m benchmarks.pipeline.table RESULTS.json PAGE`.
 
-It replaces what stands between the markers of the README. No figure is typed by hand.
+It replaces the text between the markers of the page. No figure is typed by hand.
 """
 
 import argparse
@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.operations.table import insert
 from benchmarks.pipeline.contenders import CONTENDERS
-from benchmarks.table import insert
 
 HEADINGS = (
     *("contender", "rows", "rows per second", "peak memory, MB", "start, s"),

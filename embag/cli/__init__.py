@@ -1,25 +1,29 @@
 """The command line: ``embag``, or ``python -m embag``.
 
-A command is a file here, imported when it is called:
+Each command is a file, imported when it is called:
 
-    pool.py        a column of ids in, a column of vectors out; its parts are
-                   _sources.py (files in) with _json_lines.py, _lists.py (text to lists),
-                   _sinks.py (files out) and _stages.py (reading, pooling and writing at
-                   the same time)
-    quantize.py    a table of floats to one of 8, 4 or 2 bits
-    convert.py     a table from one file to another
-    info.py        what is in a file
-    doctor.py      how embag runs on this machine, and what to change
-    bench.py       how fast it is on this machine
-    demo.py        sentence search with a real model
+    pool.py        pool a column of ids into a column of vectors, file to file
+                   _sources.py reads files, _json_lines.py JSON lines; _lists.py parses lists;
+                   _sinks.py writes files; _stages.py runs the three stages concurrently
+    quantize.py    quantize a table of floats to 8, 4 or 2 bits
+    convert.py     copy a table from one file to another
+    info.py        describe a file
+    doctor.py      report how embag runs on this machine, and what to change
+    bench.py       measure embag on this machine
+    demo.py        search sentences with a real model (_sentence_search.py)
 
-The exit status is 0 if the work was done, 1 if it failed (one line on stderr says why),
-2 for a wrong command line, 128 and the signal's number if a signal ended it. _group.py sees
-to that, and _ending.py to the signals; _failing.py makes errors such lines, _options.py has
-the options that several commands share, _output.py prints. What the extra `cli` installs is
-imported by these files only.
+The exit status is 0 for success, 1 for failure (one line on stderr gives the reason), 2 for a
+wrong command line, and 128 plus the signal number if a signal ended the run.
 
-Tested in tests/test_cli_*.py and tests/test_demo.py; docs/cli.md shows it at work.
+    _group.py      the group of commands, and the exit status
+    _ending.py     signals, and errors after the output file is complete
+    _errors.py     errors as one line
+    _options.py    options that several commands share
+    _output.py     numbers of bytes and progress bars
+
+Only these files import the packages of the extra `cli`.
+
+Tested in tests/cli/; docs/cli.md shows examples.
 """
 
 import sys
@@ -35,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments; those of the process by default. Only then do SIGINT, SIGTERM and
-        SIGHUP end the process.
+        The arguments. By default, those of the process; only then are SIGINT, SIGTERM and
+        SIGHUP handled, and end the process.
 
     Returns
     -------
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from embag.cli._group import run
 
         return run(argv)
-    except KeyboardInterrupt:  # of the imports
+    except KeyboardInterrupt:  # during the imports
         return 130
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

@@ -1,4 +1,4 @@
-"""The group of the commands: imports one when it is called, and makes its end a status."""
+"""The group of commands: imports a command when it is called, and sets the exit status."""
 
 import contextlib
 import importlib
@@ -17,8 +17,8 @@ _COMMANDS = {
     "pool": "Pool a column of ids into a column of vectors, file to file.",
     "quantize": "Quantize a table to 8, 4 or 2 bits an entry.",
     "convert": "Copy a table to another file, in an order that can be mapped.",
-    "info": "Tell what is in a file: a table, or ids.",
-    "doctor": "Tell how embag runs here, and what to change.",
+    "info": "Describe a file: a table, or ids.",
+    "doctor": "Report how embag runs on this machine, and what to change.",
     "bench": "Measure embag on this machine.",
     "demo": "Search Python's language reference with a real embedding model.",
 }
@@ -40,7 +40,7 @@ class _Group(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; one line says why it failed."""
+        """Run a command; print one line if it fails."""
         try:
             result = super().invoke(ctx)
             _flush()
@@ -52,14 +52,14 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             message, status = "interrupted", 128 + signal.SIGINT
         except BrokenPipeError:
-            # `| head` needs no message, unless it hides that the work was done.
+            # `| head` needs no message, unless OUT has been written.
             message, status = "error: stdout: Broken pipe" if _ending.output_note() else "", 1
             _drop_stdout()
         except OSError as error:
             message, status = f"error: {error.filename or 'stdout'}: {error.strerror}", 1
             _drop_stdout()
         if message:
-            _say(f"embag {ctx.invoked_subcommand}: {message}{_ending.output_note()}")
+            _print_error(f"embag {ctx.invoked_subcommand}: {message}{_ending.output_note()}")
         raise click.exceptions.Exit(status)
 
 
@@ -72,10 +72,10 @@ def _embag() -> None:
 def run(argv: Sequence[str] | None) -> int:
     """Run the command line and return the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What is printed has typographic quotes, which not every terminal's encoding has.
+        # Not every terminal's encoding has all characters that are printed, such as quotes.
         sys.stdout.reconfigure(errors="replace")
     _ending.forget_output()
-    if argv is None:  # the process's own command line, and not a call of `main`
+    if argv is None:  # the command line of the process, not a call of `main`
         _ending.handle_signals()
     try:
         status = _embag.main(argv, prog_name="embag", standalone_mode=False)
@@ -83,8 +83,8 @@ def run(argv: Sequence[str] | None) -> int:
         with contextlib.suppress(OSError):
             error.show()
         status = error.exit_code
-    except OSError as error:  # of --help and --version
-        _say(f"embag: error: stdout: {error.strerror}")
+    except OSError as error:  # from --help and --version
+        _print_error(f"embag: error: stdout: {error.strerror}")
         _drop_stdout()
         status = 1
     if argv is None:
@@ -93,20 +93,20 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _flush() -> None:
-    """Find out now whether stdout takes what has been printed."""
+    """Flush stdout, so that errors of writing to it are raised now."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def _drop_stdout() -> None:
-    """Send what stdout has not taken nowhere: Python tries again at its end."""
+    """Discard unwritten output: Python would try to write it again when it exits."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Columns of lists: from text, and which row has what is wrong.
+"""List columns: parse them from text, and find the rows of invalid entries.
 
-Tested in tests/test_cli_formats.py.
+Tested in tests/cli/.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 INTEGERS, NUMBERS = pa.int64(), pa.float64()
 
 _SPACES = bytes.maketrans(b",;|", b"   ")
-# Between separators, before the first or after the last, where "(1,)" may be a tuple of Python's.
-# Brackets and spaces are no entries.
+# Nothing but brackets and spaces between two separators, before the first or after the last.
+# "(1,)" is allowed: Python writes a tuple so.
 _EMPTY_ENTRY = r"[,;|][\s\[\](){}]*[,;|]|^[\s\[\](){}]*[,;|]|[;|][\s\[\](){}]*$|,[\s\[\]({}]*$"
 
 
 class BadRow(ValueError):
-    """Something in a row of a column is wrong; rows are counted from the column's first."""
+    """A row of a column is invalid; rows are counted from the first of the column."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(reason)
@@ -27,7 +27,7 @@ class BadRow(ValueError):
 
 
 def check_lists(field: pa.Field, numbers: pa.DataType) -> None:
-    """Check that a column has lists of numbers of this kind, or text."""
+    """Raise unless a column has lists of numbers of this kind, or text."""
     is_number = [pa.types.is_integer, pa.types.is_floating][: 1 if numbers == INTEGERS else 2]
     if _is_text(field.type):
         return
@@ -37,31 +37,31 @@ def check_lists(field: pa.Field, numbers: pa.DataType) -> None:
 
 
 def as_lists(column: pa.ChunkedArray, numbers: pa.DataType) -> pa.ChunkedArray:
-    """Return a column of lists as it is, and one of text parsed.
+    """Parse a column of text into lists; return a list column as it is.
 
-    "1 2 3", "1,2,3", "[1, 2, 3]", "1;2;3" and "1|2|3" are the list of 1, 2 and 3; "1,,2" and
-    "1,2," are none.
+    "1 2 3", "1,2,3", "[1, 2, 3]", "1;2;3" and "1|2|3" are the list of 1, 2 and 3. "1,,2" and
+    "1,2," are errors.
     """
     if not _is_text(column.type):
         return column
     return pa.chunked_array([_parse(column.combine_chunks(), numbers)])
 
 
-def outside(ids: pa.Array, n_rows: int) -> NDArray[np.bool_]:
-    """Return which ids are no rows of a table; a null is none of them."""
-    # By NumPy: Arrow compares no uint64 with an int64.
+def find_out_of_range(ids: pa.Array, n_rows: int) -> NDArray[np.bool_]:
+    """Return which ids are out of range for a table; nulls are not."""
+    # With NumPy, as Arrow cannot compare uint64 with int64.
     numbers = pc.fill_null(ids, 0).to_numpy(zero_copy_only=False)
     valid = pc.is_valid(ids).to_numpy(zero_copy_only=False)
     found: NDArray[np.bool_] = valid & ((numbers < 0) | (numbers >= n_rows))
     return found
 
 
-def first_outside(column: pa.ChunkedArray, n_rows: int) -> tuple[int, int]:
-    """Return the row of the first id that is no row of a table, and that id. There is one."""
+def find_first_out_of_range(column: pa.ChunkedArray, n_rows: int) -> tuple[int, int]:
+    """Return the first id out of range for a table, with its row: (row, id). It must exist."""
     row = 0
     for chunk in column.chunks:
         ids = pc.list_flatten(chunk)
-        is_outside = outside(ids, n_rows)
+        is_outside = find_out_of_range(ids, n_rows)
         if is_outside.any():
             place = int(is_outside.argmax())
             return row + pc.list_parent_indices(chunk)[place].as_py(), ids[place].as_py()
@@ -69,12 +69,14 @@ def first_outside(column: pa.ChunkedArray, n_rows: int) -> tuple[int, int]:
     raise AssertionError
 
 
-def without_ids(column: pa.ChunkedArray, n_rows: int, padding_idx: int | None) -> NDArray[np.bool_]:
-    """Return which lists have no id that counts: all are null, padding or out of range."""
+def find_lists_without_ids(
+    column: pa.ChunkedArray, n_rows: int, padding_idx: int | None
+) -> NDArray[np.bool_]:
+    """Return which lists have only ids that are null, padding or out of range, or none."""
     found = [np.zeros(0, np.bool_)]
     for chunk in column.chunks:
         ids = pc.list_flatten(chunk)
-        counts = pc.is_valid(ids).to_numpy(zero_copy_only=False) & ~outside(ids, n_rows)
+        counts = pc.is_valid(ids).to_numpy(zero_copy_only=False) & ~find_out_of_range(ids, n_rows)
         if padding_idx is not None:
             numbers = pc.fill_null(ids, 0).to_numpy(zero_copy_only=False)
             counts &= numbers != padding_idx
@@ -83,21 +85,21 @@ def without_ids(column: pa.ChunkedArray, n_rows: int, padding_idx: int | None) -
     return np.concatenate(found)
 
 
-def with_weights(
+def drop_unweighted(
     ids: pa.ChunkedArray, weights: pa.ChunkedArray, *, skip: bool
 ) -> tuple[pa.ChunkedArray, int]:
-    """Return the ids, those whose weight is null made null, and how many these are.
+    """Make ids null whose weight is null; return the ids, and how many were made null.
 
-    Without `skip` a null weight of an id raises.
+    Without `skip`, the null weight of an id raises.
     """
-    some, others = ids.combine_chunks(), weights.combine_chunks()
-    offsets, bounds = _offsets(some), _offsets(others)
-    differ = np.diff(offsets) != np.diff(bounds)
+    id_lists, weight_lists = ids.combine_chunks(), weights.combine_chunks()
+    offsets, weight_offsets = _offsets(id_lists), _offsets(weight_lists)
+    differ = np.diff(offsets) != np.diff(weight_offsets)
     if differ.any():
         row = int(differ.argmax())
-        n, n_weights = (int(ends[row + 1] - ends[row]) for ends in (offsets, bounds))
+        n, n_weights = (int(ends[row + 1] - ends[row]) for ends in (offsets, weight_offsets))
         raise BadRow(row, f"there must be as many weights as ids, {n}, got {n_weights}")
-    values, factors = pc.list_flatten(some), pc.list_flatten(others)
+    values, factors = pc.list_flatten(id_lists), pc.list_flatten(weight_lists)
     if factors.null_count == 0:
         return ids, 0
     missing = pc.and_(pc.is_null(factors), pc.is_valid(values))
@@ -110,14 +112,14 @@ def with_weights(
         raise BadRow(
             row,
             f"the weight of id {values[place].as_py()} is null "
-            "(--null-weights skip leaves such ids out)",
+            "(use --null-weights skip to skip such ids)",
         )
     values = pc.if_else(missing, None, values)
     return pa.chunked_array([pa.LargeListArray.from_arrays(offsets, values)]), n_missing
 
 
 def _offsets(lists: pa.Array) -> NDArray[np.int64]:
-    """Return where lists begin and end among their items end to end."""
+    """Return the n + 1 offsets of n lists among their concatenated items."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
@@ -138,8 +140,8 @@ def _is_text(dtype: pa.DataType) -> bool:
 
 
 def _parse(text: pa.Array, numbers: pa.DataType) -> pa.ListArray:
-    spaced = pc.ascii_trim(_without_separators(pc.cast(text, pa.string())), "[](){} \t\r\n")
-    # An empty text has no items; split, it would have one.
+    spaced = pc.ascii_trim(_replace_separators(pc.cast(text, pa.string())), "[](){} \t\r\n")
+    # Splitting an empty text would give one item.
     has_items = pc.and_(pc.is_valid(text), pc.not_equal(spaced, ""))
     items = pc.ascii_split_whitespace(pc.if_else(has_items, spaced, None))
     offsets = _offsets(items)
@@ -147,18 +149,21 @@ def _parse(text: pa.Array, numbers: pa.DataType) -> pa.ListArray:
     try:
         parsed = pc.cast(values, numbers)
     except pa.ArrowInvalid as error:
-        place = _first_unreadable(values, numbers)
+        place = _find_unreadable(values, numbers)
         row = int(np.searchsorted(offsets, place, "right")) - 1
         kind = "an integer" if numbers == INTEGERS else "a number"
         raise BadRow(row, f"{values[place].as_py()!r:.50} is not {kind}") from error
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), parsed, mask=pc.is_null(text))
 
 
-def _without_separators(text: pa.StringArray) -> pa.StringArray:
-    """Return text with spaces for separators, and anything for null; refuse empty entries."""
+def _replace_separators(text: pa.StringArray) -> pa.StringArray:
+    """Return text with spaces instead of separators; raise for empty entries.
+
+    Nulls become arbitrary text.
+    """
     if len(text) == 0:
         return text
-    # By Python: pyarrow takes a pass for each separator.
+    # With Python: pyarrow would need a pass for each separator.
     _, offsets, data = text.buffers()
     bounds = np.frombuffer(offsets, np.int32)[text.offset :][: len(text) + 1]
     given = b"" if data is None else data[bounds[0] : bounds[-1]].to_pybytes()
@@ -173,7 +178,8 @@ def _without_separators(text: pa.StringArray) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(text), offsets, pa.py_buffer(spaced))
 
 
-def _first_unreadable(values: pa.Array, numbers: pa.DataType) -> int:
+def _find_unreadable(values: pa.Array, numbers: pa.DataType) -> int:
+    """Return the position of the first value that is not a number, by bisection."""
     start, stop = 0, len(values)
     while stop - start > 1:
         middle = (start + stop) // 2

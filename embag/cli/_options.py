@@ -1,6 +1,6 @@
-"""What the options of several commands share: names, and which tensor of a file is the table.
+"""Options that several commands share: names of columns and tensors, and the table.
 
-Tested in tests/test_cli_endings.py and tests/test_cli_tables.py.
+Tested in tests/cli/.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ from typing import Any, Literal
 import click
 
 import embag
-from embag.cli._failing import failing
+from embag.cli._errors import report_errors
 
 
 def checked_name(ctx: click.Context, param: click.Parameter, given: Any) -> Any:
-    """Return names, of columns or tensors, that are valid text."""
+    """Return names of columns or tensors, after checking that they are valid text."""
     for name in given if isinstance(given, tuple) else (given or "",):
         try:
             name.encode()
@@ -28,25 +28,25 @@ tensor = click.option(
     "--tensor",
     metavar="NAME",
     callback=checked_name,
-    help="The table's name in a .safetensors file of several tensors.",
+    help="Name of the table in a .safetensors file of several tensors.",
 )
 
 
 def is_safetensors(path: str) -> bool:
-    """Tell whether a file has tensors by name."""
+    """Return whether the suffix is that of a file of named tensors."""
     return os.path.splitext(path.lower())[1] == ".safetensors"
 
 
 def check_tensor(path: str, name: str | None) -> None:
-    """Check that --tensor is given only where it has a meaning."""
+    """Check that --tensor is given only for a .safetensors file."""
     if name is not None and not is_safetensors(path):
         raise click.UsageError(f"--tensor must be left out: {path} is not a .safetensors file")
 
 
 @contextlib.contextmanager
-def opening_table(path: str) -> Iterator[None]:
-    """Turn an error into a failure; the argument `name` of load_table is --tensor here."""
-    with failing(path):
+def report_table_errors(path: str) -> Iterator[None]:
+    """Report errors of reading a table; messages about `name` name the option --tensor."""
+    with report_errors(path):
         try:
             yield
         except ValueError as error:
@@ -54,7 +54,7 @@ def opening_table(path: str) -> Iterator[None]:
 
 
 def load_table(path: str, name: str | None, memory: Literal["map", "copy"] = "map") -> Any:
-    """Load the table that --tensor names."""
+    """Load the table of a file, or the one that --tensor names."""
     check_tensor(path, name)
-    with opening_table(path):
+    with report_table_errors(path):
         return embag.load_table(path, memory, name=name)

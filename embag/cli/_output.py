@@ -1,4 +1,4 @@
-"""What commands print: bytes, memory, progress."""
+"""Output that commands share: numbers of bytes, peak memory, progress bars."""
 
 import contextlib
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 
 
-def megabytes(n_bytes: float) -> str:
-    """Return bytes in a unit that suits them."""
+def format_bytes(n_bytes: float) -> str:
+    """Return a number of bytes with a suitable unit."""
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:
             return (
@@ -23,9 +23,9 @@ def megabytes(n_bytes: float) -> str:
 
 
 def peak_memory() -> int | None:
-    """Return the most bytes of memory that the process had, pages of files included."""
+    """Return the peak memory of the process in bytes, including mapped pages of files."""
     with contextlib.suppress(OSError):
-        # Linux: what getrusage tells is also that of the process that has started this one.
+        # On Linux, getrusage also counts the process that started this one.
         match = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
         if match is not None:
             return int(match[1]) * 1024
@@ -41,9 +41,10 @@ def peak_memory() -> int | None:
 def progress_bar(
     name: str, n_rows: int | None, n_bytes: int
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show how far a file is, on a terminal's stderr: call it with the rows and bytes done.
+    """Show a progress bar on stderr, if that is a terminal.
 
-    It goes by rows where their number is known.
+    Yields a function that takes the numbers of rows and bytes done. The bar shows rows if their
+    number is known, otherwise bytes.
     """
     from rich.console import Console
     from rich.progress import (

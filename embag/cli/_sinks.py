@@ -1,6 +1,8 @@
-"""Files of vectors: a column of them after others, or the vectors alone.
+"""Output files of `embag pool`: kept columns and a column of vectors, or the vectors alone.
 
-A file takes its place when it is whole (_replacing.py). Tested in tests/test_cli_formats.py.
+A file is put in place when it is complete (embag/_files/replacement.py).
+
+Tested in tests/cli/.
 """
 
 import contextlib
@@ -15,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embag._replacing import replacement
+from embag._files.replacement import replacement
 
 _Write = Callable[[pa.Table], None]
 
 _ROWS_AT_ONCE = 1 << 16
-# Views cannot be looked up by index.
+# Arrow cannot take views by index.
 _PLAIN_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
@@ -29,14 +31,14 @@ class Sink:
     """A file that is being written."""
 
     write: _Write
-    n_bytes: int = 0  # of the file, when it is whole
+    n_bytes: int = 0  # the size of the complete file
 
 
 @contextlib.contextmanager
 def open_sink(path: str, schema: pa.Schema) -> Iterator[Sink]:
-    """Give what writes tables of a schema to a new file; the vectors are the last column.
+    """Open a new file for tables of this schema, whose last column is the vectors.
 
-    The file is there when the block has ended well.
+    The file is put in place when the block ends without an error.
     """
     sink = _SINKS.get(_suffix(path))
     if sink is None:
@@ -49,24 +51,24 @@ def open_sink(path: str, schema: pa.Schema) -> Iterator[Sink]:
 
 
 def has_no_columns(path: str) -> bool:
-    """Tell whether a file has vectors and nothing else."""
+    """Return whether the format holds only vectors."""
     return _suffix(path) == ".npy"
 
 
 def vectors_field(
     path: str, name: str, dtype: np.dtype[Any], dim: int, *, nullable: bool
 ) -> pa.Field:
-    """Return the field of a column of vectors in a file."""
-    # What is not nullable needs no levels of its own in a Parquet file: a tenth faster.
+    """Return the field of the column of vectors."""
+    # Parquet stores no definition levels for entries that are not nullable: a tenth faster.
     entry = pa.field("item", pa.from_numpy_dtype(dtype), nullable=False)
-    if nullable and _SINKS.get(_suffix(path)) is _parquet:
-        # Null lists of one size are neither written nor read by pyarrow before 26.
+    if nullable and _SINKS.get(_suffix(path)) is _open_parquet:
+        # pyarrow before 26 neither writes nor reads null FixedSizeLists in Parquet.
         return pa.field(name, pa.list_(entry))
     return pa.field(name, pa.list_(entry, dim), nullable=nullable)
 
 
 def as_column(vectors: NDArray[Any], field: pa.Field, mask: NDArray[np.bool_] | None) -> pa.Array:
-    """Return vectors as a column, null where the mask is True; in place as far as it can be."""
+    """Return vectors as a column, null where the mask is True; without a copy if possible."""
     nulls = None if mask is None else pa.array(mask)
     if mask is not None and pa.types.is_list(field.type):
         ends = np.cumsum(~mask, dtype=np.int32) * np.int32(vectors.shape[1])
@@ -78,41 +80,43 @@ def as_column(vectors: NDArray[Any], field: pa.Field, mask: NDArray[np.bool_] | 
     )
 
 
-def plain_field(field: pa.Field) -> pa.Field:
-    """Return the field of a column that is carried along: dictionaries become their values.
+def decoded_field(field: pa.Field) -> pa.Field:
+    """Return the field of a kept column, with the value types of its dictionaries.
 
-    Dictionaries of several chunks make one column in no format: an Arrow file has one for all,
-    its additions ("deltas") are not read by polars, and a Parquet file whose indices are
-    narrow is not read by anybody.
+    Dictionaries are decoded because no format can hold a column with a dictionary per chunk:
+    an Arrow file has one dictionary for all chunks, polars cannot read the additions to it
+    ("deltas"), and no library reads a Parquet file with narrow indices.
     """
-    dtype = _plain_type(field.type)
-    # Without the metadata, in which polars keeps what the categories are.
+    dtype = _decoded_type(field.type)
+    # Without the metadata, in which polars stores the categories.
     return field if dtype == field.type else pa.field(field.name, dtype, field.nullable)
 
 
-def plain_batches(batches: Iterable[pa.RecordBatch], names: list[str]) -> Iterator[pa.RecordBatch]:
-    """Give these columns the type of their `plain_field`."""
+def decode_dictionaries(
+    batches: Iterable[pa.RecordBatch], names: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches whose columns of these names have the type of their `decoded_field`."""
     for batch in batches:
         columns = {name: batch[name] for name in names}
-        if all(column.type == _plain_type(column.type) for column in columns.values()):
+        if all(column.type == _decoded_type(column.type) for column in columns.values()):
             yield batch
             continue
-        # Values may take far more memory than indices.
+        # In parts, as values may need far more memory than indices.
         for start in range(0, len(batch), _ROWS_AT_ONCE):
             part = batch.slice(start, _ROWS_AT_ONCE)
             for name in names:
                 place = part.schema.get_field_index(name)
                 part = part.set_column(
-                    place, plain_field(part.schema.field(place)), _plain(part[place])
+                    place, decoded_field(part.schema.field(place)), _decode(part[place])
                 )
             yield part
 
 
-def _plain_type(dtype: pa.DataType) -> pa.DataType:
+def _decoded_type(dtype: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(dtype):
-        return _PLAIN_VIEWS.get(dtype.value_type, _plain_type(dtype.value_type))
+        return _PLAIN_VIEWS.get(dtype.value_type, _decoded_type(dtype.value_type))
     if pa.types.is_nested(dtype):
-        fields = [plain_field(dtype.field(i)) for i in range(dtype.num_fields)]
+        fields = [decoded_field(dtype.field(i)) for i in range(dtype.num_fields)]
         if fields == [dtype.field(i) for i in range(dtype.num_fields)]:
             return dtype
         if pa.types.is_struct(dtype):
@@ -125,17 +129,17 @@ def _plain_type(dtype: pa.DataType) -> pa.DataType:
     return dtype
 
 
-def _plain(array: pa.Array) -> pa.Array:
-    dtype = _plain_type(array.type)
+def _decode(array: pa.Array) -> pa.Array:
+    dtype = _decoded_type(array.type)
     if dtype == array.type:
         return array
     if pa.types.is_dictionary(array.type):
-        return pc.take(_plain(array.dictionary).cast(dtype), array.indices)
+        return pc.take(_decode(array.dictionary).cast(dtype), array.indices)
     nulls = pc.is_null(array)
     if pa.types.is_struct(dtype):
         fields = [dtype.field(i) for i in range(dtype.num_fields)]
         return pa.StructArray.from_arrays(
-            [_plain(child) for child in array.flatten()], fields=fields, mask=nulls
+            [_decode(child) for child in array.flatten()], fields=fields, mask=nulls
         )
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -143,7 +147,7 @@ def _plain(array: pa.Array) -> pa.Array:
         kind, offsets = pa.LargeListArray, pa.array(offsets, pa.int64())
     else:
         kind, offsets = pa.ListArray, pa.array(offsets, pa.int32())
-    return kind.from_arrays(offsets, _plain(array.flatten()), type=dtype, mask=nulls)
+    return kind.from_arrays(offsets, _decode(array.flatten()), type=dtype, mask=nulls)
 
 
 def _suffix(path: str) -> str:
@@ -151,11 +155,11 @@ def _suffix(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _parquet(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+def _open_parquet(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
     import pyarrow.parquet as pq
 
-    # Vectors neither compress nor repeat: plain pages are half the work. docs/cli.md.
-    others = _leaves(schema)[:-1]
+    # Vectors neither compress nor repeat, and plain pages take half the time (docs/cli.md).
+    others = _leaf_paths(schema)[:-1]
     options = {
         "compression": dict.fromkeys(others, "snappy"),
         "use_dictionary": others,
@@ -165,8 +169,8 @@ def _parquet(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
         yield lambda table: w.write_table(table, row_group_size=max(1, len(table)))
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Return what the columns of a Parquet file of this schema are called."""
+def _leaf_paths(schema: pa.Schema) -> list[str]:
+    """Return the paths of the leaf columns of a Parquet file of this schema."""
     import pyarrow.parquet as pq
 
     empty = pa.BufferOutputStream()
@@ -176,20 +180,23 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 @contextlib.contextmanager
-def _arrow(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+def _open_arrow(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
     with pa.OSFile(file.name, "wb") as raw, _closing(pa.ipc.new_file(raw, schema)) as writer:
         yield lambda table: writer.write_table(table.combine_chunks())
 
 
 @contextlib.contextmanager
-def _arrow_stream(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+def _open_arrow_stream(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
     with pa.OSFile(file.name, "wb") as raw, _closing(pa.ipc.new_stream(raw, schema)) as writer:
         yield lambda table: writer.write_table(table.combine_chunks())
 
 
 @contextlib.contextmanager
 def _closing(writer: Any) -> Iterator[Any]:
-    """Close a writer: it then writes its file's end, which after an error may fail too."""
+    """Close a writer after the block. It then writes the end of its file.
+
+    After an error in the block, an error of that is ignored.
+    """
     try:
         yield writer
     except BaseException:
@@ -200,13 +207,13 @@ def _closing(writer: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _npy(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
+def _open_npy(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
     vectors = schema.field(0).type
     dtype = np.dtype(vectors.value_type.to_pandas_dtype())
     n_rows = 0
 
     def header() -> bytes:
-        # NumPy leaves room for any number of rows: the last header is as long as the first.
+        # NumPy pads headers for any number of rows, so the last is as long as the first.
         head = io.BytesIO()
         descr = np.lib.format.dtype_to_descr(dtype)
         shape = n_rows, vectors.list_size
@@ -215,7 +222,7 @@ def _npy(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
         )
         return head.getvalue()
 
-    with pa.OSFile(file.name, "wb") as raw:  # Python's own copies what it writes
+    with pa.OSFile(file.name, "wb") as raw:  # a Python file would copy the data
 
         def write(table: pa.Table) -> None:
             nonlocal n_rows
@@ -229,8 +236,8 @@ def _npy(file: BinaryIO, schema: pa.Schema) -> Iterator[_Write]:
 
 
 _SINKS = {
-    **dict.fromkeys([".parquet", ".pq"], _parquet),
-    **dict.fromkeys([".arrow", ".feather", ".ipc"], _arrow),
-    ".arrows": _arrow_stream,
-    ".npy": _npy,
+    **dict.fromkeys([".parquet", ".pq"], _open_parquet),
+    **dict.fromkeys([".arrow", ".feather", ".ipc"], _open_arrow),
+    ".arrows": _open_arrow_stream,
+    ".npy": _open_npy,
 }

@@ -1,9 +1,9 @@
-"""Files of ids, of any format, as a stream of record batches with the wanted columns.
+"""Input files of ids, in any format, as a stream of record batches with the wanted columns.
 
-Nothing is read as a whole. Parquet is decoded some rows at a time, also within a row group,
-and Arrow files are mapped; CSV and JSON lines are parsed in blocks; .npy files are mapped.
+No file is read at once. Parquet is decoded in batches of rows, also within a row group; CSV and
+JSON lines are parsed in blocks; Arrow and .npy files are mapped.
 
-Tested in tests/test_cli_formats.py.
+Tested in tests/cli/.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embag._table_files import check_regular, read_npy_header
+from embag._files.headers import check_regular, read_npy_header
 
-# How much of a Parquet file is decoded at once, and of a compressed column chunk is read.
+# What is decoded of a Parquet file at once, and what is read of a column chunk.
 _BYTES_AT_ONCE = 4 << 20
 _MOST_ROWS_AT_ONCE = 4096
 _READ_AHEAD = 1 << 20
-_BLOCK = 4 << 20  # of CSV: a line must fit
+_BLOCK = 4 << 20  # of CSV; a line must fit
 
 NPY_COLUMN = "ids"
 
@@ -30,22 +30,22 @@ NPY_COLUMN = "ids"
 class Source(NamedTuple):
     """A file that is being read."""
 
-    schema: pa.Schema  # of the wanted columns; of all, if none are named
-    batches: Iterator[pa.RecordBatch]  # of those columns
-    n_rows: int | None  # of the file, if it says so
+    schema: pa.Schema  # of the wanted columns; of all columns, if none are named
+    batches: Iterator[pa.RecordBatch]  # of these columns
+    n_rows: int | None  # None if the file does not state it
     n_bytes: int
-    tell: Callable[[], int]  # how many bytes have been read, where there is no n_rows
+    tell: Callable[[], int]  # returns the number of bytes read; used without n_rows
 
 
 class _Wanted(NamedTuple):
-    """The columns that are wanted."""
+    """The columns to read."""
 
-    lists: dict[str, pa.DataType]  # of numbers: of which type, if it is text that is parsed
+    lists: dict[str, pa.DataType]  # columns of lists, with the type of numbers parsed from text
     others: Sequence[str]
 
     @property
     def names(self) -> list[str]:
-        """All of them, each once."""
+        """The names of all columns, each once."""
         return list(dict.fromkeys([*self.lists, *self.others]))
 
 
@@ -53,10 +53,10 @@ class _Wanted(NamedTuple):
 def open_source(
     path: str, lists: dict[str, pa.DataType], others: Sequence[str]
 ) -> Iterator[Source]:
-    """Open a file; its suffix tells the format. Of its columns, take these.
+    """Open a file and read these columns; the suffix names the format.
 
-    `lists` are those of lists of numbers, with the type of the numbers. In a CSV file they are
-    text, and may be elsewhere. The one column of a .npy file is NPY_COLUMN.
+    `lists` are the columns of lists of numbers, with the type of the numbers. They are text in
+    a CSV file, and may be text in others. The only column of a .npy file is NPY_COLUMN.
     """
     reader = _READERS.get(_suffix(path))
     if reader is None:
@@ -67,12 +67,12 @@ def open_source(
 
 
 def is_source(path: str) -> bool:
-    """Tell whether the suffix of a file is one of those read here."""
+    """Return whether files of this suffix can be read."""
     return _suffix(path) in _READERS
 
 
 def has_no_columns(path: str) -> bool:
-    """Tell whether a file has ids and nothing else."""
+    """Return whether the format holds only ids."""
     return _suffix(path) == ".npy"
 
 
@@ -96,7 +96,7 @@ def _check_names(wanted: _Wanted, names: Sequence[str]) -> None:
             )
 
 
-def _source(
+def _make_source(
     wanted: _Wanted,
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch],
@@ -114,10 +114,10 @@ def _source(
 # --- Each format --------------------------------------------------------------
 
 
-def _parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+def _open_parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     import pyarrow.parquet as pq
 
-    # Or Arrow reads all that will be wanted at once, and column chunks as a whole.
+    # Otherwise Arrow reads all wanted column chunks at once.
     options = {"pre_buffer": False, "buffer_size": _READ_AHEAD}
     file = files.enter_context(pq.ParquetFile(path, **options))
     _check_names(wanted, file.schema_arrow.names)
@@ -126,11 +126,11 @@ def _parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     n_rows = int(min(_MOST_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE / max(1, row_bytes))))
     batches = file.iter_batches(n_rows, columns=wanted.names or None)
     n_bytes = os.path.getsize(path)
-    return _source(wanted, file.schema_arrow, batches, file.metadata.num_rows, n_bytes)
+    return _make_source(wanted, file.schema_arrow, batches, file.metadata.num_rows, n_bytes)
 
 
-def _arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
-    """Open an Arrow file or stream, whichever it is. Nothing in it is trusted."""
+def _open_arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+    """Open an Arrow file or stream, which is validated."""
     memory = files.enter_context(pa.memory_map(path))
     is_file = memory.read(6) == b"ARROW1"
     opener = pa.ipc.open_file if is_file else pa.ipc.open_stream
@@ -138,7 +138,7 @@ def _arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     with opener(memory) as unread:
         schema = unread.schema
     _check_names(wanted, schema.names)
-    # Only wanted columns are decoded, and so only these need be valid.
+    # Only wanted columns are decoded and validated.
     fields = [schema.names.index(name) for name in wanted.names]
     memory.seek(0)
     reader = opener(memory, options=pa.ipc.IpcReadOptions(included_fields=fields))
@@ -149,7 +149,7 @@ def _arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal n_read
         for batch in map(reader.get_batch, range(n_batches)) if is_file else reader:
-            # Arrow believes what a file says about offsets, and so reads anywhere.
+            # Arrow does not check the offsets in a file, and would read outside its memory.
             batch.validate(full=True)
             yield batch
             n_read += 1
@@ -157,51 +157,51 @@ def _arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     def tell() -> int:
         return int(memory.size() * n_read / max(1, n_batches)) if is_file else int(memory.tell())
 
-    return _source(wanted, reader.schema, batches(), None, memory.size(), tell)
+    return _make_source(wanted, reader.schema, batches(), None, memory.size(), tell)
 
 
-def _csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+def _open_csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     import pyarrow.csv
 
     delimiter = "\t" if _suffix(path).startswith(".tsv") else ","
     read = pyarrow.csv.ReadOptions(block_size=_BLOCK)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
     with contextlib.ExitStack() as first:
-        schema = pyarrow.csv.open_csv(_text(path, first)[1], read, parse).schema
+        schema = pyarrow.csv.open_csv(_open_text(path, first)[1], read, parse).schema
     _check_names(wanted, schema.names)
-    # Text, whatever it looks like: "7" is a list of one. What is empty in the first block has
-    # no type, and may be anything later.
+    # Lists are read as text, as "7" is a list of one id. So are columns that are empty in the
+    # first block: their type is unknown.
     empty = [field.name for field in schema if pa.types.is_null(field.type)]
     convert = pyarrow.csv.ConvertOptions(
         include_columns=wanted.names,
         column_types=dict.fromkeys([*wanted.lists, *empty], pa.string()),
         strings_can_be_null=True,
     )
-    raw, text = _text(path, files)
+    raw, text = _open_text(path, files)
     reader = files.enter_context(pyarrow.csv.open_csv(text, read, parse, convert))
-    return _source(wanted, reader.schema, reader, None, raw.size(), _teller(raw))
+    return _make_source(wanted, reader.schema, reader, None, raw.size(), _make_tell(raw))
 
 
-def _json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+def _open_json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     from embag.cli import _json_lines
 
     with contextlib.ExitStack() as first:
-        schema = _json_lines.find_types(_text(path, first)[1], wanted.names)
+        schema = _json_lines.find_types(_open_text(path, first)[1], wanted.names)
     _check_names(wanted, schema.names)
     for name, numbers in wanted.lists.items():
-        if _is_open(schema.field(name).type):
+        if _is_untyped_list(schema.field(name).type):
             i = schema.names.index(name)
             schema = schema.set(i, pa.field(name, pa.list_(numbers)))
     if wanted.names:
         schema = pa.schema([schema.field(name) for name in wanted.names])
-    raw, text = _text(path, files)
+    raw, text = _open_text(path, files)
     tables = _json_lines.read_tables(text, schema)
     batches = (batch for table in tables for batch in table.to_batches())
-    return _source(wanted, schema, batches, None, raw.size(), _teller(raw))
+    return _make_source(wanted, schema, batches, None, raw.size(), _make_tell(raw))
 
 
-def _is_open(dtype: pa.DataType) -> bool:
-    """Return whether JSON of this type can be of any lists of numbers."""
+def _is_untyped_list(dtype: pa.DataType) -> bool:
+    """Return whether a column inferred as this type may hold lists of any numbers."""
     if pa.types.is_list(dtype):
         dtype = dtype.value_type
         return any(
@@ -210,26 +210,26 @@ def _is_open(dtype: pa.DataType) -> bool:
     return bool(pa.types.is_null(dtype))
 
 
-def _text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
-    """Open a file: as it is, and what it holds if it is compressed."""
+def _open_text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
+    """Open a file; return it and a stream of its text, decompressed if necessary."""
     raw = files.enter_context(pa.OSFile(path))
     codec = _COMPRESSIONS.get(os.path.splitext(path.lower())[1])
     return raw, pa.CompressedInputStream(raw, codec) if codec else raw
 
 
-def _teller(raw: Any) -> Callable[[], int]:
+def _make_tell(raw: Any) -> Callable[[], int]:
     n_bytes: int = raw.size()
 
     def tell() -> int:
         try:
             return int(raw.tell())
-        except ValueError:  # a stream that decompresses it closes it at its end
+        except ValueError:  # closed: a decompressing stream closes the file at its end
             return n_bytes
 
     return tell
 
 
-def _npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
+def _open_npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
     with open(path, "rb") as file:
         n_bytes = os.fstat(file.fileno()).st_size
         header = read_npy_header(file)
@@ -241,27 +241,33 @@ def _npy(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
         header.check_length(n_bytes)
         n_rows, n = shape
         ids: NDArray[Any] = np.zeros((0, n), dtype)
-        if n_rows:  # NumPy maps no empty arrays
+        if n_rows:  # NumPy cannot map empty arrays
             ids = np.memmap(file, dtype, "r", start, shape, "F" if fortran_order else "C")
     step = max(1, _BYTES_AT_ONCE // (n * dtype.itemsize))
     bags = pa.list_(pa.from_numpy_dtype(dtype), n)
 
     def batch(start: int) -> pa.RecordBatch:
-        # Copied: Arrow knows no other byte orders, nor other orders of the axes.
+        # Copied to native byte order and C order, which Arrow needs.
         rows = np.array(ids[start : start + step], dtype.newbyteorder("="), order="C")
         column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=bags)
         return pa.record_batch([column], names=[NPY_COLUMN])
 
     batches = map(batch, range(0, n_rows, step))
-    return _source(wanted, pa.schema([(NPY_COLUMN, bags)]), batches, n_rows, n_bytes)
+    return _make_source(wanted, pa.schema([(NPY_COLUMN, bags)]), batches, n_rows, n_bytes)
 
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_TEXTS = {".csv": _csv, ".tsv": _csv, ".jsonl": _json, ".ndjson": _json, ".json": _json}
+_TEXTS = {
+    ".csv": _open_csv,
+    ".tsv": _open_csv,
+    ".jsonl": _open_json,
+    ".ndjson": _open_json,
+    ".json": _open_json,
+}
 _READERS = {
-    **dict.fromkeys([".parquet", ".pq"], _parquet),
-    **dict.fromkeys([".arrow", ".feather", ".ipc", ".arrows"], _arrow),
+    **dict.fromkeys([".parquet", ".pq"], _open_parquet),
+    **dict.fromkeys([".arrow", ".feather", ".ipc", ".arrows"], _open_arrow),
     **_TEXTS,
     **{text + suffix: _TEXTS[text] for text in _TEXTS for suffix in _COMPRESSIONS},
-    ".npy": _npy,
+    ".npy": _open_npy,
 }

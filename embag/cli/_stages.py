@@ -1,13 +1,13 @@
-"""`overlap`: reading, pooling and writing at the same time, each in order, in bounded memory.
+"""`overlap`: read, pool and write concurrently, each in order, in bounded memory.
 
-Reading and writing have a thread each, pooling has several, each on another item. At most
-_AHEAD items wait to be pooled, and one more than there are threads to be written: memory is
-that of some items, however many there are. All let go of the GIL while they are at work.
+Reading and writing have one thread each; pooling has several, each with an item of its own. At
+most _AHEAD items wait for pooling, and n_threads + 1 for writing, so memory does not grow with
+the number of items. All stages release the GIL while they work.
 
-Pooling does not use OpenMP's threads, since those wait awake for the next call, and so would
-take the processors from the other stages. Figures: docs/cli.md.
+Pooling does not use OpenMP's threads: these spin until the next call, and would take processor
+time from the other stages. docs/cli.md has measurements.
 
-Tested in tests/test_cli_stages.py.
+Tested in tests/cli/.
 """
 
 import time
@@ -29,10 +29,10 @@ def overlap(
     write: Callable[[_Result], object],
     n_threads: int,
 ) -> dict[str, float]:
-    """Call ``write(pool(item))`` for each item; return the seconds at work of each of STAGES.
+    """Call ``write(pool(item))`` for each item; return the seconds that each of STAGES worked.
 
-    `pool` is called by `n_threads` threads; their seconds are added up. An error of any stage
-    is raised here, and nothing is begun after that.
+    `n_threads` threads call `pool`; their seconds are summed. An error of any stage is raised
+    here, and no further work starts.
     """
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
@@ -46,9 +46,9 @@ def overlap(
     reader, pooler, writer = map(ThreadPoolExecutor, (1, n_threads, 1), STAGES)
     coming: deque[Future[Any]] = deque()
     pooled: deque[Future[Any]] = deque()
-    writing: Future[Any] = writer.submit(int)  # done at once
+    writing: Future[Any] = writer.submit(int)  # a placeholder
 
-    def hand_on() -> None:
+    def write_next() -> None:
         nonlocal writing
         result = pooled.popleft().result()
         writing.result()
@@ -61,12 +61,12 @@ def overlap(
             coming.append(reader.submit(timed, "reading", next, items, None))
             pooled.append(pooler.submit(timed, "pooling", pool, item))
             if len(pooled) > n_threads:
-                hand_on()
+                write_next()
         while pooled:
-            hand_on()
+            write_next()
         writing.result()
     finally:
-        # What has been begun ends first: the files that it is at are closed next.
+        # Work that has started must end before the caller closes its files.
         for executor in (reader, pooler, writer):
             executor.shutdown(cancel_futures=True)
     return {stage: sum(parts) for stage, parts in seconds.items()}

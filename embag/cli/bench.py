@@ -1,10 +1,10 @@
-"""``embag bench``: how fast embag is on this machine, beside NumPy, scipy and torch.
+"""``embag bench``: measure embag on this machine, beside NumPy, SciPy and torch.
 
-A quick look; benchmarks/ in the repository has the careful figures. What it keeps to: the
-result is compared before anything is timed, the contenders take turns, and the ids are other
-ones each time. The table of 1 M rows (256 MB) is larger than the caches of most processors.
+This is a quick measurement; benchmarks/ in the repository is the careful one. Results are
+compared before they are timed, the contenders take turns, and each call has new ids. The table
+of 1 M rows (256 MB) is larger than the caches of most processors.
 
-Tested in tests/test_cli_doctor.py.
+Tested in tests/cli/.
 """
 
 import importlib.util
@@ -30,22 +30,21 @@ class _Figure(NamedTuple):
     contender: str
     ns_per_row: float
     gigabytes_per_second: float
-    times_as_fast: float  # embag on one thread as this
+    times_as_fast: float  # embag on one thread, relative to this contender
 
 
 @click.command()
-@click.option(
-    "--rows", metavar="N", type=click.IntRange(1), multiple=True, help="Rows of the table."
-)
+@click.option("--rows", metavar="N", type=click.IntRange(1), multiple=True, help="Rows of a table.")
 @click.option("--rounds", metavar="N", type=click.IntRange(1), default=7, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(rows: tuple[int, ...], rounds: int, as_json: bool) -> None:
     """Measure sums of 1024 bags of 40 rows, float32, 64 columns, on this machine.
 
-    From a table that the caches hold and one that they do not (10,000 and 1,000,000 rows, or
-    --rows), with one thread of each contender that is installed, and with all of embag's.
+    The tables have 10,000 rows, which fit in the caches, and 1,000,000, which do not, or --rows.
+    embag runs with one thread and with all threads, and each other contender that is installed
+    with one.
     """
-    n_threads = embag.get_num_threads()  # now: torch is told to take one, and OpenMP hears it
+    n_threads = embag.get_num_threads()  # before torch sets OpenMP to one thread
     sizes = rows or (10_000, 1_000_000)
     figures = [figure for n in sizes for figure in _measure(n, rounds, n_threads)]
     if as_json:
@@ -58,7 +57,7 @@ def command(rows: tuple[int, ...], rounds: int, as_json: bool) -> None:
         faster = "" if is_embag else f"{times:.1f} x as fast"
         print(f"{n:>9,} rows  {contender:16} {ns:10.1f} {rate:7.1f} {faster:>14}")
     if any(figure.times_as_fast > 1 for figure in figures if "threads" in figure.contender):
-        print("several threads took longer than one: other work on this machine; see embag doctor")
+        print("several threads were slower than one: other work on this machine? see embag doctor")
 
 
 def _measure(n_rows: int, rounds: int, n_threads: int) -> list[_Figure]:
@@ -86,23 +85,23 @@ def _measure(n_rows: int, rounds: int, n_threads: int) -> list[_Figure]:
     figures = []
     for name, times in seconds.items():
         ns = statistics.median(times) / n_gathered * 1e9
-        ratios = [own / embags for own, embags in zip(times, first, strict=True)]
+        ratios = [other / embag_time for other, embag_time in zip(times, first, strict=True)]
         bandwidth = table.itemsize * _DIM / ns
         figures.append(_Figure(n_rows, name, ns, bandwidth, statistics.median(ratios)))
     return figures
 
 
 def _contenders(table: NDArray[np.float32], n_threads: int) -> dict[str, _Pool]:
-    """Return what sums bags, by name; embag on one thread first."""
+    """Return the functions that sum bags, by contender; embag on one thread is first."""
 
-    def embags(n: int) -> _Pool:
+    def pool_with_embag(n: int) -> _Pool:
         return lambda ids, offsets: embag.embedding_bag(
             ids, table, offsets, mode="sum", num_threads=n
         )
 
-    contenders: dict[str, _Pool] = {"embag, 1 thread": embags(1)}
+    contenders: dict[str, _Pool] = {"embag, 1 thread": pool_with_embag(1)}
     if n_threads > 1:
-        contenders[f"embag, {n_threads} threads"] = embags(n_threads)
+        contenders[f"embag, {n_threads} threads"] = pool_with_embag(n_threads)
     contenders["NumPy"] = lambda ids, offsets: np.add.reduceat(table[ids], offsets)
     if importlib.util.find_spec("scipy"):
         from scipy.sparse import csr_matrix
@@ -117,7 +116,7 @@ def _contenders(table: NDArray[np.float32], n_threads: int) -> dict[str, _Pool]:
         import torch
 
         torch.set_num_threads(1)
-        weight = torch.from_numpy(table)  # at a cache line, as torch's own memory is
+        weight = torch.from_numpy(table)  # aligned to a cache line, as torch's own memory is
 
         def with_torch(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Any:
             return torch.nn.functional.embedding_bag(

@@ -1,6 +1,6 @@
-"""``embag convert``: a table from one file to another, in an order that can be mapped.
+"""``embag convert``: copy a table to another file, in an order that can be mapped.
 
-Tested in tests/test_cli_tables.py.
+Tested in tests/cli/.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import click
 from embag import tables
 from embag._arguments import AnyArray
 from embag.cli import _ending, _options
-from embag.cli._failing import failing
-from embag.cli._output import megabytes, progress_bar
+from embag.cli._errors import report_errors
+from embag.cli._output import format_bytes, progress_bar
 
 
 @click.command()
@@ -25,32 +25,32 @@ from embag.cli._output import megabytes, progress_bar
 def command(source: str, target: str, tensor: str | None, as_json: bool) -> None:
     """Copy the table in IN to OUT, in C order and native byte order.
 
-    `embag pool` and `embag.load_table` can map OUT, whatever the order of IN. The entries stay
-    as they are. IN is read a block of rows at a time, so it may be larger than memory. OUT is
-    there when it is whole, or not at all.
+    `embag pool` and `embag.load_table` can map OUT, whatever the order of IN. The entries do
+    not change. IN is read in blocks of rows and may be larger than memory. OUT is created or
+    replaced only when it is complete.
 
     \b
       embag convert fortran.npy items.npy
       embag convert model.safetensors items.npy --tensor embedding.weight
 
     \b
-    IN, OUT    .npy or .safetensors, quantized tables too
+    IN, OUT    .npy or .safetensors; tables may be quantized
     """
     start = time.perf_counter()
     _ending.use_output("OUT", target, source)
     _options.check_tensor(source, tensor)
     with contextlib.ExitStack() as files:
-        with _options.opening_table(source):
+        with _options.report_table_errors(source):
             file, place = files.enter_context(tables.open_table(source, tensor))
         n_rows = place.shape[0]
         show = files.enter_context(progress_bar(source, n_rows, place.n_bytes))
 
         def read() -> Iterator[AnyArray]:
-            with failing(source):
+            with report_errors(source):
                 yield from tables.read_rows(file, place)
 
         with (
-            failing(target),
+            report_errors(target),
             tables.new_table(target, place.dtype, place.shape, place.packing) as write,
         ):
             n_done = 0
@@ -65,4 +65,6 @@ def command(source: str, target: str, tensor: str | None, as_json: bool) -> None
         summary = {"out": target, "rows": n_rows, "dim": dim, "dtype": kind}
         print(json.dumps({**summary, "bytes": place.n_bytes, "seconds": seconds}))
         return
-    print(f"{n_rows:,} x {dim} of {kind}, {megabytes(place.n_bytes)} -> {target}\n{seconds:.2f} s")
+    print(
+        f"{n_rows:,} x {dim} of {kind}, {format_bytes(place.n_bytes)} -> {target}\n{seconds:.2f} s"
+    )

@@ -1,11 +1,11 @@
-"""``embag demo``: the command of embag/demo.py.
+"""``embag demo``: sentence search with a real model (_sentence_search.py).
 
-Tested in tests/test_demo.py.
+Tested in tests/cli/.
 """
 
 import click
 
-from embag import demo
+from embag.cli import _sentence_search as demo
 
 
 def _checked(ctx: click.Context, param: click.Parameter, query: str) -> str:
@@ -19,8 +19,8 @@ def _checked(ctx: click.Context, param: click.Parameter, query: str) -> str:
 
 
 @click.command(
-    epilog=f"Needs the extra: {demo.INSTALL_COMMAND}. Takes some seconds; nothing is downloaded "
-    "when it runs. The exit status is 1 too if the vectors differ by more than rounding."
+    epilog=f"Needs the extra: {demo.INSTALL_COMMAND}. Takes some seconds and downloads nothing. "
+    "The exit status is 1 if the vectors differ by more than rounding."
 )
 @click.argument("query", callback=_checked, default=demo.DEFAULT_QUERY)
 @click.option(
@@ -29,15 +29,15 @@ def _checked(ctx: click.Context, param: click.Parameter, query: str) -> str:
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="How many passages to print.",
+    help="Number of passages to print.",
 )
 def command(query: str, top: int) -> None:
-    """Search the Python language reference, which every Python carries.
+    """Search the Python language reference, which is part of every Python.
 
-    The token table is that of WordLlama, a static embedding model: each passage is a bag of
-    tokens, its vector the mean of their rows. The vectors are first checked against
-    WordLlama's own, then both ways of pooling are timed on the same tokens, then the passages
-    nearest to QUERY are printed. QUERY is in quotes, "how do I catch an exception" by default.
+    The token table is that of WordLlama, a static embedding model. Each passage is a bag of
+    tokens, and its vector is the mean of their rows. The command checks the vectors against
+    those of WordLlama, times both ways of pooling on the same tokens, and prints the passages
+    nearest to QUERY. QUERY is quoted; the default is "how do I catch an exception".
     """
     try:
         demo.run(query, top)

@@ -1,6 +1,6 @@
-"""``embag info``: what is in a file, a table or ids.
+"""``embag info``: describe a file, a table or ids.
 
-Tested in tests/test_cli_tables.py and tests/test_cli_formats.py.
+Tested in tests/cli/.
 """
 
 import json
@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 import embag
 from embag import tables
-from embag._table_files import NpyHeader, check_regular, read_npy_header
+from embag._files.headers import NpyHeader, check_regular, read_npy_header
 from embag.cli import _lists, _options, _sources
-from embag.cli._failing import failing
-from embag.cli._output import megabytes, progress_bar
+from embag.cli._errors import report_errors
+from embag.cli._output import format_bytes, progress_bar
 
 
 @click.command()
@@ -25,33 +25,34 @@ from embag.cli._output import megabytes, progress_bar
     "--column",
     metavar="NAME",
     callback=_options.checked_name,
-    help="A column of lists of ids, to be read through.",
+    help="Read this list column of ids and summarize it.",
 )
 @click.option(
-    "--table", "table_path", metavar="TABLE", help="Count the ids that are no rows of it."
+    "--table", "table_path", metavar="TABLE", help="Count the ids out of range for this table."
 )
 @_options.tensor
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 def command(
     path: str, column: str | None, table_path: str | None, tensor: str | None, as_json: bool
 ) -> None:
-    """Tell what is in FILE: a table, or columns of ids.
+    """Describe FILE: a table, or columns of ids.
 
     \b
       embag info items.npy
       embag info events.parquet --column item_ids --table items.npy
 
-    A .safetensors file of several tensors is listed; --tensor tells about one of them.
+    For a .safetensors file of several tensors, list them, or describe the one that --tensor
+    names.
     """
     _options.check_tensor(table_path or path, tensor)
-    with failing(path):
+    with report_errors(path):
         if _is_table(path):
             if column is not None or table_path is not None:
                 raise click.UsageError("--column and --table are for files of ids, this is a table")
-            found = _of_tensors(path) if tensor is None else None
+            found = _describe_tensors(path) if tensor is None else None
             if found is None:
-                with _options.opening_table(path):
-                    found = _of_table(path, tensor)
+                with _options.report_table_errors(path):
+                    found = _describe_table(path, tensor)
         else:
             if _sources.has_no_columns(path):
                 column = _sources.NPY_COLUMN
@@ -60,18 +61,18 @@ def command(
             n_rows = None
             if table_path is not None:
                 n_rows = _options.load_table(table_path, tensor).shape[0]
-            found = _of_ids(path, column, n_rows)
-    print(json.dumps(found) if as_json else _text(found))
+            found = _describe_ids(path, column, n_rows)
+    print(json.dumps(found) if as_json else _format(found))
 
 
 def _is_table(path: str) -> bool:
     suffix = os.path.splitext(path.lower())[1]
     if suffix != ".npy":
         return suffix == ".safetensors"
-    return _npy_header(path).dtype.kind not in "iu"
+    return _read_npy_header(path).dtype.kind not in "iu"
 
 
-def _npy_header(path: str) -> NpyHeader:
+def _read_npy_header(path: str) -> NpyHeader:
     check_regular(path)
     with open(path, "rb") as file:
         header = read_npy_header(file)
@@ -79,8 +80,8 @@ def _npy_header(path: str) -> NpyHeader:
         return header
 
 
-def _of_tensors(path: str) -> dict[str, Any] | None:
-    """List the tensors of a file, unless it has just one."""
+def _describe_tensors(path: str) -> dict[str, Any] | None:
+    """List the tensors of a file; None if it does not have several."""
     if not _options.is_safetensors(path):
         return None
     tensors = tables.list_tensors(path)
@@ -90,14 +91,14 @@ def _of_tensors(path: str) -> dict[str, Any] | None:
     return {"kind": "tensors", "bytes": os.path.getsize(path), "tensors": listed}
 
 
-def _of_table(path: str, tensor: str | None) -> dict[str, Any]:
+def _describe_table(path: str, tensor: str | None) -> dict[str, Any]:
     try:
         table = embag.load_table(path, name=tensor)
     except ValueError as error:
         if path.lower().endswith(".safetensors"):
             raise
-        # No table for embag; what it is, all the same.
-        header = _npy_header(path)
+        # Not a table, but described all the same.
+        header = _read_npy_header(path)
         return {
             "kind": "array",
             "shape": list(header.shape),
@@ -113,7 +114,7 @@ def _of_table(path: str, tensor: str | None) -> dict[str, Any]:
         rows = table.packed
     else:
         found |= {"dtype": table.dtype.name, "order": "C"}
-    # Files are mapped at pages, so this is where in the file the rows begin, too.
+    # A file is mapped from a page boundary, so the alignment is also that in the file.
     address = rows.__array_interface__["data"][0]
     return {
         **found,
@@ -123,7 +124,7 @@ def _of_table(path: str, tensor: str | None) -> dict[str, Any]:
     }
 
 
-def _of_ids(path: str, column: str | None, n_table_rows: int | None) -> dict[str, Any]:
+def _describe_ids(path: str, column: str | None, n_table_rows: int | None) -> dict[str, Any]:
     with _sources.open_source(path, {}, []) as source:
         found: dict[str, Any] = {
             "kind": "ids",
@@ -138,7 +139,7 @@ def _of_ids(path: str, column: str | None, n_table_rows: int | None) -> dict[str
         progress_bar(path, source.n_rows, source.n_bytes) as show,
     ):
         _lists.check_lists(source.schema.field(column), _lists.INTEGERS)
-        seen = _Seen(n_table_rows)
+        seen = _ColumnSummary(n_table_rows)
         for batch in source.batches:
             try:
                 seen.add(_lists.as_lists(pa.chunked_array([batch[column]]), _lists.INTEGERS))
@@ -149,15 +150,15 @@ def _of_ids(path: str, column: str | None, n_table_rows: int | None) -> dict[str
     return {**found, "rows": seen.n_rows, "column": {"name": column, **seen.summary()}}
 
 
-class _Seen:
-    """What there is in a column, as far as it has been read."""
+class _ColumnSummary:
+    """A summary of the batches of a column that have been added."""
 
     def __init__(self, n_table_rows: int | None) -> None:
         self.n_table_rows = n_table_rows
         self.n_rows = self.n_null = self.n_empty = 0
         self.n_ids = self.n_null_ids = self.n_outside = 0
-        self.lengths: list[int] = []  # the least and the most so far
-        self.ids: list[int] = []
+        self.lengths: list[int] = []  # the minimum and the maximum so far
+        self.ids: list[int] = []  # the same
 
     def add(self, column: pa.ChunkedArray) -> None:
         lengths = pc.list_value_length(column)
@@ -167,11 +168,11 @@ class _Seen:
         self.n_empty += pc.sum(pc.equal(lengths, 0)).as_py() or 0
         self.n_ids += len(ids)
         self.n_null_ids += ids.null_count
-        self.lengths = _widened(self.lengths, lengths)
-        self.ids = _widened(self.ids, ids)
+        self.lengths = _extend_range(self.lengths, lengths)
+        self.ids = _extend_range(self.ids, ids)
         if self.n_table_rows is not None:
             for chunk in ids.chunks:
-                self.n_outside += int(_lists.outside(chunk, self.n_table_rows).sum())
+                self.n_outside += int(_lists.find_out_of_range(chunk, self.n_table_rows).sum())
 
     def summary(self) -> dict[str, Any]:
         n_lists = self.n_rows - self.n_null
@@ -189,25 +190,26 @@ class _Seen:
         return found
 
 
-def _widened(limits: list[int], values: pa.ChunkedArray) -> list[int]:
+def _extend_range(limits: list[int], values: pa.ChunkedArray) -> list[int]:
+    """Return the minimum and the maximum of a range and of values; [] if there are none."""
     found = [limit.as_py() for limit in pc.min_max(values).values()]
     known = [limit for limit in (*limits, *found) if limit is not None]
     return [min(known), max(known)] if known else []
 
 
-def _text(found: dict[str, Any]) -> str:
+def _format(found: dict[str, Any]) -> str:
     if found["kind"] == "ids":
-        return _text_of_ids(found)
+        return _format_ids(found)
     if found["kind"] == "tensors":
-        return _text_of_tensors(found)
+        return _format_tensors(found)
     shape = " x ".join(f"{n:,}" for n in found["shape"])
     if "bits" in found:
         what = f"quantized to {found['bits']} bits, layout {found['layout']}"
     else:
         what = f"{found['dtype']}, {found['order']} order"
-    lines = [f"{found['kind']} of {shape}, {what}, {megabytes(found['bytes'])}"]
+    lines = [f"{found['kind']} of {shape}, {what}, {format_bytes(found['bytes'])}"]
     if "problem" in found:
-        lines.append(f"no table for embag: {found['problem']}")
+        lines.append(f"not a table: {found['problem']}")
     else:
         lines.append(
             f"rows of {found['bytes_of_a_row']:,} bytes, the first at a multiple of "
@@ -216,21 +218,21 @@ def _text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _text_of_tensors(found: dict[str, Any]) -> str:
+def _format_tensors(found: dict[str, Any]) -> str:
     width = max(map(len, found["tensors"]), default=0)
-    lines = [f"{len(found['tensors']):,} tensors, {megabytes(found['bytes'])}"]
+    lines = [f"{len(found['tensors']):,} tensors, {format_bytes(found['bytes'])}"]
     for name, tensor in found["tensors"].items():
         shape = " x ".join(f"{n:,}" for n in tensor["shape"]) or "scalar"
         lines.append(f"  {name:{width}}  {tensor['dtype']:4}  {shape}")
     return "\n".join(lines)
 
 
-def _text_of_ids(found: dict[str, Any]) -> str:
+def _format_ids(found: dict[str, Any]) -> str:
     rows = (
         "rows not counted without --column" if found["rows"] is None else f"{found['rows']:,} rows"
     )
     width = max(map(len, found["columns"]), default=0)
-    lines = [f"{rows}, {megabytes(found['bytes'])}"]
+    lines = [f"{rows}, {format_bytes(found['bytes'])}"]
     for name, dtype in found["columns"].items():
         lines.append(f"  {name:{width}}  {dtype}")
         seen = found.get("column")
@@ -250,7 +252,7 @@ def _text_of_ids(found: dict[str, Any]) -> str:
             lines.append(f"{indent}from {seen['range'][0]} to {seen['range'][1]}")
         if "no_rows" in seen:
             lines.append(
-                f"{indent}{seen['no_rows']:,} are no rows of the table of "
+                f"{indent}{seen['no_rows']:,} out of range for the table of "
                 f"{seen['table_rows']:,} rows"
             )
     return "\n".join(lines)

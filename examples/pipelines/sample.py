@@ -1,4 +1,4 @@
-"""What the examples share: a small Parquet file and a table, and what must come out."""
+"""Shared by the examples: a small Parquet file, a table, and the expected vectors."""
 
 import sys
 import tempfile
@@ -16,10 +16,10 @@ N_USERS, N_ITEMS, DIM = 1000, 500, 8
 
 
 def run(pool: Callable[[str, str, str], None]) -> None:
-    """Run an example: on the files that the command line names, or on a sample.
+    """Run an example on the files of the command line, or on a sample.
 
-    `python with_polars.py EVENTS ITEMS OUT`: Parquet with the columns user_id and item_ids, a
-    table in a .npy file, and where the users' vectors go.
+    `python with_polars.py EVENTS ITEMS OUT`: EVENTS is Parquet with the columns user_id and
+    item_ids, ITEMS a table in a .npy file, and OUT the file or folder for the vectors.
     """
     if len(sys.argv) == 4:
         pool(*sys.argv[1:])
@@ -34,7 +34,7 @@ def run(pool: Callable[[str, str, str], None]) -> None:
 
 
 def make(events: str, items: str) -> np.ndarray:
-    """Write a sample; return what its lists pool to, by way of plain arrays."""
+    """Write a sample; return the expected vectors, pooled from plain arrays."""
     rng = np.random.default_rng(7)
     table = rng.standard_normal((N_ITEMS, DIM)).astype(np.float32)
     embag.save_table(items, table)

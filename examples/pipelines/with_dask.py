@@ -15,7 +15,7 @@ def pool(events: str, items: str, out: str) -> None:
 
 def pool_lists(part: pd.DataFrame, items: str) -> pd.DataFrame:
     table = embag.load_table(items)  # mapped: all processes of a machine share its pages
-    # Dask runs a task for each core, so a call has its one core and no more.
+    # Dask runs a task per core, so each call uses one thread.
     vector = part["item_ids"].embag.pool(table, num_threads=1)
     return part[["user_id"]].assign(vector=vector)
 

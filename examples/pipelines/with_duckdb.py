@@ -1,4 +1,4 @@
-"""DuckDB: the result of a query, streamed by Arrow batches, in bounded memory."""
+"""DuckDB: the result of a query, streamed in Arrow batches, in bounded memory."""
 
 import duckdb
 import pyarrow as pa
@@ -16,8 +16,8 @@ def pool(events: str, items: str, out: str) -> None:
     schema = pa.schema([("user_id", pa.int64()), ("vector", vector)])
     with duckdb.connect() as connection, pq.ParquetWriter(out, schema) as writer:
         query = connection.sql("SELECT user_id, item_ids FROM read_parquet($1)", params=[events])
-        # DuckDB makes the next batch when it is asked for, so either it works or embag does,
-        # each on all cores. There is nothing to set.
+        # DuckDB makes a batch when it is requested, so DuckDB and embag work in turn, each on
+        # all cores. No threads need to be set.
         for batch in query.to_arrow_reader(ROWS):
             vectors = embag.embedding_bag(batch["item_ids"], table)
             columns = [batch["user_id"], pa.array(embag.to_arrow(vectors))]

@@ -11,7 +11,7 @@ def pool(events: str, items: str, out: str) -> None:
     table = embag.load_table(items)
 
     def pool_lists(lists: pa.ChunkedArray) -> pa.Array:
-        # DuckDB calls from its threads, with 2048 rows: too few to share among more threads.
+        # DuckDB calls this from its threads with 2048 rows, too few for several threads.
         return pa.array(embag.to_arrow(embag.embedding_bag(lists, table, num_threads=1)))
 
     with duckdb.connect() as connection:
@@ -21,7 +21,7 @@ def pool(events: str, items: str, out: str) -> None:
             ["BIGINT[]"],
             f"FLOAT[{table.shape[1]}]",
             type="arrow",
-            null_handling="special",  # null lists come here too, and are empty bags
+            null_handling="special",  # passes null lists, too, which are empty bags
         )
         connection.execute(
             "COPY (SELECT user_id, pool(item_ids) AS vector FROM read_parquet($1))"

@@ -9,7 +9,7 @@ import embag.pandas  # registers the accessor
 
 def pool(events: str, items: str, out: str) -> None:
     table = embag.load_table(items)
-    # As Arrow's types lists are pooled where they lie; by default each is an array of its own.
+    # Lists of Arrow types are pooled in place; by default, each list is an array of its own.
     frame = pd.read_parquet(events, dtype_backend="pyarrow")
     frame["vector"] = frame["item_ids"].embag.pool(table)
     frame[["user_id", "vector"]].to_parquet(out)

@@ -9,8 +9,8 @@ import embag.polars  # registers the namespace
 
 def pool(events: str, items: str, out: str) -> None:
     table = embag.load_table(items)
-    # The streaming engine takes the file piece by piece and pools several of them at a time;
-    # embag's calls at the same time share its threads. There is nothing to set.
+    # The streaming engine reads the file in pieces and pools several concurrently. Concurrent
+    # calls of embag share its threads, so no threads need to be set.
     (
         pl.scan_parquet(events)
         .select("user_id", vector=pl.col("item_ids").embag.pool(table))

@@ -16,8 +16,8 @@ def pool(events: str, items: str, out: str) -> None:
 
 
 def pool_lists(batch: pa.Table, items: str) -> pa.Table:
-    # Ray runs a task for each core and sets OMP_NUM_THREADS for it, to 1, which embag hears.
-    # The table is mapped: all workers of a machine share its pages.
+    # Ray runs a task per core and sets its OMP_NUM_THREADS to 1, which embag respects. The table
+    # is mapped: all workers of a machine share its pages.
     vectors = embag.embedding_bag(batch["item_ids"], embag.load_table(items))
     vector = pa.array(embag.to_arrow(vectors))
     return pa.table({"user_id": batch["user_id"], "vector": vector})

@@ -13,13 +13,13 @@ import embag
 
 def pool(events: str, items: str, out: str) -> None:
     def pool_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        # Each core has a task with a worker of its own, so a call has that core and no more.
+        # Spark runs a task per core, each in a worker of its own, so calls use one thread.
         embag.set_num_threads(1)
         # Mapped: all workers of a machine share its pages. Every machine needs the file.
         table = embag.load_table(items)
         for batch in batches:
             vectors = pa.array(embag.to_arrow(embag.embedding_bag(batch["item_ids"], table)))
-            lists = vectors.cast(pa.list_(pa.float32()))  # Spark has no lists of fixed size
+            lists = vectors.cast(pa.list_(pa.float32()))  # Spark has no FixedSizeList
             yield pa.record_batch({"user_id": batch["user_id"], "vector": lists})
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # of workers on this machine

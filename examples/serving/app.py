@@ -1,11 +1,10 @@
-"""A service: a user's features in, a score out.
+"""A service that scores the features of a user.
 
-The tables are mapped, so all workers share one copy of them. The folder is named by the
-environment:
+The tables are mapped, so all workers share one copy of them. The environment names the folder:
 
     MODEL=model OMP_NUM_THREADS=1 uvicorn app:create --factory --workers 2 --no-access-log
 
-Each worker watches the folder: a table's file that is replaced is served a second later.
+Each worker watches the folder, and serves a replaced table file a second later.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ from pydantic import StrictInt
 
 import embag
 
-SECONDS_BETWEEN_LOOKS = 1
+SECONDS_BETWEEN_CHECKS = 1
 
 
 class Model:
@@ -50,10 +49,10 @@ class Model:
         return self.ebc.n_invalid
 
     def pool(self, features):
-        """Look up all features: what is wrong with them is a ValueError or TypeError.
+        """Look up all features; raise ValueError or TypeError for invalid ones.
 
-        The ids end to end take a fifth of the time of those by name. By name the messages
-        speak of the user's own lists.
+        Passing the concatenated ids takes a fifth of the time of passing them by name. If that
+        fails, they are passed by name, as the messages then refer to the lists of the user.
         """
         if features.keys() == self.ebc.slices.keys():
             bags = [features[name] for name in self.ebc.slices]
@@ -70,30 +69,30 @@ class Model:
 
 
 def table_files(folder):
-    """Return each table's file, and what is another once the file has been replaced."""
+    """Return the file of each table, with a stamp that changes when the file is replaced."""
     stamps = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(OSError):  # it went away just now
+        with contextlib.suppress(OSError):  # deleted meanwhile
             status = path.stat()
             stamps[path] = (status.st_ino, status.st_mtime_ns)
     return stamps
 
 
 async def watch(folder, served, model):
-    """Swap the tables whose files are not those that are served, for ever."""
+    """Forever replace the tables whose files have changed."""
     while True:
-        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
         for path, stamp in table_files(folder).items() - served.items():
             served[path] = stamp
-            try:  # in another thread, for it may wait for the disk
+            try:  # in another thread, as it may wait for the disk
                 await asyncio.to_thread(model.replace, path)
-            except Exception:  # whatever it is: the next file may be good
-                logging.exception("%s is served as it was before", path.name)
+            except Exception:  # the next file may be valid
+                logging.exception("%s is invalid: the old table is still served", path.name)
 
 
 def service(make_model, folder):
-    """Put a model behind HTTP."""
-    served = table_files(folder)  # before it is loaded: what comes in between is seen
+    """Serve a model over HTTP."""
+    served = table_files(folder)  # before loading, so that later changes are noticed
     model = make_model(folder)
 
     @contextlib.asynccontextmanager
@@ -104,7 +103,7 @@ def service(make_model, folder):
 
     app = FastAPI(lifespan=lifespan)
 
-    # "async" because a lookup takes microseconds: to hand it to a thread takes longer.
+    # "async", as a lookup takes microseconds, less than passing it to another thread.
     @app.post("/score")
     async def score(features: dict[str, list[StrictInt]], response: Response) -> dict[str, float]:
         start = time.perf_counter()
@@ -115,13 +114,13 @@ def service(make_model, folder):
         middle = time.perf_counter()
         result = model.dense(pooled)
         stop = time.perf_counter()
-        # In milliseconds, where browsers' tools and load.py look for it.
+        # In milliseconds, in the header that browsers' tools and load.py read.
         response.headers["Server-Timing"] = (
             f"lookup;dur={(middle - start) * 1e3:.4f}, dense;dur={(stop - middle) * 1e3:.4f}"
         )
         return {"score": result}
 
-    # Of the worker that answers: whoever watches adds up those of all processes.
+    # Counts of the worker that answers; a monitor must sum those of all processes.
     @app.get("/health")
     async def health() -> dict[str, int | dict[str, int]]:
         return {"process": os.getpid(), "n_invalid": model.n_invalid}

@@ -1,4 +1,4 @@
-"""The same service with torch, over the same files: for comparison.
+"""The same service with torch and the same files, for comparison.
 
 MODEL=model OMP_NUM_THREADS=1 uvicorn app_torch:create --factory --no-access-log
 """
@@ -26,7 +26,7 @@ class TorchModel:
         self.network = torch.nn.Sequential(*layers[:-1])
 
     def load(self, path):
-        # load_file maps a file: workers share its pages, as those of embag's tables.
+        # load_file maps the file, so workers share its pages, as with embag.
         table = load_file(path)["weight"]
         table.max()
         return table
@@ -50,7 +50,7 @@ class TorchModel:
         table, ids = self.tables[name], torch.tensor(ids, dtype=torch.int64)
         try:
             return self.sum(table, ids)
-        except RuntimeError:  # looked for only then: torch tells of ids that are no rows
+        except RuntimeError:  # torch raises it for ids out of range, which are then removed
             rows = ids[(ids >= 0) & (ids < len(table))]
             self.n_invalid[name] += len(ids) - len(rows)
             return self.sum(table, rows)

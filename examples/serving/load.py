@@ -1,8 +1,9 @@
-"""Load a running service: some connections, each asking again as soon as it is answered.
+"""Put load on a running service: each connection sends a request after each answer.
 
     python load.py --port 8000 --connections 8 --requests 10000
 
-HTTP is spoken by hand: httpx takes 1.2 ms for a request, the service 0.3 ms for the answer.
+Requests are written without an HTTP library: httpx takes 1.2 ms per request, and the service
+0.3 ms.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Make a model with random weights: a folder with a table for each feature and a dense part.
 
-The features are as in MLPerf's recommender: 26, with 1 to 100 ids for each user.
+The 26 features are those of MLPerf's recommender, with 1 to 100 ids per user.
 
     python make_tables.py model
     python make_tables.py model-float32 --float32    # the same weights, not quantized

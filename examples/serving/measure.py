@@ -1,9 +1,9 @@
 """Measure embag's service and torch's, side by side, and print the tables of README.md.
 
-    python measure.py folder    # makes the tables there; needs torch and safetensors, and Linux
+    python measure.py folder    # makes the tables there; needs Linux, torch and safetensors
 
-The services run on the first core, the load on the second. The services take turns, so
-that whatever else the machine does meets all of them; the figures are medians of the rounds.
+The services run on the first core, the load on the second. The services take turns, so that
+other work on the machine affects all of them. The figures are medians over rounds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SERVICES = {
 
 @contextlib.contextmanager
 def running(app, folder, workers=1, core=None, seconds_to_start=60):
-    """Run a service on a free port; give the port and the ids of the worker processes."""
+    """Run a service on a free port; yield the port and the ids of the worker processes."""
     command = [sys.executable, "-m", "uvicorn", f"{app}:create", "--factory", "--port", "0"]
     command += ["--no-access-log", "--no-use-colors", "--workers", str(workers)]
     process = subprocess.Popen(
@@ -44,7 +44,7 @@ def running(app, folder, workers=1, core=None, seconds_to_start=60):
     )
     deadline = threading.Timer(seconds_to_start, process.kill)
     deadline.start()
-    # Once it runs: a pipe that nobody reads would fill, and stop the service.
+    # Reads the log once the service runs: a full pipe would block it.
     reader = threading.Thread(target=process.stderr.read)
     try:
         log = ""
@@ -71,7 +71,7 @@ def cpu_seconds(pid):
 
 
 def megabytes(pid):
-    """Return what is resident of a process, and the same with shared pages in shares."""
+    """Return the resident memory of a process, and its proportional share (PSS)."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return [int(re.search(rf"^{key}: +(\d+) kB", text, re.M)[1]) / 1024 for key in ("Rss", "Pss")]
 

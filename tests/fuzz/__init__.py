@@ -1,20 +1,26 @@
-"""A fuzzer over all that `embag` exports: any call returns the right result or raises as told.
+"""A fuzzer of all that `embag` exports: any call returns a right result or a documented error.
 
-    values.py           what an argument may be: any object, any array, any layout
-    of_lookups.py       sound calls, and what is right of their results: lookups, gradients
-    of_collections.py   the same of EmbeddingBagCollection
-    of_tables.py        the same of quantized tables, sparse rows, memory, settings
-    of_files.py         the same of files
-    calls.py            the list of them all
-    case.py             spoil a call, make it, and look at what it did
-    child.py            many cases in one process
-    __main__.py         many processes: counts, crashes, hangs, replay
-    from_bytes.py       the same cases and raw files, led by coverage (atheris)
+    values.py             values of arguments: any object, any array, any layout
+    lookup_cases.py       sound calls, and checks of their results: lookups, gradients, layers
+    ragged_cases.py       the same for ragged inputs
+    collection_cases.py   the same for EmbeddingBagCollection
+    table_cases.py        the same for quantized tables, sparse rows, memory, settings
+    file_cases.py         the same for files
+    calls.py              the list of all functions that draw cases
+    checked_call.py       corrupt a call, make it, and check it
+    child.py              many cases in one process
+    __main__.py           many processes: counts, crashes, hangs, replay
+    from_bytes.py         the same cases and raw files, guided by coverage (atheris)
 
-A case is drawn from a `random.Random`, so a seed and a number name it. Hypothesis has such
-generators too (`st.randoms`): with them it can make a failing case small, and atheris can
-lead it. The many are drawn from Python's own, which is ten times as fast. In `make test` a
-few thousand run (tests/test_fuzz.py), `make fuzz` runs as many as one likes.
+A case is drawn from a `random.Random`, so a seed and a number identify it. Hypothesis provides
+such generators too (`st.randoms`), with which it shrinks a failing case and atheris guides the
+choice. Most cases come from Python's own generator, which is ten times as fast. `make test`
+runs a few thousand (test_fuzz.py), `make fuzz` as many as requested.
 
-A new argument goes into the sound calls of its function, a new public name into calls.py too.
+A new argument goes into the sound calls of its function, a new public name also into calls.py.
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))

@@ -1,11 +1,11 @@
-"""Run many cases in child processes, count how they end, and tell which fail.
+"""Run many cases in child processes, count how they end, and report failures.
 
     python -m tests.fuzz --cases 1000000 --seed 1 --jobs 2 --failures build/fuzz
     EMBAG_ISA=v3 python -m tests.fuzz --replay 1/4711 --eager
 
-Case k of a seed is the same on every machine. A child that is killed by a signal, or by
-its own alarm, has failed at the case that it was at. Children take turns with the
-instruction-set levels, and every other one uses threads however little there is to do.
+Case k of a seed is the same on every machine. If a signal or its own alarm kills a child, its
+current case has failed. The children alternate between instruction-set levels, and every
+other child uses threads for calls of any size.
 """
 
 import argparse
@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from embag import _dispatch
+from embag._kernels import dispatch
 
 PACKAGE = __spec__.parent
-# Children write many small files, and flush each to the disk.
+# Children write many small files, and flush each to disk.
 MEMORY_FILES = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
@@ -34,11 +34,13 @@ def main():
     )
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="children at a time")
-    parser.add_argument("--chunk", type=int, default=20_000, help="cases of a child")
-    parser.add_argument("--failures", type=Path, help="a folder for reports of cases that fail")
-    parser.add_argument("--replay", metavar="SEED/CASE", help="run one case, in this process")
-    parser.add_argument("--eager", action="store_true", help="replay it with threads for any work")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="concurrent children")
+    parser.add_argument("--chunk", type=int, default=20_000, help="cases per child")
+    parser.add_argument("--failures", type=Path, help="a folder for reports of failures")
+    parser.add_argument("--replay", metavar="SEED/CASE", help="run one case in this process")
+    parser.add_argument(
+        "--eager", action="store_true", help="replay with threads for calls of any size"
+    )
     options = parser.parse_args()
     if options.replay:
         return replay(options.replay, options.eager)
@@ -54,20 +56,20 @@ def main():
             counts.update(seen)
             n_failures += len(failures)
             for k, text in failures:
-                tell(options, k, text)
+                report_failure(options, k, text)
             print(f"{sum(counts.values())} cases", file=sys.stderr, flush=True)
     print_counts(counts, time.monotonic() - started)
     return 1 if n_failures else 0
 
 
 def settings_of(chunk):
-    """Return the level of a chunk of cases, and whether it uses threads for any work."""
-    levels = [level for level in _dispatch.built_levels() if level in _dispatch.supported_levels()]
+    """Return the level of a chunk of cases, and whether small calls use threads."""
+    levels = [level for level in dispatch.built_levels() if level in dispatch.supported_levels()]
     return levels[chunk % len(levels)], chunk % 2 == 1
 
 
 def run_chunk(options, first, stop):
-    """Run cases in a child, and in another after each that ends early."""
+    """Run cases in a child, and in a new one whenever a child ends early."""
     level, eager = settings_of(first // options.chunk)
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "EMBAG_ISA": level}
     counts, failures = collections.Counter(), []
@@ -94,7 +96,7 @@ def run_chunk(options, first, stop):
             at = Path(f"{report}.at")
             if not at.exists():
                 raise SystemExit(f"a child did not start:\n{child.stderr}")
-            # What it did since it last wrote its report is not counted.
+            # The cases since its last report are not counted.
             k = int(at.read_text())
             failures.append((k, f"exit status {child.returncode}\n{child.stderr[-6000:]}"))
             counts["died/"] += 1
@@ -103,20 +105,20 @@ def run_chunk(options, first, stop):
 
 
 def replay(name, eager):
-    from .child import draw, settle  # noqa: PLC0415  # the parent of many needs neither
+    from .child import draw, prepare_process  # noqa: PLC0415  # the parent of children needs neither
 
     seed, _, k = name.rpartition("/")
-    settle(eager)
+    prepare_process(eager)
     call = draw(seed, int(k))
     print(call)
-    from .case import run  # noqa: PLC0415
+    from .checked_call import run  # noqa: PLC0415
 
     print(run(call))
     return 0
 
 
-def tell(options, k, text):
-    """Print a failure, and how to see it again; write it to a file of its own."""
+def report_failure(options, k, text):
+    """Print a failure and the command that repeats it; write them to a file."""
     level, eager = settings_of(k // options.chunk)
     command = f"EMBAG_ISA={level} python -m tests.fuzz --replay {options.seed}/{k}"
     text = f"{command}{' --eager' if eager else ''}\n{text}\n"
@@ -127,7 +129,7 @@ def tell(options, k, text):
 
 
 def print_counts(counts, seconds):
-    """Print a line for each function: how its cases ended."""
+    """Print how the cases of each function ended."""
     lines = collections.defaultdict(dict)
     for key, n in counts.items():
         name, _, end = key.partition("/")

@@ -1,4 +1,4 @@
-"""Run cases in this process, and tell in a file how far it is: python -m tests.fuzz.child."""
+"""Run cases in this process, and write progress to a file: python -m tests.fuzz.child."""
 
 import collections
 import faulthandler
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from embag import _threads
+from embag._process import threads
 
 from . import values
 from .calls import case
-from .case import run
+from .checked_call import run
 
-MEMORY = 2 << 30  # bytes of a child, so that what is too large fails at once
-FILE = 64 << 20  # bytes of a file that it writes
-SECONDS = 60  # of a case
+MEMORY = 2 << 30  # bytes per child, so that too large allocations fail at once
+FILE = 64 << 20  # bytes per file that a child writes
+SECONDS = 60  # per case
 MOST_FAILURES = 20
 
 
@@ -32,22 +32,22 @@ def draw(seed, k):
     return case(random.Random(f"{seed}/{k}"))
 
 
-def settle(eager):
-    """Set the process up for hostile calls."""
+def prepare_process(eager):
+    """Prepare the process for hostile calls: limits, warnings, and threads if `eager`."""
     faulthandler.enable()
     np.seterr(all="ignore")
-    warnings.simplefilter("ignore")  # NumPy's, about conversions
+    warnings.simplefilter("ignore")  # those of NumPy, about conversions
     if sys.platform == "linux" and "san.so" not in os.environ.get("LD_PRELOAD", ""):
-        import resource  # noqa: PLC0415  # not everywhere
+        import resource  # noqa: PLC0415  # not on every system
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
-    else:  # copies of gigabytes would be made
+    else:  # without a limit, copies would take gigabytes
         values.HUGE[:] = [
             shape if not 2**24 < math.prod(shape) < 2**48 else (2**58,) for shape in values.HUGE
         ]
-    if eager:  # as many threads as a call asks for, however small it is
-        _threads.ENTRIES_PER_THREAD, _threads._N_MACHINE = 1, 8
+    if eager:  # a call gets the threads that it requests, however small it is
+        threads.ENTRIES_PER_THREAD, threads._N_MACHINE = 1, 8
 
 
 def run_cases(seed, first, stop, report):
@@ -73,7 +73,7 @@ def run_cases(seed, first, stop, report):
 
 
 def failure_text(call):
-    """Return what went wrong, and in which call."""
+    """Return the traceback and the call of a failure."""
     kind, error, frames = sys.exc_info()
     lines = traceback.format_list(traceback.extract_tb(frames)[-6:])
     lines += [line[:1500] for line in traceback.format_exception_only(kind, error)]
@@ -82,6 +82,6 @@ def failure_text(call):
 
 if __name__ == "__main__":
     given_seed, given_first, given_stop, given_report, is_eager = sys.argv[1:]
-    settle(is_eager == "1")
+    prepare_process(is_eager == "1")
     tempfile.tempdir = str(Path(given_report).parent)
     run_cases(given_seed, int(given_first), int(given_stop), given_report)

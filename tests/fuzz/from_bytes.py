@@ -1,12 +1,12 @@
-"""Calls made of bytes that coverage leads to: python -m tests.fuzz.from_bytes cases|files|packed.
+"""Coverage-guided fuzzing: python -m tests.fuzz.from_bytes cases|files|packed.
 
-    cases    those of calls.py: hypothesis turns the bytes into choices
+    cases    hypothesis turns the bytes into the choices of a case of calls.py
     files    the bytes are a file, for `load_table` and a lookup of all its rows
     packed   the bytes are the rows of a `QuantizedTable`, and ids and offsets of a lookup
 
-What follows are libFuzzer's options, such as -max_total_time=300 and a folder to begin with.
-It sees the branches of embag's Python files and, with a library built by EMBAG_SANITIZE, what
-the sanitizers see. It needs the package atheris, which the extras do not have.
+Options of libFuzzer may follow, such as -max_total_time=300 and a folder of first inputs.
+Coverage counts the branches of embag's Python files; with a library built by EMBAG_SANITIZE,
+the sanitizers report errors. It needs the package atheris, which no extra installs.
 """
 
 import random
@@ -20,17 +20,16 @@ from hypothesis import strategies as st
 
 with atheris.instrument_imports(include=["embag"]):
     import embag
-    import embag._reference
-    import embag._table_files
+    import embag._files.headers
     import embag.tables
 
 import numpy as np
 
 from .calls import case
-from .case import run
-from .child import settle
-from .of_files import RAISES, whole_files
-from .of_tables import check_quantized
+from .checked_call import run
+from .child import prepare_process
+from .file_cases import RAISES, whole_files
+from .table_cases import check_quantized
 
 
 @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
@@ -41,7 +40,7 @@ def one_case(rng):
 
 def one_file(data):
     path = FOLDER / ("table.npy" if data[:1] < b"\x80" else "table.safetensors")
-    path.unlink(missing_ok=True)  # who has it mapped keeps it as it was
+    path.unlink(missing_ok=True)  # an existing map keeps the old file
     path.write_bytes(data[1:])
     for memory in ("map", "copy"):
         try:
@@ -74,7 +73,7 @@ def one_packed(data):
 
 
 def seeds(name):
-    """Return bytes to begin with."""
+    """Return the first inputs."""
     if name == "files":
         return [b"\0\xff"[len(suffix) > 4 :][:1] + data for suffix, data, _ in whole_files()]
     return [random.Random(k).randbytes(2000) for k in range(100)]
@@ -87,7 +86,7 @@ if __name__ == "__main__":
         "packed": one_packed,
     }
     target = sys.argv.pop(1)
-    settle(eager=False)
+    prepare_process(eager=False)
     with tempfile.TemporaryDirectory() as folder:
         FOLDER = Path(folder)
         tempfile.tempdir = folder

@@ -1,4 +1,4 @@
-"""What an argument may be: any object, any array, any layout, numbers at the edges."""
+"""Values of arguments: any object, any array, any layout, extreme numbers."""
 
 import decimal
 import fractions
@@ -14,8 +14,8 @@ import embag
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-class Own(Exception):
-    """What hostile objects raise: a call may let it through."""
+class HostileError(Exception):
+    """Raised by hostile objects; a call may let it pass."""
 
 
 def _raise(error):
@@ -23,7 +23,7 @@ def _raise(error):
 
 
 def _with(**methods):
-    """Return a maker of objects with these special methods, which do as told."""
+    """Return a class of objects with these special methods."""
 
     def method(action):
         return lambda _self, *_args, **_kwargs: action()
@@ -34,18 +34,18 @@ def _with(**methods):
 
 
 class _Subclass(np.ndarray):
-    """A subclass without any ways of its own."""
+    """A subclass that overrides nothing."""
 
 
-class _LyingShape(np.ndarray):
+class _WrongShape(np.ndarray):
     shape = property(lambda self: (3, 10**6))
 
 
-class _LyingDtype(np.ndarray):
+class _WrongDtype(np.ndarray):
     dtype = property(lambda self: np.dtype(np.float32))
 
 
-class _LyingLength(np.ndarray):
+class _WrongLength(np.ndarray):
     def __len__(self):
         return 10**6
 
@@ -54,33 +54,33 @@ HOSTILE = [
     _with(__array__=lambda: np.arange(6)),
     _with(__array__=lambda: np.ones((3, 4), np.float32)),
     _with(__array__=lambda: "no array"),
-    _with(__array__=lambda: _raise(Own())),
+    _with(__array__=lambda: _raise(HostileError())),
     _with(__array__=lambda: _raise(MemoryError())),
     _with(__index__=lambda: 1),
     _with(__index__=lambda: -(2**63)),
     _with(__index__=lambda: 2**70),
     _with(__index__=lambda: "no integer"),
-    _with(__index__=lambda: _raise(Own())),
+    _with(__index__=lambda: _raise(HostileError())),
     _with(__float__=lambda: 1.5),
-    _with(__float__=lambda: _raise(Own())),
+    _with(__float__=lambda: _raise(HostileError())),
     _with(__len__=lambda: -1, __getitem__=lambda: _raise(IndexError("of its own"))),
     _with(__len__=lambda: 2**62, __getitem__=lambda: _raise(IndexError("of its own"))),
     _with(__len__=lambda: 3, __getitem__=lambda: _raise(IndexError("of its own"))),
-    _with(__len__=lambda: _raise(Own()), __getitem__=lambda: _raise(Own())),
+    _with(__len__=lambda: _raise(HostileError()), __getitem__=lambda: _raise(HostileError())),
     _with(__iter__=lambda: iter([0, 1])),
-    _with(__iter__=lambda: _raise(Own())),
-    _with(__bool__=lambda: _raise(Own())),
-    _with(__eq__=lambda: _raise(Own()), __hash__=lambda: 1),
-    _with(__hash__=lambda: _raise(Own())),
-    _with(__repr__=lambda: _raise(Own())),
+    _with(__iter__=lambda: _raise(HostileError())),
+    _with(__bool__=lambda: _raise(HostileError())),
+    _with(__eq__=lambda: _raise(HostileError()), __hash__=lambda: 1),
+    _with(__hash__=lambda: _raise(HostileError())),
+    _with(__repr__=lambda: _raise(HostileError())),
     _with(__fspath__=lambda: "/nowhere.npy"),
     _with(__fspath__=lambda: 3),
-    _with(__getattr__=lambda: _raise(Own())),
+    _with(__getattr__=lambda: _raise(HostileError())),
     _with(__class__=property(lambda self: np.ndarray)),
     _with(__class__=property(lambda self: embag.QuantizedTable)),
     _with(__class__=property(lambda self: int)),
     _with(__class__=property(lambda self: str)),
-    _with(__call__=lambda: _raise(Own())),
+    _with(__call__=lambda: _raise(HostileError())),
 ]
 
 EDGES = [0, 1, -1, 2, 7, 8, 9, 127, 128, 255, 256, 2**15, 2**16]
@@ -142,7 +142,7 @@ DTYPES += [np.dtype([("a", "i8"), ("b", "O")]), np.dtype({"names": [], "formats"
 SHAPES = [(), (0,), (1,), (2,), (3,), (6,), (8,), (17,), (0, 0), (0, 5), (3, 0), (1, 1)]
 SHAPES += [(3, 4), (4, 3), (10, 16), (2, 64), (2, 3, 4), (0, 2, 0), (1, 1, 1, 1)]
 SHAPES += [(2**31, 0), (0, 2**56), (2**40, 0)]
-# Of one entry for all: they take no memory. (2**20, 4) can be copied, the others cannot.
+# Broadcast from one entry, without memory. (2**20, 4) can be copied, the others cannot.
 HUGE = [(2**20, 4), (2**31 + 1,), (2**32,), (2**31, 3), (3, 2**31), (2**40, 2**10), (2**58,)]
 
 _MEMORY = np.random.default_rng(0).standard_normal(1 << 14)
@@ -151,7 +151,7 @@ _SPECIAL = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-42, -3e38, 3e38, 6e4
 
 
 def numbers(rng, shape, *, special=False):
-    """Return float64 numbers; with `special` some infinite, NaN, subnormal or huge."""
+    """Return float64 numbers; `special` makes some infinite, NaN, subnormal or huge."""
     n = int(np.prod(shape))
     start = rng.randrange(len(_MEMORY) - n) if n < len(_MEMORY) else 0
     values = np.resize(_MEMORY[start : start + n], n).copy()
@@ -162,7 +162,7 @@ def numbers(rng, shape, *, special=False):
 
 
 def random_bytes(rng, shape):
-    """Return bytes of any value."""
+    """Return random bytes."""
     n = int(np.prod(shape))
     start = rng.randrange(len(_BYTES) - n)
     return _BYTES[start : start + n].reshape(shape).copy()
@@ -175,8 +175,8 @@ def integer(rng):
     return rng.choice(INTEGERS)
 
 
-def thing(rng):
-    """Return any object, but for arrays."""
+def any_object(rng):
+    """Return any object except arrays."""
     kind = rng.randrange(3)
     if kind == 0:
         return integer(rng)
@@ -184,7 +184,7 @@ def thing(rng):
 
 
 def arrays(rng):
-    """Return any array: of any dtype, shape and layout."""
+    """Return an array of any dtype, shape and layout."""
     dtype = np.dtype(rng.choice(DTYPES))
     if rng.randint(0, 9) == 0:
         shape = rng.choice(HUGE)
@@ -202,18 +202,18 @@ def arrays(rng):
 
 LAYOUTS = ["fortran", "spaced", "reversed", "wide", "misaligned", "read-only", "swapped"]
 LAYOUTS += ["subclass", "matrix", "masked", "map", "list", "tuple", "__array__", "buffer"]
-LIES = [_LyingShape, _LyingDtype, _LyingLength]
+MISREPORTING = [_WrongShape, _WrongDtype, _WrongLength]
 
 
 def layouts(rng, array, ways=LAYOUTS, *, often=4):
-    """Return the same values laid out otherwise, or in another container: mostly as they are."""
+    """Return the same values, sometimes in another layout or container."""
     if rng.randint(0, often):
         return array
     return lay_out(array, rng.choice(ways))
 
 
 def lay_out(array, way):
-    """Return the same values in this way; as they are where that cannot be."""
+    """Return the same values in this layout, or unchanged if that is impossible."""
     if max(array.shape, default=0) > 10**6:
         return array
     if way == "fortran":
@@ -226,8 +226,8 @@ def lay_out(array, way):
         return array.astype(array.dtype.newbyteorder("S")) if array.dtype.kind in "iuf" else array
     if way == "subclass":
         return array.view(_Subclass)
-    if way == "lie":
-        return array.view(LIES[array.size % 3])
+    if way == "misreport":
+        return array.view(MISREPORTING[array.size % 3])
     if way == "masked":
         return np.ma.masked_array(array, np.zeros(array.shape, bool))
     if way == "__array__":

@@ -1,0 +1,319 @@
+"""A lookup as one value: `Call` holds its checked arguments.
+
+    make     check the arguments, each rule once (_arguments.py), and return a `Call`
+    run      run the kernels, piece by piece, with as many threads as the work is worth
+    blame    raise for the first invalid offset or id
+
+`embedding_bag` handles the lookups that the compiled function in functional.py declines.
+Gradients (backward.py) and the features of a collection (collection.py) are calls too.
+
+Tested in tests/lookups/ and tests/columns/.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embag import _arguments, _encodings, _modes
+from embag._bags import Bags, Weights, add_weights, as_bags, copy_if_shared
+from embag._columns.pieces import BLOCK_ITEMS, Piece, batch_pieces
+from embag._encodings import Table
+from embag._kernels.dispatch import kernels
+from embag._modes import Mode
+from embag._process import threads
+
+AnyArray = NDArray[Any]
+
+_INT64 = np.dtype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A lookup, checked except for the values of its ids and offsets."""
+
+    table: Table
+    bags: Bags
+    weights: Weights
+    mode: Mode
+    padding: int = -1  # the padding row; -1 for none
+    refuse: bool = True  # ids out of range raise; otherwise they are skipped
+    num_threads: int | None = None
+    given_weights: Any = None  # before conversion
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the result."""
+        return self.bags.n_bags, self.table.dim
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows of the table."""
+        return self.table.n_rows
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the bags and their weights as the kernels read them."""
+        weights: Any = self.weights  # an array for `ArrayBags`, a `Column` for a `Column`
+        return self.bags.pieces(weights, self.table.sums_dtype)
+
+    def check(self) -> None:
+        """Raise for the first invalid offset or id, otherwise for the first invalid weight."""
+        self.bags.check(self.n_rows, self.refuse)
+        for _ in self.pieces():  # converts, and so checks, ragged weights
+            pass
+
+    def memory(self) -> list[tuple[str, Any]]:
+        """Return the arrays of the call except the table's, each with its role."""
+        memory = [*self.bags.memory(), ("weights", self.given_weights)]
+        if isinstance(self.weights, np.ndarray):
+            return [*memory, ("weights", self.weights)]
+        return memory if self.weights is None else [*memory, *self.weights.memory("weights")]
+
+    def threads_for(self, pieces: list[Piece]) -> int:
+        """Return how many threads to use for these pieces."""
+        n_entries = sum(piece.n_used + piece.n for piece in pieces) * self.table.dim
+        return threads.threads_for(n_entries, self.num_threads)
+
+
+def make(
+    input: Any,
+    table: Table,
+    offsets: Any = None,
+    *,
+    mode: Any,
+    per_sample_weights: Any = None,
+    include_last_offset: Any = False,
+    padding_idx: Any = None,
+    lengths: Any = None,
+    num_threads: Any = None,
+    invalid: Any = "raise",
+    ragged: bool = True,
+) -> Call:
+    """Check the arguments of a lookup. Without `ragged`, ragged inputs are refused."""
+    _arguments.check_flags(include_last_offset=include_last_offset)
+    mode = _modes.as_mode(mode)
+    bags = as_bags(input, offsets, lengths, include_last_offset, ragged=ragged)
+    bags, weights = add_weights(
+        bags, per_sample_weights, mode, table.n_rows, table.sums_dtype, ragged
+    )
+    _arguments.check_invalid(invalid)
+    padding = -1
+    if padding_idx is not None:
+        padding = _arguments.as_padding_row(padding_idx, table.n_rows)
+    if num_threads is not None:
+        num_threads = _arguments.as_count(num_threads, "num_threads")
+    refuse = invalid == "raise"
+    return Call(table, bags, weights, mode, padding, refuse, num_threads, per_sample_weights)
+
+
+def run(call: Call, result: AnyArray, max_indices: NDArray[np.int64] | None = None) -> int:
+    """Fill `result` and `max_indices`; return how many ids were skipped."""
+    n_invalid = 0
+    for pieces in batch_pieces(call.pieces(), BLOCK_ITEMS):
+        bags = slice(pieces[0].start, pieces[-1].start + pieces[-1].n)
+        n_threads = call.threads_for(pieces)
+        counter = None if call.refuse else np.zeros(1, np.int64)
+        winners = None if max_indices is None else max_indices[bags]
+        if not _reduce(call, pieces, n_threads, counter, result[bags], winners):
+            blame(call)
+        n_invalid += 0 if counter is None else int(counter[0])
+    return n_invalid
+
+
+def blame(call: Call) -> NoReturn:
+    """Raise for the first offset, id or weight that made a kernel fail."""
+    call.check()
+    _arguments.raise_for_change()  # all are valid now
+
+
+def _reduce(
+    call: Call,
+    pieces: list[Piece],
+    n_threads: int,
+    counter: NDArray[np.int64] | None,
+    result: AnyArray,
+    max_indices: NDArray[np.int64] | None,
+) -> bool:
+    """Run the kernels on pieces; return False if an offset or an id is invalid."""
+    table = call.table
+    inputs, offsets, samples = zip(*(piece.arrays for piece in pieces), strict=True)
+    target, code = _encodings.as_result(result)
+    if table.encoding.is_plain:
+        if code != table.code:  # NumPy rounds the sums afterwards, to nearest, ties to even
+            sums = _arguments.new_array(np.empty, result.shape, table.sums_dtype)
+            if not _reduce(call, pieces, n_threads, counter, sums, max_indices):
+                return False
+            with np.errstate(all="ignore"):
+                np.ndarray.view(result, np.ndarray)[...] = sums
+            return True
+    elif max_indices is not None:
+        return _reduce_decoded(call, pieces, n_threads, counter, result, max_indices)
+    return threads.run(
+        kernels.reduce_bags,
+        n_threads,
+        table.rows,
+        table.code,
+        table.dim,
+        inputs,
+        offsets,
+        call.bags.bounds_kind,
+        samples,
+        call.mode.code,
+        call.padding,
+        counter,
+        target,
+        code,
+        max_indices,
+    )
+
+
+def _reduce_decoded(
+    call: Call,
+    pieces: list[Piece],
+    n_threads: int,
+    counter: NDArray[np.int64] | None,
+    result: AnyArray,
+    max_indices: NDArray[np.int64],
+) -> bool:
+    """Return the winning rows of a table of narrower entries, as `_reduce` does for others.
+
+    No kernel does that for such tables, as it is rarely needed. So the rows in use are decoded
+    to float32 and looked up under new numbers.
+    """
+    table, padding = call.table, call.padding
+    rows, numbers = np.unique(np.concatenate([piece.used for piece in pieces]), return_inverse=True)
+    # Ids out of range stay out of range: their numbers are negative, or too large.
+    in_range = _arguments.rows_in_range(rows, table.n_rows)
+    rows, numbers = rows[in_range], numbers.reshape(-1) - in_range.start
+    if padding >= 0:
+        number = int(np.searchsorted(rows, padding))
+        padding = number if number < len(rows) and rows[number] == padding else -1
+    rows = rows.astype(np.int64, copy=False)
+    values = _arguments.new_array(np.empty, (len(rows), table.dim), table.sums_dtype)
+    if not table.decode(rows, values, n_threads):
+        return False
+    renumbered, start = [], 0
+    for piece in pieces:
+        stop = start + piece.n_used
+        indices = np.zeros(piece.indices.shape, np.int64)
+        indices.reshape(-1)[piece.first : piece.first + piece.n_used] = numbers[start:stop]
+        renumbered.append(piece._replace(indices=indices))
+        start = stop
+    decoded = replace(call, table=_encodings.as_table(values), padding=padding)
+    if not _reduce(decoded, renumbered, n_threads, counter, result, max_indices):
+        return False
+    if len(rows):
+        max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
+    return True
+
+
+def embedding_bag(
+    input: Any,
+    weight: Any,
+    offsets: Any,
+    max_norm: Any,
+    norm_type: Any,
+    scale_grad_by_freq: Any,
+    mode: Any,
+    sparse: Any,
+    per_sample_weights: Any,
+    include_last_offset: Any,
+    padding_idx: Any,
+    lengths: Any,
+    out: Any,
+    return_max_indices: Any,
+    num_threads: Any,
+    out_dtype: Any,
+    invalid: Any,
+    return_n_invalid: Any,
+) -> Any:
+    """Do what `embag.embedding_bag` documents, for all arguments."""
+    _arguments.check_flags(
+        scale_grad_by_freq=scale_grad_by_freq,
+        sparse=sparse,
+        return_max_indices=return_max_indices,
+        return_n_invalid=return_n_invalid,
+    )
+    call = make(
+        input,
+        _encodings.as_table(weight),
+        offsets,
+        mode=mode,
+        per_sample_weights=per_sample_weights,
+        include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+        lengths=lengths,
+        num_threads=num_threads,
+        invalid=invalid,
+    )
+    _modes.check_options(call.mode, sparse, scale_grad_by_freq, return_max_indices)
+    norm_type = _arguments.as_norm_type(norm_type)
+    dtype = _encodings.as_out_dtype(out_dtype, call.table.sums_dtype)
+    if max_norm is not None:
+        max_norm = _arguments.as_max_norm(max_norm, weight)
+
+    result = _as_result(out, call, dtype, weight)
+    winners = _arguments.new_array(np.empty, call.shape, _INT64) if return_max_indices else None
+    decodes = winners is not None and not call.table.encoding.is_plain
+    if max_norm is not None:
+        call = _renorm(_detach_from_table(call, weight), weight, max_norm, norm_type)
+    elif out is not None or decodes or call.table.dim == 0:
+        # `out` may be written to only if all ids and offsets are valid. Decoding counts on that,
+        # too. And kernels do not read the ids where rows have no columns.
+        call.check()
+
+    n_invalid = run(call, result, winners)
+    others: list[Any] = [] if winners is None else [winners]
+    if return_n_invalid:
+        others.append(n_invalid)
+    return (result, *others) if others else result
+
+
+def _as_result(out: Any, call: Call, dtype: np.dtype[Any], weight: Any) -> AnyArray:
+    """Return the array for the result: a new one, or `out`.
+
+    Raises unless `out` fits and shares no memory with the arguments.
+    """
+    if out is None:
+        return _arguments.new_array(np.empty, call.shape, dtype)
+    # The arrays before and after conversion: either may own the memory.
+    names = {"ids": "input", "offsets": "offsets", "weights": "per_sample_weights"}
+    memory = [(names[role], array) for role, array in call.memory()]
+    memory += [("weight", weight), ("weight", call.table.rows)]
+    _arguments.check_out(out, call.shape, dtype, *zip(*memory, strict=True))
+    return out  # type: ignore[no-any-return]
+
+
+def _detach_from_table(call: Call, weight: Any) -> Call:
+    """Return the call with bags and weights in memory that a change of the table leaves alone."""
+    weights = call.weights
+    if isinstance(weights, np.ndarray):
+        weights = copy_if_shared(weights, weight)
+    elif weights is not None:
+        weights = weights.detach_from(weight)
+    return replace(call, bags=call.bags.detach_from(weight), weights=weights)
+
+
+def _renorm(call: Call, weight: Any, max_norm: float, norm_type: float) -> Call:
+    """Scale the rows in use whose norm exceeds `max_norm`, each once, in place.
+
+    Raises before that for an invalid offset or id. Returns the call with the scaled table.
+    """
+    call.check()
+    used = [np.unique(piece.used) for piece in call.pieces()]
+    rows = np.unique(np.concatenate([np.zeros(0, np.int64), *used]))
+    if not call.refuse:
+        rows = rows[_arguments.rows_in_range(rows, call.n_rows)]
+    if kernels.first_bad_index(rows, call.n_rows) >= 0:
+        _arguments.raise_for_change()
+    n_threads = threads.threads_for(len(rows) * call.table.dim, call.num_threads)
+    if kernels.is_table(weight):
+        threads.run(kernels.renorm, n_threads, weight, rows, max_norm, norm_type)
+    else:
+        copies = np.ascontiguousarray(weight[rows])
+        ids = np.arange(len(rows))
+        threads.run(kernels.renorm, n_threads, copies, ids, max_norm, norm_type)
+        weight[rows] = copies
+    return replace(call, table=_encodings.as_table(weight))

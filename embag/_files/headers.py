@@ -1,0 +1,362 @@
+"""Headers of table files: .npy and .safetensors, validated when read, and written.
+
+A reader gets a file and its length and returns the place of the table in it, or raises
+ValueError. A returned place lies inside the file and has exactly the bytes that its shape
+needs, so that mapping or copying it needs no further checks.
+
+    .npy            8 bytes, the length of the header, a Python dict, the data. NumPy parses it.
+    .safetensors    the length of the header in 8 bytes, JSON, the data. Parsed and written here:
+                    the safetensors package cannot map an array, and writes only contiguous ones.
+
+Neither format can express quantized tables, and .npy cannot express bfloat16. In .npy, a
+quantized table is an array of records whose field names describe the bytes, and bfloat16 is a
+record with one field of that name. In .safetensors, the metadata hold the options of
+`QuantizedTable.from_packed`. docs/tables.md documents both, byte by byte.
+
+.safetensors is little-endian; this file assumes that the machine is, too.
+
+Tested in tests/tables/.
+"""
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from embag._arguments import AnyArray, describe
+from embag._encodings import ENCODINGS, FLOATS, FLOATS_NAMES, Encoding, Layout
+
+_ALIGNMENT = 64  # of the data in a file: a cache line, as NumPy aligns it
+_NPY_HEADER = 12 + 10_000  # the longest that NumPy parses
+# Enough for 80,000 tensors; files of the largest models have about a thousand. Refusing a
+# malicious header takes 1 s and 300 MB at this length, and up to 35 s and 2.6 GB at 100 MB, the
+# limit of the safetensors package.
+_SAFETENSORS_HEADER = 8_000_000
+_SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_BFLOAT16_RECORD = np.dtype([("bfloat16", np.uint16)])
+
+
+class Packing(NamedTuple):
+    """The arguments of `QuantizedTable.from_packed` beside the rows."""
+
+    bits: int
+    dim: int
+    layout: Layout
+
+    @property
+    def encoding(self) -> Encoding:
+        """The encoding of the rows."""
+        return ENCODINGS[self.layout, self.bits]
+
+
+class Place(NamedTuple):
+    """Where a table is in a file."""
+
+    start: int  # the first byte
+    dtype: np.dtype[Any]
+    shape: tuple[int, int]
+    packing: Packing | None  # of a quantized table, whose dtype is uint8
+    in_fortran_order: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all rows."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Format(NamedTuple):
+    """The functions that read and write the header of a format."""
+
+    read: Callable[[BinaryIO, int, str | None], Place]  # (file, its bytes, name)
+    header: Callable[[AnyArray, Packing | None, str | None], bytes]  # (rows, packing, name)
+
+
+# --- .npy ---------------------------------------------------------------------
+
+
+class NpyHeader(NamedTuple):
+    """The header of a .npy file: any array except one of Python objects."""
+
+    start: int  # the first byte
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran_order: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all entries."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def check_length(self, n_file_bytes: int) -> None:
+        """Raise unless the array fills the rest of the file."""
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape must not be negative, got {self.shape}")
+        if self.start + self.n_bytes != n_file_bytes:
+            raise ValueError(
+                f"file must have {self.n_bytes} bytes of data after its header, "
+                f"got {n_file_bytes - self.start}"
+            )
+
+
+def read_npy_header(file: BinaryIO) -> NpyHeader:
+    """Read the header of a .npy file; `check_length` then checks the data behind it."""
+    head = io.BytesIO(file.read(_NPY_HEADER))
+    try:
+        version = np.lib.format.read_magic(head)
+        if version == (1, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
+        elif version == (2, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(head)
+        else:
+            raise ValueError(f"version {version}")
+    except Exception as error:  # a malicious header can make NumPy raise almost anything
+        raise ValueError(f"header must be one that NumPy writes, got {error}") from error
+    if dtype.hasobject:
+        raise ValueError("dtype must be of numbers, got Python objects, which are not unpickled")
+    return NpyHeader(head.tell(), dtype, shape, fortran_order)
+
+
+def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
+    _check_no_name(name)
+    header = read_npy_header(file)
+    start, dtype, shape, fortran_order = header
+    packing = _packing_of(dtype)
+    if dtype == _BFLOAT16_RECORD:
+        dtype = _dtype("bfloat16")
+    elif dtype == "V2":
+        raise ValueError(
+            "dtype must be a named one, got |V2: if it is bfloat16, whose name numpy.save "
+            "loses, view it as bfloat16 and save it with save_table"
+        )
+    elif packing is None and dtype.name not in FLOATS:
+        raise ValueError(
+            f"dtype must be {FLOATS_NAMES}, or the records of a quantized table, "
+            f"got {dtype.str if dtype.kind == 'f' else dtype}"
+        )
+    if len(shape) != (1 if packing else 2) or not 0 <= min(shape) <= max(shape) < 2**63:
+        kind = "(n_rows,) for records" if packing else "(n_rows, dim)"
+        raise ValueError(f"shape must be {kind}, got {shape}")
+    header.check_length(n_file_bytes)
+    if packing:
+        shape, dtype = (shape[0], dtype.itemsize), np.dtype(np.uint8)
+    n_rows, n_columns = shape
+    return Place(start, dtype, (n_rows, n_columns), packing, bool(fortran_order))
+
+
+def _npy_header(rows: AnyArray, packing: Packing | None, name: str | None) -> bytes:
+    _check_no_name(name)
+    dtype, shape = rows.dtype, rows.shape
+    if packing:
+        dtype, shape = _record_dtype(shape[1], packing), shape[:1]
+    elif dtype.name == "bfloat16":
+        dtype = _BFLOAT16_RECORD
+    head = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return head.getvalue()
+
+
+def _check_no_name(name: str | None) -> None:
+    if name is not None:
+        raise ValueError(f"name must be None for a .npy file, got {describe(name)}")
+
+
+def _record_dtype(n_bytes: int, packing: Packing) -> np.dtype[Any]:
+    """Return the record dtype of a row of a quantized table; `q8x64` is 64 entries of 8 bits."""
+    bits, dim, _ = packing
+    factor = packing.encoding.factor_dtype
+    entries = [(f"q{bits}x{dim}", np.uint8, ((dim * bits + 7) // 8,))]
+    factors = [("scale", factor), ("bias", factor)]
+    fields: list[Any] = factors + entries if packing.encoding.factors_first else entries + factors
+    padding = n_bytes - packing.encoding.row_bytes(dim)
+    if padding:
+        fields.append(("padding", np.uint8, (padding,)))
+    return np.dtype(fields)
+
+
+def _packing_of(dtype: np.dtype[Any]) -> Packing | None:
+    """Return the packing whose record dtype this is; None for other dtypes."""
+    names = dtype.names or ()
+    places: list[tuple[Layout, int]] = [("fused", 0), ("tbe", 2)]
+    for layout, index in places:
+        match = re.fullmatch("q([842])x([0-9]{1,18})", names[index]) if len(names) > index else None
+        if match:
+            packing = Packing(int(match[1]), int(match[2]), layout)
+            n_bytes = dtype.itemsize
+            needed = packing.encoding.row_bytes(packing.dim)
+            if needed <= n_bytes and dtype == _record_dtype(n_bytes, packing):
+                return packing
+    return None
+
+
+# --- .safetensors -------------------------------------------------------------
+
+
+def read_tensors(file: BinaryIO, n_file_bytes: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Read the header of a .safetensors file.
+
+    Returns (start, tensors, metadata): the first byte of the data, the entry of each tensor by
+    name, and the strings of the metadata.
+    """
+    if n_file_bytes < 10:
+        raise ValueError(f"file must have a header of at least 10 bytes, got {n_file_bytes}")
+    n_header = int.from_bytes(file.read(8), "little")
+    most = min(n_file_bytes - 8, _SAFETENSORS_HEADER)
+    if not 2 <= n_header <= most:
+        raise ValueError(f"header's length must be 2 to {most} in this file, got {n_header}")
+    start = 8 + n_header
+    header = _parse_object(file.read(n_header), "header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(text) is str for text in metadata.values()):
+        raise ValueError("__metadata__ must be an object of strings, got other values")
+    for key, tensor in header.items():
+        _check_tensor(key, tensor)
+    _check_offsets(header, n_file_bytes - start)
+    return start, header, metadata
+
+
+def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
+    start, header, metadata = read_tensors(file, n_file_bytes)
+    if name is None and len(header) == 1:
+        name = next(iter(header))
+    if name not in header:
+        names = ", ".join([*map(describe, list(header)[:5]), *["..."][: len(header) > 5]])
+        raise ValueError(f"name must be one of the file's tensors ({names}), got {describe(name)}")
+    code, shape = header[name]["dtype"], header[name]["shape"]
+    packing = metadata.get(f"embag.{name}") if code == "U8" else None
+    if packing is None and code not in _SAFETENSORS_DTYPES:
+        raise ValueError(
+            f"dtype of {describe(name)} must be {', '.join(_SAFETENSORS_DTYPES)}, "
+            f"or U8 with embag's metadata, got {describe(code)}"
+        )
+    if len(shape) != 2:
+        raise ValueError(f"shape of {describe(name)} must be [n_rows, dim], got {shape}")
+    begin, end = header[name]["data_offsets"]
+    place = Place(
+        start + begin,
+        _dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8),
+        (shape[0], shape[1]),
+        None if packing is None else _parse_packing(packing),
+    )
+    if place.n_bytes != end - begin:
+        raise ValueError(
+            f"data_offsets of {describe(name)} must span {place.n_bytes} bytes, got {end - begin}"
+        )
+    return place
+
+
+def _safetensors_header(rows: AnyArray, packing: Packing | None, name: str | None) -> bytes:
+    key = "weight" if name is None else name
+    if key == "__metadata__":
+        raise ValueError("name must be another than that of the metadata, got '__metadata__'")
+    codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
+    header: dict[str, Any] = {}
+    if packing:
+        header["__metadata__"] = {f"embag.{key}": json.dumps(packing._asdict())}
+    header[key] = {
+        "dtype": "U8" if packing else codes[rows.dtype.name],
+        "shape": rows.shape,
+        "data_offsets": (0, rows.nbytes),
+    }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _parse_object(text: bytes | str, what: str) -> dict[str, Any]:
+    try:
+        decoded = text.decode() if isinstance(text, bytes) else text
+        parsed = json.loads(decoded, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} must be JSON, got {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{what} must be a JSON object, got {describe(parsed)}")
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a duplicate key")
+    return result
+
+
+def _parse_packing(text: str) -> Packing:
+    packing = _parse_object(text, "metadata of a quantized table")
+    if packing.keys() != set(Packing._fields):
+        raise ValueError("metadata of a quantized table must be bits, dim and layout, got others")
+    return Packing(**packing)
+
+
+def _check_tensor(key: str, tensor: Any) -> None:
+    if not (
+        isinstance(tensor, dict)
+        and type(tensor.get("dtype")) is str
+        and _are_sizes(tensor.get("shape"))
+        and _are_sizes(tensor.get("data_offsets"))
+        and len(tensor["data_offsets"]) == 2
+    ):
+        raise ValueError(
+            f"tensor {describe(key)} must have a dtype, a shape and two data_offsets, "
+            "all sizes, got other values"
+        )
+
+
+def _are_sizes(sizes: Any) -> bool:
+    return type(sizes) is list and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
+
+
+def _check_offsets(tensors: dict[str, Any], n_bytes: int) -> None:
+    """Raise unless the tensors follow one another and fill the data."""
+    at = 0
+    for key in sorted(tensors, key=lambda key: tensors[key]["data_offsets"]):
+        begin, end = tensors[key]["data_offsets"]
+        if begin != at or end < begin:
+            raise ValueError(
+                f"data_offsets of {describe(key)} must start at {at} and not decrease, "
+                f"got {begin}, {end}"
+            )
+        at = end
+    if at != n_bytes:
+        raise ValueError(f"file must have {at} bytes of tensors after its header, got {n_bytes}")
+
+
+# --- Both ---------------------------------------------------------------------
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes  # noqa: PLC0415  # optional
+    except ImportError as error:
+        raise ImportError(
+            "tables of bfloat16 need ml_dtypes: pip install 'embag-cpu[bfloat16]'"
+        ) from error
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
+def check_regular(path: str) -> None:
+    """Raise unless this is a regular file: opening or reading others may block forever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        seen = "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        raise ValueError(f"{path}: path must lead to a regular file, got {seen}")
+
+
+FORMATS = {
+    ".npy": Format(_read_npy, _npy_header),
+    ".safetensors": Format(_read_safetensors, _safetensors_header),
+}

@@ -1,0 +1,327 @@
+# Lookups in one table, as Python calls them.
+
+cdef int float_type_of(cnp.ndarray weight):
+    """The encoding of an array of floats by its dtype; -1 if it is not one of a table.
+
+    bfloat16 is a dtype of another package, which need not be installed: the first one that is
+    seen is remembered.
+    """
+    global bfloat16_dtype
+    cdef int type_number = cnp.PyArray_TYPE(weight)
+    if type_number == cnp.NPY_FLOAT32:
+        return FLOAT32
+    if type_number == cnp.NPY_FLOAT64:
+        return FLOAT64
+    if type_number == cnp.NPY_FLOAT16:
+        return FLOAT16
+    if cnp.PyArray_ITEMSIZE(weight) != 2 or not cnp.PyTypeNum_ISUSERDEF(type_number):
+        return -1
+    dtype = <object>cnp.PyArray_DESCR(weight)
+    if dtype is not bfloat16_dtype:
+        if dtype.kind != "V" or dtype.name != "bfloat16":
+            return -1
+        bfloat16_dtype = dtype
+    return BFLOAT16
+
+cdef object bfloat16_dtype = None
+
+
+cdef bint are_adjacent(cnp.ndarray table):
+    """Whether a 2-D array is aligned and native, with the entries of each row adjacent."""
+    return (
+        cnp.PyArray_NDIM(table) == 2
+        and cnp.PyArray_ISALIGNED(table)
+        and cnp.PyArray_ISNOTSWAPPED(table)
+        and (cnp.PyArray_DIM(table, 1) <= 1
+             or cnp.PyArray_DIM(table, 0) == 0   # its strides may be anything
+             or cnp.PyArray_STRIDE(table, 1) == cnp.PyArray_ITEMSIZE(table))
+    )
+
+
+cdef bint are_of_shape(cnp.ndarray sample, cnp.ndarray input):
+    """Whether two arrays of one or two axes have the same shape."""
+    cdef int n_axes = cnp.PyArray_NDIM(input)
+    return (cnp.PyArray_NDIM(sample) == n_axes
+            and cnp.PyArray_DIM(sample, 0) == cnp.PyArray_DIM(input, 0)
+            and (n_axes == 1 or cnp.PyArray_DIM(sample, 1) == cnp.PyArray_DIM(input, 1)))
+
+
+cdef bint is_sound(const Job* job) noexcept nogil:
+    """Whether no offset decreases and no id is refused, as they stand in memory."""
+    # By the numbers of the job, which no other thread can change.
+    cdef Py_ssize_t first = job.bags.n_indices - job.n_positions
+    cdef Py_ssize_t start = first, stop, b
+    for b in range(job.bags.n_bags):
+        stop = bag_bound(&job.bags, b + 1)
+        if not (start <= stop <= job.bags.n_indices):
+            return False
+        start = stop
+    if job.skip_invalid:
+        return True
+    if job.wide:
+        return find_bad_index(<const int64_t*>job.input + first, stop_of(job) - first,
+                              <size_t>job.n_rows) < 0
+    return find_bad_index(<const int32_t*>job.input + first, stop_of(job) - first,
+                          <size_t>job.n_rows) < 0
+
+
+cdef inline Py_ssize_t stop_of(const Job* job) noexcept nogil:
+    """Where the last bag of a job stops, at most its last position."""
+    return max(job.bags.n_indices - job.n_positions,
+               min(bag_bound(&job.bags, job.bags.n_bags), job.bags.n_indices))
+
+
+cdef bint do_alone(const Job* job, Task* task) noexcept nogil:
+    """Do a task that is not one of a team's, under the default floating-point settings."""
+    cdef uint64_t floats = embag_use_default_floats()
+    cdef bint done = do_task(job, task)
+    embag_restore_floats(floats)
+    return done
+
+
+def plain_call(
+    object threads_for,              # how many threads (entries, num_threads) get
+    Py_ssize_t entries_per_thread,
+    object input,                    # from here on the arguments of `embedding_bag`, unchecked
+    object weight,
+    object offsets,
+    object max_norm,
+    object norm_type,
+    object scale_grad_by_freq,
+    object mode,
+    object sparse,
+    object per_sample_weights,
+    object include_last_offset,
+    object padding_idx,
+    object lengths,
+    object out,
+    object return_max_indices,
+    object num_threads,
+    object out_dtype,
+    object invalid,
+    object return_n_invalid,
+):
+    """The common lookup as a whole: its result, or None if anything about it is unusual.
+
+    Unusual is what has to be converted, allocates more than the result, takes several threads,
+    or is an error; `_call.py` does or raises it. None leaves `out` as it was.
+    """
+    cdef:
+        Job job
+        Task task
+        cnp.ndarray rows
+        int encoding, mode_code
+        Py_ssize_t dim, padding = -1, n_threads
+        double n_entries
+        bint is_new = out is None, done = True
+    if not (max_norm is lengths is out_dtype is None
+            and scale_grad_by_freq is sparse is return_max_indices is False
+            and (include_last_offset is True or include_last_offset is False)
+            and (return_n_invalid is True or return_n_invalid is False)
+            and type(norm_type) is float and norm_type > 0
+            and type(mode) is str and type(invalid) is str
+            and (padding_idx is None or type(padding_idx) is int)
+            and (num_threads is None or type(num_threads) is int)):
+        return None
+    code = codes_of_modes.get(mode)
+    if code is None:
+        return None
+    mode_code = code
+    if per_sample_weights is not None and MODES[mode_code].weighted == NO_OPERATION:
+        return None
+
+    # The table.
+    if cnp.PyArray_Check(weight):
+        rows = <cnp.ndarray>weight
+        encoding = float_type_of(rows)
+        if encoding < 0 or not are_adjacent(rows):
+            return None
+        dim = cnp.PyArray_DIM(rows, 1)
+    else:
+        encoded = getattr(weight, "_encoded", None)
+        if not (isinstance(encoded, tuple) and len(<tuple>encoded) >= 3
+                and cnp.PyArray_Check((<tuple>encoded)[0])):
+            return None
+        rows, encoding, dim = (<tuple>encoded)[0], (<tuple>encoded)[1], (<tuple>encoded)[2]
+        if not is_encoded_table(rows, encoding, dim):
+            return None
+
+    # The ids. From the last look at an array's layout on, no other code may run.
+    if not (is_index_array(input) and (offsets is None or is_index_array(offsets))):
+        return None
+    job.bags = describe_bags(<cnp.ndarray>input, offsets, include_last_offset is True)
+    if job.bags.n_bags < 0 or dim == 0:
+        return None
+    n_entries = (<double>job.bags.n_indices + <double>job.bags.n_bags) * <double>dim
+    if num_threads is not None and num_threads < 1:
+        return None
+    if n_entries >= 2 * entries_per_thread and num_threads != 1:
+        n_threads = threads_for(<Py_ssize_t>min(n_entries, <double>(1 << 62)), num_threads)
+        if n_threads != 1:
+            return None
+        if not (is_index_array(input) and (offsets is None or is_index_array(offsets))
+                and (are_adjacent(rows) if rows is weight
+                     else is_encoded_table(rows, encoding, dim))):
+            return None
+        job.bags = describe_bags(<cnp.ndarray>input, offsets, include_last_offset is True)
+        if job.bags.n_bags < 0 or (rows is weight and (
+                cnp.PyArray_DIM(rows, 1) != dim or float_type_of(rows) != encoding)):
+            return None
+    describe_table(&job, rows, encoding, dim)
+    if padding_idx is not None:
+        if not -job.n_rows <= padding_idx < job.n_rows:
+            return None
+        padding = padding_idx
+        if padding < 0:
+            padding += job.n_rows
+    if per_sample_weights is not None and not (
+            is_factors(per_sample_weights, job.bags.n_indices, ENCODINGS[encoding].sum_type)
+            and are_of_shape(<cnp.ndarray>per_sample_weights, <cnp.ndarray>input)):
+        return None
+    job.padding = padding
+    job.skip_invalid = invalid == "skip"
+    if not job.skip_invalid and invalid != "raise":
+        return None
+    describe_operation(&job, mode_code, per_sample_weights is not None, False)
+    set_input(&job, <cnp.ndarray>input,
+              positions_in(&job.bags, include_last_offset is True), per_sample_weights)
+    if job.n_positions < 0:
+        return None
+
+    # The result.
+    if is_new:
+        out = empty_matrix(job.bags.n_bags, dim, ENCODINGS[encoding].sum_type)
+    elif not (is_result(out, job.bags.n_bags, dim, ENCODINGS[encoding].sum_type)
+              and is_apart(<cnp.ndarray>out, (input, offsets, per_sample_weights, rows))):
+        return None
+    job.out = cnp.PyArray_DATA(<cnp.ndarray>out)
+    job.out_encoding = FLOAT64 if ENCODINGS[encoding].sum_type == cnp.NPY_FLOAT64 else FLOAT32
+    job.out_stride = dim
+    job.out_rows = NULL
+    job.max_indices = NULL
+    job.reduce_columns = reducer_of(encoding, job.out_encoding, job.wide)
+    task = Task(0, job.bags.n_bags, 0, dim, True, False, 0, 0)
+    with nogil:
+        if not is_new:               # nothing may be written if an id is bad
+            done = is_sound(&job)
+        done = done and do_alone(&job, &task)
+    if not done:
+        return None
+    return (out, task.n_invalid) if return_n_invalid else out
+
+
+def reduce_bags(
+    int n_threads,
+    cnp.ndarray rows not None,       # IN   is_encoded_table
+    int encoding,                    # of the rows
+    Py_ssize_t dim,
+    tuple inputs not None,           # IN   the ids of each part: int32 or int64, 1-D, or 2-D
+    tuple offsets not None,          # IN   int32 or int64 for each part; None where ids are 2-D
+    int include_last_offset,         # PART: and the first may be any
+    tuple per_sample_weights not None,  # IN   like the ids of each part, of the dtype of sums;
+                                     #      or None, and so for all parts
+    int mode,
+    Py_ssize_t padding,              # a row, or -1
+    object n_invalid,                # OUT  (1,) int64: how many ids out of range were skipped;
+                                     #      None: they are bad
+    cnp.ndarray out not None,        # OUT  (n_bags, dim): the bags of all parts, in order
+    int out_encoding,
+    object max_indices=None,         # OUT  (n_bags, dim) int64; or None
+    object out_rows=None,            # IN   (n_bags,) int64, increasing: the rows of out to fill
+) -> bool:
+    """Fill `out` by the bags of one or several parts. False if an offset or an id is bad;
+    `out` is then half-written.
+
+    Parts share a parallel region: one for each would take longer than the work of a small part.
+
+    All arrays but `rows` are C-contiguous; all are aligned, native and checked. Their
+    layout is looked at once more here, where nothing else runs: converting another
+    argument may have run code that changed it, and no memory may be read or written for
+    what an array was before. RuntimeError if one did change.
+    """
+    cdef:
+        Job* jobs = NULL
+        Job* job
+        Task* tasks = NULL
+        Task only_task
+        int64_t* counts = NULL
+        Py_ssize_t n_jobs = len(inputs), first = 0, n_bags, n_positions, j
+        size_t n_tasks = 3 * (SHARES * <size_t>n_threads + <size_t>n_jobs)
+        int64_t n_left_out = 0
+        bint done = True
+        Job table
+
+    demand_encoding(encoding)
+    demand_encoding(out_encoding)
+    refuse_change(is_encoded_table(rows, encoding, dim)
+                  and len(offsets) == len(per_sample_weights) == n_jobs
+                  and cnp.PyArray_NDIM(out) == 2
+                  and is_result(out, cnp.PyArray_DIM(out, 0), dim,
+                                ENCODINGS[out_encoding].type_number)
+                  and (n_invalid is None or is_factors(n_invalid, 1, cnp.NPY_INT64)))
+    n_bags = cnp.PyArray_DIM(out, 0)
+    if out_rows is not None:
+        n_bags = cnp.PyArray_SIZE(<cnp.ndarray?>out_rows)
+        refuse_change(is_rows_of(out_rows, n_bags, out))
+    refuse_change(max_indices is None
+                  or (is_plain(encoding) and encoding == out_encoding and out_rows is None
+                      and is_result(max_indices, n_bags, dim, cnp.NPY_INT64)))
+    jobs = <Job*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(Job))
+    tasks = <Task*>malloc(n_tasks * sizeof(Task))
+    counts = <int64_t*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(int64_t))
+    try:
+        if jobs == NULL or tasks == NULL or counts == NULL:
+            raise MemoryError("no memory to plan a call")
+        memset(counts, 0, <size_t>n_jobs * sizeof(int64_t))
+        memset(&table, 0, sizeof(Job))
+        describe_table(&table, rows, encoding, dim)
+        table.padding = padding
+        table.skip_invalid = n_invalid is not None
+        table.out_encoding = out_encoding
+        table.out_stride = dim
+        for j in range(n_jobs):
+            job = &jobs[j]
+            job[0] = table
+            refuse_change(is_index_array(inputs[j])
+                          and (offsets[j] is None or is_index_array(offsets[j])))
+            job.bags = describe_bags(inputs[j], offsets[j], include_last_offset != 0)
+            refuse_change(
+                0 <= job.bags.n_bags <= n_bags - first
+                and (per_sample_weights[j] is None
+                     or is_factors(per_sample_weights[j], job.bags.n_indices,
+                                   ENCODINGS[out_encoding].sum_type)))
+            n_positions = positions_in(&job.bags, include_last_offset)
+            done = done and n_positions >= 0
+            describe_operation(job, mode, per_sample_weights[j] is not None,
+                               max_indices is not None)
+            set_input(job, inputs[j], n_positions, per_sample_weights[j])
+            job.reduce_columns = reducer_of(encoding, out_encoding, job.wide)
+            refuse_change(job.reduce_columns != NULL)
+            job.out = cnp.PyArray_DATA(out)
+            if out_rows is None:
+                job.out = <char*>job.out + first * dim * cnp.PyArray_ITEMSIZE(out)
+            else:
+                job.out_rows = <const int64_t*>cnp.PyArray_DATA(<cnp.ndarray>out_rows) + first
+            if max_indices is not None:
+                job.max_indices = (
+                    <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>max_indices) + first * dim)
+            first += job.bags.n_bags
+        refuse_change(first == n_bags)
+        if done and (n_threads == 1 or dim == 0):   # without OpenMP
+            with nogil:
+                for j in range(n_jobs):
+                    only_task = Task(0, jobs[j].bags.n_bags, 0, dim, True, False, 0, 0)
+                    done = done and do_alone(&jobs[j], &only_task)
+                    n_left_out += only_task.n_invalid
+        elif done:
+            done = do_tasks(jobs, tasks, plan_jobs(jobs, n_jobs, tasks, n_threads), n_threads,
+                            counts)
+            for j in range(n_jobs):
+                n_left_out += counts[j]
+    finally:
+        free(jobs)
+        free(tasks)
+        free(counts)
+    if n_invalid is not None:
+        (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_invalid))[0] = n_left_out
+    return done

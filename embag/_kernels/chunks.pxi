@@ -1,0 +1,85 @@
+# Work in chunks: the one place where threads are started.
+
+# A chunk of a kernel's work. False if something is bad.
+ctypedef bint (*chunk_work)(
+    void* job, const void* input, void* out, Py_ssize_t c, Py_ssize_t n_chunks
+) noexcept nogil
+
+# What is done between stages, by one thread.
+ctypedef void (*serial_work)(void* job, Py_ssize_t n_chunks) noexcept nogil
+
+cdef struct Stage:
+    chunk_work work
+    serial_work then       # NULL: nothing
+
+
+cdef inline chunk_work by_types(
+    bint is_float, bint is_wide, chunk_work float_32, chunk_work float_64,
+    chunk_work double_32, chunk_work double_64,
+) noexcept nogil:
+    """The specialisation of a chunk's function for these floats and these ids."""
+    if is_float:
+        return float_64 if is_wide else float_32
+    return double_64 if is_wide else double_32
+
+
+cdef inline bint do_chunk(
+    chunk_work work, void* job, const void* input, void* out, Py_ssize_t c, Py_ssize_t n_chunks
+) noexcept nogil:
+    """Do a chunk under the default floating-point settings: see platform.h."""
+    cdef uint64_t floats = embag_use_default_floats()
+    cdef bint done = work(job, input, out, c, n_chunks)
+    embag_restore_floats(floats)
+    return done
+
+
+cdef bint run_stages(
+    const Stage* stages,             # IN
+    int n_stages,
+    void* job,
+    const void* input,
+    void* out,
+    Py_ssize_t n_chunks,
+    int n_threads,
+    bint in_place,                   # chunk c is done by the same thread in all stages
+) noexcept:
+    """Do the stages with a team, each after the one before it. False as soon as something is
+    bad in one.
+
+    This function holds the GIL and releases it itself. In a function that does not hold it,
+    prange would ask Python whether it does, and the answer is wrong once there has been a
+    subinterpreter.
+    """
+    cdef Py_ssize_t c, n_bad = 0
+    cdef int s
+    cdef chunk_work work
+    with nogil:
+        for s in range(n_stages):
+            work = stages[s].work
+            if n_threads == 1:       # without OpenMP
+                for c in range(n_chunks):
+                    n_bad += not do_chunk(work, job, input, out, c, n_chunks)
+            elif in_place:
+                for c in prange(n_chunks, num_threads=n_threads, schedule="static", chunksize=1):
+                    n_bad += not do_chunk(work, job, input, out, c, n_chunks)
+            else:
+                for c in prange(n_chunks, num_threads=n_threads, schedule="dynamic", chunksize=1):
+                    n_bad += not do_chunk(work, job, input, out, c, n_chunks)
+            if n_bad > 0:
+                break
+            if stages[s].then != NULL:
+                stages[s].then(job, n_chunks)
+    return n_bad == 0
+
+
+cdef bint run_chunks(
+    chunk_work work, void* job, const void* input, void* out, Py_ssize_t n_chunks, int n_threads
+) noexcept:
+    """Do all chunks with a team. False if something is bad."""
+    cdef Stage stage = Stage(work, NULL)
+    return run_stages(&stage, 1, job, input, out, n_chunks, n_threads, False)
+
+
+cdef inline Py_ssize_t shares_of(int n_threads) noexcept nogil:
+    """How many chunks the work of a call is cut into: threads are not equally fast."""
+    return SHARES * <Py_ssize_t>n_threads if n_threads > 1 else 1

@@ -1,0 +1,242 @@
+# The forward pass: jobs are cut into tasks, and a task of wide rows into blocks of columns.
+#
+# The work is bound by memory, not by arithmetic, so rows are prefetched before they are
+# needed, across the ends of bags, every cache line that a row touches; from a table larger
+# than the caches in bursts (see `Job.burst`).
+
+cdef inline Py_ssize_t sum_bytes(const Job* job) noexcept nogil:
+    """The bytes of a column of a block: of the type that rows are summed in, or read as."""
+    return 8 if ENCODINGS[job.encoding].sum_type == cnp.NPY_FLOAT64 else 4
+
+
+cdef Py_ssize_t count_task(const Job* job, const Task* task) noexcept nogil:
+    """The number of ids out of range in the task's bags."""
+    cdef Py_ssize_t n_indices = job.bags.n_indices
+    cdef Py_ssize_t start = max(0, min(bag_bound(&job.bags, task.bag_start), n_indices))
+    cdef Py_ssize_t stop = max(start, min(bag_bound(&job.bags, task.bag_stop), n_indices))
+    if job.wide:
+        return count_bad(<const int64_t*>job.input + start, stop - start, <size_t>job.n_rows)
+    return count_bad(<const int32_t*>job.input + start, stop - start, <size_t>job.n_rows)
+
+
+cdef bint do_task(const Job* job, Task* task) noexcept nogil:
+    """Reduce the task's bags, and count the ids that are skipped. False if something is bad.
+
+    Under the floating-point settings of the thread: see `do_chunk`.
+    """
+    task.n_invalid = 0
+    if job.skip_invalid and task.column_start == 0:
+        # Apart from the reduction: a count there costs a quarter of the time of a row in
+        # cache, though it is never reached. The ids are in the cache now, and needed soon.
+        task.n_invalid = count_task(job, task)
+    task.done = task.column_start == task.column_stop or reduce_task(job, task)
+    return task.done
+
+
+cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
+    """Reduce the task's bags over all its columns.
+
+    Wide rows take several blocks: one bag at a time, so that the parts of a row are
+    fetched at about the same time. The rows of a short bag are prefetched here, whole,
+    and not again by each block; in a long bag each block prefetches its part of the rows.
+    """
+    cdef:
+        Task part
+        Job quiet
+        const Job* block_job
+        Py_ssize_t n_indices = job.bags.n_indices
+        Py_ssize_t fetched = 0, start, stop, k
+        Py_ssize_t n_columns = task.column_stop - task.column_start
+        Py_ssize_t widest = EMBAG_BLOCK_BYTES // sum_bytes(job)
+        Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
+        # Blocks start where entries of less than a byte start one.
+        Py_ssize_t step = 1 if job.bits >= 8 else 4
+        Py_ssize_t n_steps = (n_columns + step - 1) // step
+        Py_ssize_t first_byte = job.entries + task.column_start * job.bits // 8
+        # Scale and bias are next to the entries.
+        Py_ssize_t factor_bytes = ENCODINGS[job.encoding].factor_bytes
+        Py_ssize_t n_bytes = n_columns * job.bits // 8 + 2 * factor_bytes
+        Py_ssize_t b, block
+    if job.operation == ARGMAX:
+        return reduce_argmax_of(job, task)
+    if n_blocks == 1:
+        return job.reduce_columns(job, task)
+    part = task[0]
+    quiet = job[0]
+    quiet.burst = 0
+    quiet.ahead = 0
+    for b in range(task.bag_start, task.bag_stop):
+        part.bag_start = b
+        part.bag_stop = b + 1
+        # Not checked yet: these only steer what is prefetched.
+        start = max(0, min(bag_bound(&job.bags, b), n_indices))
+        stop = max(start, min(bag_bound(&job.bags, b + 1), n_indices))
+        if stop - start > job.ahead:
+            block_job = job
+            part.first = fetched <= start
+            fetched = max(fetched, stop)
+        else:
+            block_job = &quiet
+            part.first = False
+            for k in range(max(start, fetched), min(stop + job.ahead, n_indices)):
+                fetch_bytes(row_address(job, k) + <size_t>first_byte, n_bytes)
+            fetched = max(fetched, min(stop + job.ahead, n_indices))
+        for block in range(n_blocks):
+            part.column_start = task.column_start + block * n_steps // n_blocks * step
+            part.column_stop = task.column_start + (block + 1) * n_steps // n_blocks * step
+            if block == n_blocks - 1:
+                part.column_stop = task.column_stop
+            if not job.reduce_columns(block_job, &part):
+                return False
+    return True
+
+
+cdef struct Batch:
+    # Tasks that are done together.
+    const Job* jobs        # of which tasks are parts
+    Task* tasks
+
+
+cdef bint do_task_of(
+    Batch* batch, const void* _, void* __, Py_ssize_t t, Py_ssize_t n_tasks
+) noexcept nogil:
+    return do_task(&batch.jobs[batch.tasks[t].job], &batch.tasks[t])
+
+
+cdef bint do_tasks(
+    const Job* jobs,                 # IN   of which tasks are parts
+    Task* tasks,
+    Py_ssize_t n_tasks,
+    int n_threads,
+    int64_t* n_invalid,              # INOUT  for each job: the number of ids skipped is added
+) noexcept:
+    """Do the tasks with a team. False if something is bad."""
+    cdef Batch batch = Batch(jobs, tasks)
+    cdef bint done = run_chunks(<chunk_work>do_task_of, &batch, NULL, NULL, n_tasks, n_threads)
+    cdef Py_ssize_t t
+    for t in range(n_tasks):
+        n_invalid[tasks[t].job] += tasks[t].n_invalid
+    return done
+
+
+# --- Plans --------------------------------------------------------------------
+
+cdef Py_ssize_t plan(
+    const Bags* bags,                # IN
+    Py_ssize_t dim,
+    Py_ssize_t itemsize,
+    int n_shares,
+    Task* tasks,                     # OUT  room for 3 * n_shares
+) noexcept nogil:
+    """Cut the output into tasks of about equal work; returns how many.
+
+    Contiguous runs of bags. A bag larger than a share is cut by columns,
+    so that each sum keeps its order. The offsets are not checked yet: whatever they
+    hold, every bag is in one run and the tasks stay within their room.
+    """
+    cdef:
+        Py_ssize_t line_columns = LINE // itemsize
+        Py_ssize_t n_lines = (dim + line_columns - 1) // line_columns
+        # Offsets may be a part of longer ones: then the first is not 0.
+        Py_ssize_t first = max(0, min(bag_bound(bags, 0), bags.n_indices))
+        double share = (<double>(bags.n_indices - first) + <double>bags.n_bags) / n_shares
+        double size
+        Py_ssize_t n_tasks = 0, b = 0, t, next_b, last, n_parts, part, room
+
+    for t in range(n_shares):
+        next_b = bags.n_bags
+        if t < n_shares - 1:
+            next_b = first_bag_from(bags, first + share * (t + 1))
+        if next_b <= b:
+            continue
+        # Only the last bag of a run can be larger than a share.
+        last = next_b - 1
+        size = <double>bag_bound(bags, next_b) - <double>bag_bound(bags, last)
+        n_parts = min(<Py_ssize_t>max(1.0, min(size / share + 1, <double>n_shares)), n_lines)
+        # One task is for the run's other bags, and one for each run to come.
+        room = 3 * <Py_ssize_t>n_shares - n_tasks - 1 - (n_shares - 1 - t)
+        n_parts = min(n_parts, room)
+        if size <= share or n_parts <= 1:
+            tasks[n_tasks] = Task(b, next_b, 0, dim, True, False, 0, 0)
+            n_tasks += 1
+        else:
+            for part in range(n_parts):
+                tasks[n_tasks] = Task(
+                    last,
+                    next_b,
+                    part * n_lines // n_parts * line_columns,
+                    min((part + 1) * n_lines // n_parts * line_columns, dim),
+                    True,
+                    False,
+                    0,
+                    0,
+                )
+                n_tasks += 1
+            if b < last:
+                tasks[n_tasks] = Task(b, last, 0, dim, True, False, 0, 0)
+                n_tasks += 1
+        b = next_b
+    return n_tasks
+
+
+cdef inline double bytes_of_job(const Job* job) noexcept nogil:
+    """What a job reads and writes: by numbers that no other thread can change, since room
+    for tasks is counted by them."""
+    return (<double>job.n_positions * <double>job.row_bytes
+            + <double>job.bags.n_bags * <double>job.dim * sum_bytes(job))
+
+
+cdef Py_ssize_t plan_jobs(
+    const Job* jobs,
+    Py_ssize_t n_jobs,
+    Task* tasks,                     # OUT  room for 3 * (SHARES * n_threads + n_jobs)
+    int n_threads,
+) noexcept nogil:
+    """Cut all jobs into tasks of about equal bytes; returns how many."""
+    cdef:
+        Py_ssize_t j, t, first, n_tasks = 0
+        int n_shares = SHARES * n_threads
+        double total = 0, part
+    for j in range(n_jobs):
+        total = total + bytes_of_job(&jobs[j])
+    for j in range(n_jobs):
+        first = n_tasks
+        part = max(1.0, ceil(n_shares * bytes_of_job(&jobs[j]) / max(total, 1.0)))
+        n_tasks += plan(&jobs[j].bags, jobs[j].dim, sum_bytes(&jobs[j]), <int>part,
+                        tasks + n_tasks)
+        for t in range(first, n_tasks):
+            tasks[t].job = j
+    return n_tasks
+
+
+# --- Reducers -----------------------------------------------------------------
+
+cdef struct Reducers:
+    # What reduces rows of an encoding to results of the type of sums (or rounded from it),
+    # by the type of ids. NULL: there is none.
+    reducer by_int32
+    reducer by_int64
+
+cdef Reducers[N_ENCODINGS] REDUCERS
+REDUCERS[FLOAT32] = Reducers(reduce_float_by_int32, reduce_float_by_int64)
+REDUCERS[FLOAT64] = Reducers(reduce_double_by_int32, reduce_double_by_int64)
+REDUCERS[FLOAT16] = Reducers(reduce_half, reduce_half)
+REDUCERS[BFLOAT16] = Reducers(reduce_bfloat, reduce_bfloat)
+REDUCERS[INT8] = REDUCERS[TBE_INT8] = Reducers(reduce_int8, reduce_int8)
+REDUCERS[INT4] = REDUCERS[TBE_INT4] = Reducers(reduce_int4, reduce_int4)
+REDUCERS[INT2] = REDUCERS[TBE_INT2] = Reducers(reduce_int2, reduce_int2)
+
+
+cdef reducer reducer_of(int encoding, int out_encoding, bint wide) noexcept nogil:
+    """The function that reduces bags of such a table to such results by such ids; NULL if
+    there is none."""
+    cdef bint is_narrow = ENCODINGS[encoding].sum_type == cnp.NPY_FLOAT32
+    if encoding == FLOAT64 and out_encoding == FLOAT32:
+        return reduce_narrowed
+    if is_plain(encoding):
+        if out_encoding != encoding:
+            return NULL
+    elif not (is_narrow and ENCODINGS[out_encoding].rounds
+              and ENCODINGS[out_encoding].sum_type == cnp.NPY_FLOAT32):
+        return NULL
+    return REDUCERS[encoding].by_int64 if wide else REDUCERS[encoding].by_int32

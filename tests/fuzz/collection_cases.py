@@ -1,0 +1,218 @@
+"""Sound calls of `EmbeddingBagCollection`, and checks of their results."""
+
+import pickle
+from collections.abc import Mapping
+
+import numpy as np
+
+import embag
+
+from .checked_call import Case
+from .lookup_cases import (
+    MODES,
+    MOST,
+    RAISES,
+    THREADS,
+    bags,
+    check_same_bits,
+    count_invalid,
+    expected_forward,
+    plain,
+    rows_of,
+    sample_weights,
+    tables,
+    with_invalid_ids,
+)
+from .values import layouts
+
+
+def parts(rng):
+    """Return tables and features for a collection."""
+    named = {f"t{i}": tables(rng) for i in range(rng.randint(0, 3))}
+    features = []
+    all_sums = rng.random() < 0.5
+    for i in range(rng.randint(0, 4) if named else 0):
+        table = rng.choice(list(named))
+        n_rows = rows_of(named[table])
+        padding = rng.choice([None, None, 0, -1]) if n_rows else None
+        mode = "sum" if all_sums else rng.choice(MODES)
+        features.append(embag.Feature(f"f{i}", table, mode, padding))
+    return named, features
+
+
+def check_made(ebc, call):
+    assert type(ebc) is embag.EmbeddingBagCollection
+    assert ebc.dim == sum(columns.stop - columns.start for columns in ebc.slices.values())
+    assert list(ebc.slices) == [feature.name for feature in ebc.features]
+    assert "EmbeddingBagCollection(" in repr(ebc)
+    empty = ebc(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    assert empty.shape == (0, ebc.dim)
+
+
+def embedding_bag_collection_cases(rng):
+    named, features = parts(rng)
+    how = rng.randint(0, 9)
+    if how == 0:
+        return Case(
+            "EmbeddingBagCollection",
+            embag.EmbeddingBagCollection,
+            {
+                "tables": named,
+                "features": rng.choice([features, tuple(features)]),
+                "invalid": rng.choice(["raise", "skip"]),
+            },
+            check_made,
+            (TypeError, ValueError),
+        )
+    ebc = embag.EmbeddingBagCollection(named, features, invalid=rng.choice(["raise", "skip"]))
+    if how == 1:
+        ebc = pickle.loads(pickle.dumps(ebc))
+    memory = tuple(named.values())
+    n_bags = rng.choice([0, 1, 1, 2, 4])
+    if how == 2:
+        out = np.zeros((n_bags, ebc.dim), rng.choice(["f4", "f8", "i4"]))
+        return Case(
+            "EmbeddingBagCollection.split", ebc.split, {"out": out},
+            lambda result, call: check_split(ebc, result, call), (TypeError, ValueError),
+        )  # fmt: skip
+    if how == 3 and named:
+        return replace_case(rng, ebc)
+    by_name = rng.random() < 0.5
+    arguments = named_arguments if by_name else flat_arguments
+    call = arguments(rng, ebc, n_bags)
+    if rng.random() < 0.3:
+        call["out"] = np.full((n_bags if features else 0, ebc.dim), 7, np.float32)
+    call["num_threads"] = rng.choice(THREADS)
+    return Case(
+        "EmbeddingBagCollection.__call__",
+        ebc,
+        call,
+        lambda result, given: check_pooled(ebc, result, given),
+        RAISES,
+        writes=("out",),
+        hidden=memory,
+    )
+
+
+def replace_case(rng, ebc):
+    name = rng.choice(list(ebc.tables))
+    old = ebc.tables[name]
+    drawn = (tables(rng) for _ in range(20))
+    fits = [table for table in drawn if table.shape[1] == old.shape[1] and rows_of(table)]
+    # A table without rows cannot have a padding row.
+    call = {"name": name, "table": fits[0] if fits else old}
+
+    def check(result, given):
+        assert result is None
+        assert ebc.tables[given["name"]] is given["table"]
+        assert list(ebc.slices) == [feature.name for feature in ebc.features]
+        nothing = ebc(np.zeros(0, np.int64), np.zeros(1, np.int64))
+        assert nothing.shape == (0, ebc.dim)
+
+    return Case("EmbeddingBagCollection.replace", ebc.replace, call, check, (TypeError, ValueError))
+
+
+def flat_arguments(rng, ebc, n_bags):
+    """Return the concatenated ids of all features."""
+    ids, lengths = [], []
+    for feature in ebc.features:
+        some = bags(rng, rows_of(ebc.tables[feature.table]), n_bags, two_d=False, ilo=False)
+        offsets, flat = plain(some.offsets), plain(some.input)
+        flat = flat if flat.size else flat.astype(np.int64)
+        if ebc.invalid == "skip":
+            flat = with_invalid_ids(rng, flat)
+        lengths += np.diff(np.append(offsets, len(flat)).astype(np.int64)).tolist()
+        ids.append(flat.astype(np.int64))
+    dtypes = ["i8", "i8", "i4", ">i4"]
+    if ebc.invalid == "raise":  # NumPy converts a list with numbers beyond int64 to floats
+        dtypes.append("u8")
+    values = np.concatenate([*ids, np.zeros(rng.choice([0, 0, 2]), np.int64)])
+    values = values.astype(rng.choice(dtypes))
+    offsets = np.cumsum([0, *lengths]).astype(rng.choice(dtypes))
+    ways = ["spaced", "misaligned", "read-only", "subclass", "list", "buffer"]
+    call = {"values": layouts(rng, values, ways, often=3), "offsets": layouts(rng, offsets, ways)}
+    if all(feature.mode == "sum" for feature in ebc.features) and rng.random() < 0.5:
+        call["per_sample_weights"] = sample_weights(rng, values.shape)
+    return call
+
+
+def named_arguments(rng, ebc, n_bags):
+    """Return ids by feature name."""
+    ilo = rng.random() < 0.3
+    ids, weights = {}, {}
+    for feature in ebc.features:
+        some = bags(rng, rows_of(ebc.tables[feature.table]), n_bags, ilo=ilo)
+        given = some.input
+        if ebc.invalid == "skip" and rng.random() < 0.5:
+            given = with_invalid_ids(rng, given)
+        if some.offsets is not None:
+            given = given, some.offsets
+        elif isinstance(given, tuple):  # a tuple of two rows would be an (ids, offsets) pair
+            given = list(given)
+        ids[feature.name] = given
+        if feature.mode == "sum" and rng.random() < 0.3:
+            weights[feature.name] = sample_weights(rng, some.shape)
+    call = {"values": ids, "include_last_offset": ilo}
+    if weights:
+        call["per_sample_weights"] = weights
+    return call
+
+
+def check_split(ebc, result, call):
+    assert list(result) == list(ebc.slices)
+    for name, columns in result.items():
+        assert columns.shape[-1] == ebc.slices[name].stop - ebc.slices[name].start
+        assert np.may_share_memory(columns, call["out"]) or columns.nbytes == 0
+
+
+def check_pooled(ebc, result, call):
+    out = call.get("out")
+    assert out is None or result is out
+    assert result.dtype == np.float32
+    assert result.flags.c_contiguous
+    assert result.shape[1] == ebc.dim
+    values, weights = call["values"], call.get("per_sample_weights")
+    if not isinstance(values, Mapping):
+        ids, offsets = plain(values), plain(call["offsets"]).astype(np.int64)
+        sample = None if weights is None else plain(weights)
+    n_bags = len(result)
+    if n_bags > MOST:
+        return
+    for f, feature in enumerate(ebc.features):
+        lookup = {"mode": feature.mode, "padding_idx": feature.padding_idx}
+        if isinstance(values, Mapping):
+            given = values[feature.name]
+            pair = given if isinstance(given, tuple) else (given, None)
+            lookup["input"], lookup["offsets"] = pair
+            lookup["include_last_offset"] = call.get("include_last_offset", False)
+            if weights is not None and weights.get(feature.name) is not None:
+                lookup["per_sample_weights"] = weights[feature.name]
+        else:
+            bounds = offsets[f * n_bags : (f + 1) * n_bags + 1]
+            lookup["input"], lookup["offsets"] = ids, bounds
+            lookup["include_last_offset"] = True
+            # The reference counts from 0.
+            lookup["input"] = ids[bounds[0] : bounds[-1]]
+            lookup["offsets"] = bounds - bounds[0]
+            if sample is not None:
+                lookup["per_sample_weights"] = sample[bounds[0] : bounds[-1]]
+        table = ebc.tables[feature.table]
+        if isinstance(table, np.ndarray):
+            with np.errstate(all="ignore"):
+                table = plain(table).astype(np.float32)
+        lookup |= {"weight": table, "invalid": ebc.invalid}
+        count = count_invalid(lookup)
+        assert count in (None, ebc.n_invalid[feature.name]), (feature, count, ebc.n_invalid)
+        expected = expected_forward(lookup)
+        if expected is not None:
+            check_same_bits(result[:, ebc.slices[feature.name]], expected[0])
+
+
+def feature_cases(rng):
+    """A Feature accepts anything; the collection checks it."""
+
+    def check(result, call):
+        assert len(result) == 4
+
+    call = {"name": "a", "table": "t", "mode": rng.choice(MODES), "padding_idx": 0}
+    return Case("Feature", embag.Feature, call, check, (TypeError,))

@@ -1,0 +1,460 @@
+"""Sound calls of `embedding_bag`, its gradients and the layer, and checks of their results."""
+
+import operator
+from typing import NamedTuple
+
+import numpy as np
+import reference
+
+import embag
+
+from .checked_call import Case
+from .values import BFLOAT16, integer, layouts, numbers, random_bytes
+
+RAISES = (TypeError, ValueError, IndexError, RuntimeError)
+MOST = 5000  # positions, bags and columns: the reference is slow
+MODES = ["sum", "mean", "max"]
+THREADS = [None, None, 1, 2, 3, 8, 2**31, 2**70, np.int64(2)]
+FLOATS = ["f4", "f4", "f8"]
+NARROW = ["f2", BFLOAT16]
+PACKED = [(layout, bits) for layout in ("fused", "tbe") for bits in (8, 4, 2)]
+
+
+# --- Arguments of sound calls ---------------------------------------------------------
+
+
+class Bags(NamedTuple):
+    input: object
+    offsets: object
+    include_last_offset: bool
+    shape: tuple  # of input
+    n_bags: int
+
+
+def tables(rng, kinds=(*FLOATS, *NARROW, *PACKED), *, often=4):
+    """Return a table of one of these kinds; tables of floats have any layout."""
+    kind = rng.choice(list(kinds))
+    n_rows = rng.choice([0, 1, 2, 3, 5, 12, 12, 40, 40, 100])
+    dim = rng.choice([0, 1, 2, 3, 4, 7, 8, 16, 17, 31, 33, 64, 65, 130, 300])
+    special = rng.random() < 0.2
+    if kind in PACKED:
+        layout, bits = kind
+        extra = rng.choice([0, 0, 3]) if layout == "tbe" else 0
+        n_bytes = embag.quantized.row_bytes(bits, dim, layout)
+        packed = random_bytes(rng, (n_rows, n_bytes + extra))
+        if not special:
+            factors = numbers(rng, (n_rows, 2))
+            factors = factors.astype("f4" if kind == ("fused", 8) else "f2").view(np.uint8)
+            at = n_bytes - factors.shape[1] if layout == "fused" else 0
+            packed[:, at : at + factors.shape[1]] = factors
+        packed = layouts(
+            rng, packed, ["spaced", "reversed", "wide", "read-only", "map", "subclass"]
+        )
+        return embag.QuantizedTable.from_packed(packed, bits, dim, layout)
+    with np.errstate(all="ignore"):
+        table = numbers(rng, (n_rows, dim), special=special).astype(kind)
+    ways = [
+        "fortran",
+        "spaced",
+        "reversed",
+        "wide",
+        "misaligned",
+        "read-only",
+        "subclass",
+        "masked",
+    ]
+    return layouts(rng, table, [*ways, "map", "matrix"], often=often)
+
+
+def bags(rng, n_rows, n_bags=None, *, two_d=None, ilo=None, narrow=True):
+    """Return bags of ids of a table with `n_rows` rows."""
+    two_d = rng.random() < 0.3 if two_d is None else two_d
+    ilo = rng.random() < 0.3 if ilo is None else ilo
+    n_bags = rng.choice([0, 1, 1, 2, 3, 6]) if n_bags is None else n_bags
+    size = rng.choice([0, 1, 2, 5])
+    lengths = [size if two_d else rng.choice([0, 0, 1, 2, 5, 9, 40]) for _ in range(n_bags)]
+    if n_rows == 0:
+        size, lengths = 0, [0] * n_bags
+    dtype = rng.choice(["i8"] * 4 + ["i4"] * 3 + [">i8", "u8", "i2"] + ["u1"] * (n_rows <= 256))
+    ids = np.array([rng.randrange(n_rows) for _ in range(sum(lengths))], dtype)
+    ways = ["spaced", "reversed", "misaligned", "read-only", "swapped", "subclass", "masked"]
+    ways += ["map", "list", "tuple", "__array__", "buffer"] if narrow else ["map"]
+    if two_d:
+        ids = ids.reshape(n_bags, size)
+        if n_bags == 0:  # empty lists have only one axis
+            ways = ways[:5]
+        return Bags(layouts(rng, ids, ways), None, ilo, ids.shape, n_bags)
+    offsets = np.cumsum([0, *lengths]).astype(rng.choice(["i8", "i8", "i4", "u8", "i2"]))
+    if not ilo:
+        offsets = offsets[:-1].copy()
+        if n_bags == 0:
+            ids = ids[:0]
+    elif rng.random() < 0.3:  # positions in no bag are not read
+        ids = np.concatenate([ids, np.array([-1 % 2**7, n_rows % 2**7], ids.dtype)])
+    return Bags(layouts(rng, ids, ways), layouts(rng, offsets, ways), ilo, ids.shape, n_bags)
+
+
+def with_invalid_ids(rng, input):
+    """Return ids of which some are out of range."""
+    ids = np.array(plain(input))
+    if ids.dtype.kind not in "iu":  # from an empty list
+        return input
+    info = np.iinfo(ids.dtype)
+    for k in range(ids.size):
+        if rng.random() < 0.2:
+            ids.flat[k] = min(max(int(integer(rng)), int(info.min)), int(info.max))
+    return ids
+
+
+def count_invalid(call):
+    """Return how many ids in the bags of a call are out of range."""
+    ids, offsets = plain(call["input"]).reshape(-1), call.get("offsets")
+    if offsets is not None and call.get("include_last_offset", False):
+        ids = ids[: int(plain(offsets)[-1])]
+    n_rows = rows_of(call["weight"])
+    return sum(not 0 <= int(r) < n_rows for r in ids) if len(ids) <= MOST else None
+
+
+def rows_of(table):
+    return table.shape[0]
+
+
+def sample_weights(rng, shape):
+    dtype = rng.choice(["f4", "f4", "f8", "f2", "i4", "?"])
+    weights = numbers(rng, shape, special=rng.random() < 0.1)
+    with np.errstate(all="ignore"):
+        weights = weights.astype(dtype)
+    ways = ["fortran", "spaced", "misaligned", "map", "swapped"]
+    return layouts(rng, weights, [*ways, "list"] if weights.size else ways)
+
+
+def forward_arguments(rng, kinds=(*FLOATS, *FLOATS, *NARROW, *PACKED)):
+    """Return the arguments of a sound call by name."""
+    table = tables(rng, kinds)
+    some = bags(rng, rows_of(table))
+    mode = rng.choice(MODES)
+    call = {"input": some.input, "weight": table, "offsets": some.offsets, "mode": mode}
+    if some.include_last_offset:
+        call["include_last_offset"] = rng.choice([True, np.True_])
+    plain = isinstance(table, np.ndarray) and table.dtype.char in "fd"
+    is_double = plain and table.dtype.char == "d"
+    if rng.random() < 0.3 and rows_of(table):
+        call["padding_idx"] = rng.randrange(-rows_of(table), rows_of(table))
+    if mode == "sum" and rng.random() < 0.5:
+        call["per_sample_weights"] = sample_weights(rng, some.shape)
+    if mode == "max":
+        call["return_max_indices"] = rng.random() < 0.5
+    else:
+        call["sparse"], call["scale_grad_by_freq"] = rng.random() < 0.2, rng.random() < 0.2
+    if plain and table.flags.writeable and rng.random() < 0.15:
+        call["max_norm"] = rng.choice([0, 1, 2.5, 1e9, float("inf"), np.float32(1)])
+        call["norm_type"] = rng.choice([2.0, 1, 3, 0.5, float("inf")])
+    if rng.random() < 0.3:
+        call["out_dtype"] = rng.choice(["f8"] if is_double else ["f4", np.float16, BFLOAT16, None])
+    if rng.random() < 0.3:
+        given = call.get("out_dtype")
+        dtype = np.dtype(given or ("f8" if is_double else "f4"))
+        call["out"] = np.full((some.n_bags, table.shape[1]), 7, dtype)
+    call["num_threads"] = rng.choice(THREADS)
+    return call
+
+
+# --- Expected results -----------------------------------------------------------------
+
+
+def plain(value):
+    """Return an array-like as a plain ndarray."""
+    if issubclass(type(value), np.ndarray):
+        return np.ndarray.view(value, np.ndarray)
+    return np.asarray(value)
+
+
+def check_same_bits(result, expected):
+    """Check that both have the same bits, except those of NaN."""
+    result = plain(result)
+    assert (result.dtype, result.shape) == (expected.dtype, expected.shape), (result, expected)
+    a, b = (x.view(f"u{x.itemsize}") if x.size else x.reshape(-1) for x in
+            map(np.ascontiguousarray, (result, expected)))  # fmt: skip
+    different = a != b
+    if different.any():
+        both = np.isnan(result) & np.isnan(expected)
+        assert not (different & ~both).any(), f"got\n{result}\nexpected\n{expected}"
+
+
+def floats_of(table):
+    """Return the table in the dtype of sums: float64 tables unchanged, others as float32."""
+    array = plain(table)
+    return array if array.dtype.char == "d" else array.astype(np.float32)
+
+
+def expected_forward(call, weight=None):
+    """Return the reduced bags and the winning rows, or None if the call is too large."""
+    weight = call["weight"] if weight is None else weight
+    input, offsets = plain(call["input"]), call.get("offsets")
+    offsets = None if offsets is None else plain(offsets)
+    n_bags = len(input) if offsets is None else len(offsets)
+    if max(input.size, n_bags, weight.shape[1]) > MOST:
+        return None
+    padding, sample = call.get("padding_idx"), call.get("per_sample_weights")
+    options = {
+        "mode": call.get("mode", "mean"),
+        "padding_idx": None if padding is None else operator.index(padding),
+        "include_last_offset": bool(call.get("include_last_offset", False)),
+        "invalid": call.get("invalid", "raise"),
+    }
+    if sample is not None:
+        options["per_sample_weights"] = plain(sample)
+    if isinstance(weight, embag.QuantizedTable):
+        return reference.quantized_embedding_bag(input, weight, offsets, **options)
+    return reference.embedding_bag(input, floats_of(weight), offsets, **options)
+
+
+def renormed(call):
+    """Return the table after `max_norm`, and the result of the call."""
+    p = float(call.get("norm_type", 2.0))
+    if call.get("max_norm") is None or call["weight"].size > MOST or 20 < p < float("inf"):
+        return None
+    weight = floats_of(call["weight"]).copy()
+    input, offsets = plain(call["input"]), call.get("offsets")
+    last = bool(call.get("include_last_offset", False))
+    offsets = None if offsets is None else plain(offsets)
+    n_bags = len(input) if offsets is None else offsets.size
+    if max(input.size, n_bags, weight.size) > MOST or not (np.abs(weight) < 1e30).all():
+        return None
+    positions = reference.bags_of(input, offsets, last)
+    rows = {int(input.reshape(-1)[k]) for bag in positions for k in bag}
+    if call.get("invalid") == "skip":
+        rows = {r for r in rows if 0 <= r < len(weight)}
+    reference.renorm(weight, rows, float(call["max_norm"]), p)
+    return weight, expected_forward(call, weight)
+
+
+def is_ragged(value):
+    """Return whether a corrupted argument is a ragged input."""
+    if isinstance(value, list | tuple):
+        try:
+            return np.asarray(value).dtype == object
+        except ValueError:
+            return True
+    return not issubclass(type(value), np.ndarray) or value.dtype == object
+
+
+def check_forward(result, call):
+    if is_ragged(call["input"]) and call.get("offsets") is None:
+        return  # a corrupted call; ragged_cases.py checks ragged inputs
+    parts = list(result) if isinstance(result, tuple) else [result]
+    if call.get("return_n_invalid", False):
+        count, expected = parts.pop(), 0
+        if call.get("invalid") == "skip":
+            expected = count_invalid(call)
+        assert type(count) is int
+        assert expected in (None, count), (count, expected)
+    rows = parts.pop() if call.get("return_max_indices", False) else None
+    (result,) = parts
+    out, dtype = call.get("out"), call.get("out_dtype")
+    assert out is None or result is out
+    assert result.flags.c_contiguous
+    is_double = getattr(call["weight"], "dtype", None) == np.float64
+    dtype = np.dtype(dtype or ("f8" if is_double else "f4"))
+    assert result.dtype == dtype
+    if call.get("max_norm") is not None:
+        if (known := call.get("before")) is not None and known[1] is not None:
+            rtol = 1e-9 if is_double else 1e-4
+            weight, (expected, _) = known
+            np.testing.assert_allclose(plain(call["weight"]), weight, rtol, 1e-30)
+            if dtype.char in "fd" and call.get("mode", "mean") == "max":
+                np.testing.assert_allclose(result, expected, rtol, 1e-30)
+        return
+    expected = expected_forward(call)
+    if expected is None:
+        return
+    with np.errstate(all="ignore"):
+        check_same_bits(result, expected[0].astype(dtype))
+    if rows is not None:
+        check_same_bits(rows, expected[1])
+
+
+def expected_backward(call):
+    """Return the dense gradient of the table, and that of the weights."""
+    weight, grad = floats_of(call["weight"]), plain(call["grad_output"])
+    input, offsets = plain(call["input"]), call.get("offsets")
+    offsets = None if offsets is None else plain(offsets)
+    padding, sample = call.get("padding_idx"), call.get("per_sample_weights")
+    padding = None if padding is None else operator.index(padding)
+    if max(input.size, grad.size, len(weight)) > MOST:
+        return None
+    with np.errstate(all="ignore"):
+        grad = grad.astype(weight.dtype)
+    dense, of_weights = reference.embedding_bag_backward(
+        grad,
+        input,
+        weight,
+        offsets,
+        bool(call.get("scale_grad_by_freq", False)),
+        call.get("mode", "mean"),
+        None if sample is None else plain(sample),
+        bool(call.get("include_last_offset", False)),
+        padding,
+    )
+    if call.get("max_indices") is not None:
+        dense[...] = 0
+        for (b, d), r in np.ndenumerate(plain(call["max_indices"])):
+            if r >= 0 and (padding is None or r != padding % len(weight)):
+                dense[r, d] += grad[b, d]
+    return dense, of_weights
+
+
+def check_backward(result, call):
+    assert type(result) is embag.EmbeddingBagGrads
+    wrt, sample = call.get("wrt"), call.get("per_sample_weights")
+    assert (result.weight is None) == (wrt == "per_sample_weights")
+    assert (result.per_sample_weights is None) == (sample is None or wrt == "weight")
+    expected = expected_backward(call)
+    if expected is None:
+        return
+    if call.get("sparse", False) and result.weight is not None:
+        rows = result.weight
+        assert (np.diff(rows.indices) > 0).all()
+        check_same_bits(rows.to_dense(), expected[0])
+    elif result.weight is not None:
+        check_same_bits(result.weight, expected[0])
+    if result.per_sample_weights is not None:
+        check_same_bits(result.per_sample_weights, expected[1])
+
+
+# --- Cases ----------------------------------------------------------------------------
+
+
+def forward_cases(rng):
+    call = forward_arguments(rng)
+    if rng.random() < 0.3:
+        call["invalid"] = rng.choice(["raise", "skip", "skip"])
+        call["return_n_invalid"] = rng.choice([True, True, False, np.True_])
+        if call["invalid"] == "skip":
+            call["input"] = with_invalid_ids(rng, call["input"])
+    return Case(
+        "embedding_bag",
+        embag.embedding_bag,
+        call,
+        check_forward,
+        RAISES,
+        writes=("out",),
+        before=renormed,
+    )
+
+
+def backward_arguments(rng):
+    call = forward_arguments(rng, FLOATS)
+    for name in ("out", "out_dtype", "max_norm", "norm_type", "return_max_indices"):
+        call.pop(name, None)
+    dim = call["weight"].shape[1]
+    bounds = call["offsets"]
+    if bounds is None:
+        n_bags = len(plain(call["input"]))
+    else:
+        n_bags = len(plain(bounds)) - bool(call.get("include_last_offset", False))
+    grad = numbers(rng, (n_bags, dim), special=rng.random() < 0.1)
+    with np.errstate(all="ignore"):
+        grad = grad.astype(rng.choice(["f4", "f4", "f8", "f2", "i8"]))
+    ways = ["fortran", "spaced", "reversed", "wide", "misaligned", "read-only", "list", "swapped"]
+    call["grad_output"] = layouts(rng, grad, ways)
+    if rng.random() < 0.1 and n_bags:
+        call["grad_output"] = np.broadcast_to(grad[:1], grad.shape)
+    if dim == 0 or n_bags == 0:
+        call["grad_output"] = grad
+    if call["mode"] == "max" and rng.random() < 0.5:
+        least = -1 if rows_of(call["weight"]) else 0
+        winners = [rng.randrange(-1, max(0, rows_of(call["weight"]))) for _ in range(n_bags * dim)]
+        call["max_indices"] = np.array(winners, "i8").reshape(n_bags, dim) if least else None
+    call["wrt"] = rng.choice([None, None, "weight"])
+    if call.get("per_sample_weights") is not None and rng.random() < 0.3:
+        call["wrt"] = "per_sample_weights"
+    return call
+
+
+def backward_cases(rng):
+    call = backward_arguments(rng)
+    return Case(
+        "embedding_bag_backward", embag.embedding_bag_backward, call, check_backward, RAISES
+    )
+
+
+def grads_cases(rng):
+    """EmbeddingBagGrads is a tuple of any two values."""
+
+    def check(result, call):
+        assert all(map(operator.is_, result, call.values()))
+
+    call = {"weight": 1, "per_sample_weights": None}
+    return Case("EmbeddingBagGrads", embag.EmbeddingBagGrads, call, check, (TypeError,))
+
+
+LAYER_OPTIONS = ("scale_grad_by_freq", "mode", "sparse", "include_last_offset", "padding_idx")
+
+
+def layer_cases(rng):
+    """Return a call of a constructor, or of a layer of sound arguments."""
+    backward = rng.random() < 0.5
+    call = backward_arguments(rng) if backward else forward_arguments(rng, FLOATS)
+    if call.pop("out_dtype", None) is not None:
+        call.pop("out", None)
+    table = call.pop("weight")
+    options = {name: call.pop(name) for name in LAYER_OPTIONS if name in call}
+    for name in ("max_norm", "norm_type"):
+        if name in call:
+            options[name] = call.pop(name)
+    how = rng.randint(0, 3)
+    if how == 0:
+        sizes = {"num_embeddings": table.shape[0], "embedding_dim": table.shape[1]}
+        given = rng.choice([{"_weight": table}, {}, {"dtype": "f8", "rng": 3}])
+        return Case(
+            "EmbeddingBag", new_layer, {**sizes, **options, **given}, check_layer,
+            (TypeError, ValueError),
+        )  # fmt: skip
+    if how == 1:
+        return Case(
+            "EmbeddingBag.from_pretrained",
+            embag.EmbeddingBag.from_pretrained,
+            {"embeddings": table, **options},
+            check_layer,
+            (TypeError, ValueError),
+        )
+    layer = embag.EmbeddingBag.from_pretrained(table, **options)
+    as_call = {"weight": table, **options}
+
+    def check(result, given):
+        whole = {**as_call, **given}
+        if backward:
+            check_backward(result, whole)
+        else:
+            check_forward(result, whole)
+
+    if backward:
+        return Case("EmbeddingBag.backward", layer.backward, call, check, RAISES, hidden=(table,))
+    return Case(
+        "EmbeddingBag.forward",
+        layer,
+        call,
+        check,
+        RAISES,
+        writes=("out",),
+        before=lambda given: renormed({**as_call, **given}),
+        hidden=() if "max_norm" in options else (table,),
+    )
+
+
+def new_layer(**given):
+    """Make a layer, unless its seed has so many numbers that NumPy would take minutes."""
+    if max(np.shape(given.get("rng")), default=0) > 10**6:
+        given["rng"] = "too long"
+    return embag.EmbeddingBag(**given)
+
+
+def check_layer(layer, call):
+    assert type(layer) is embag.EmbeddingBag
+    assert repr(layer).startswith("EmbeddingBag(")
+    given = call.get("_weight", call.get("embeddings"))
+    assert layer.weight.shape == (layer.num_embeddings, layer.embedding_dim)
+    assert given is None or layer.weight is given
+    if layer.num_embeddings and layer.max_norm is None and layer.weight.size < MOST:
+        layer.forward([[0, layer.num_embeddings - 1]])

@@ -1,0 +1,89 @@
+"""The examples of the documents run, their figures are generated, and their links exist."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+from processes import run_python
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    str(page.relative_to(ROOT))
+    for pattern in ("*.md", "*/*.md", "examples/*/*.md")
+    for page in ROOT.glob(pattern)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "n_examples"),
+    [
+        ("README.md", 10),
+        ("docs/tables.md", 8),
+        ("docs/collections.md", 12),
+        ("docs/training.md", 7),
+        ("docs/serving.md", 2),
+        ("docs/columns.md", 10),
+        ("docs/frames.md", 15),
+    ],
+)
+def test_examples(name, n_examples):
+    failures, tried = doctest.testfile(str(ROOT / name), module_relative=False)
+    assert tried >= n_examples
+    assert failures == 0
+
+
+OPERATIONS = ("readme", "gradients", "inference")
+
+
+@pytest.mark.parametrize(
+    ("module", "names", "page"),
+    [
+        ("benchmarks.operations.table", (*OPERATIONS, "matrices"), "docs/benchmarks.md"),
+        ("benchmarks.picture", OPERATIONS, "docs/speed.svg"),
+        ("tools.soak.page", ("soak",), "docs/soak.md"),
+    ],
+)
+def test_figures_are_generated(module, names, page):
+    processor = "" if "soak" in names else "Zen 4="
+    results = [f"{processor}benchmarks/results/{name}.json" for name in names]
+    run_python("-m", module, *results, page, "--check", cwd=ROOT)
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_exist(name):
+    page = ROOT / name
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_named_files_exist(name):
+    folders = "benchmarks|docs|embag|examples|tests|tools|_kernels|_columns|_files|_process"
+    for path in re.findall(rf"`((?:{folders})/[\w/.-]+\.\w+)`", (ROOT / name).read_text()):
+        in_wheels = path.endswith(".dylib")
+        assert in_wheels or (ROOT / path).exists() or (ROOT / "embag" / path).exists(), path
+
+
+def test_functions_on_the_routes_of_arguments_exist():
+    page = (ROOT / "docs" / "design.md").read_text()
+    section = page.partition("## How an argument travels")[2].partition("\n## ")[0]
+    sources = [
+        *(ROOT / "embag").glob("*.py"),
+        *(ROOT / "embag").glob("_*/*.py"),
+        *(ROOT / "embag").glob("_*/*.pxi"),
+    ]
+    code = "\n".join(source.read_text() for source in sources)
+    for name in re.findall(r"`(?:\w+\.)?(\w+)`", section):
+        if name not in {"py", "pxi"}:  # of a file
+            assert re.search(rf"\b{name}\b", code), name

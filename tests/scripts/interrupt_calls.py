@@ -1,0 +1,162 @@
+"""Interrupt calls at any time: one may end first, and nothing is left broken or behind.
+
+Run as ``interrupt_calls.py SCENARIO``; a scenario is a function below.
+"""
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+import numpy as np
+
+import embag
+from embag._process import threads
+
+
+class Interrupts:
+    """Sends SIGINT at random times; it raises only while `call` runs a function."""
+
+    def __init__(self, mean):
+        self.mean, self.armed, self.stop, self.n = mean, False, False, 0
+        signal.signal(signal.SIGINT, self.handle)
+        self.thread = threading.Thread(target=self.send)
+
+    def handle(self, *_):
+        if self.armed:
+            self.armed = False
+            self.n += 1
+            raise KeyboardInterrupt
+
+    def send(self):
+        rng = random.Random(0)
+        while not self.stop:
+            time.sleep(rng.expovariate(1 / self.mean))
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def call(self, function):
+        """Return the result of a function, or None if it was interrupted."""
+        try:
+            self.armed = True
+            result = function()
+            self.armed = False
+            return result
+        except KeyboardInterrupt:
+            return None
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop = True
+        self.thread.join()
+
+
+def long_calls():
+    """Interrupt calls of a second or more; memory that is only read takes none."""
+    table = np.arange(24, dtype=np.float32).reshape(3, 8)
+    ids = embag.aligned_empty((1, 2**26), np.int32)
+    sent = []
+    # A process that a shell has put in the background ignores SIGINT by default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt():
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for n_threads in (1, 2):
+        timer = threading.Timer(0.1, interrupt)
+        try:
+            timer.start()
+            embag.embedding_bag(
+                ids, table, mode="max", return_max_indices=True, num_threads=n_threads
+            )
+            time.sleep(10)
+            raise SystemExit("no KeyboardInterrupt")
+        except KeyboardInterrupt:
+            assert len(sent) == n_threads
+        timer.join()
+        for _ in range(3):
+            result = embag.embedding_bag(ids[:, :300_000], table, mode="sum")
+            assert result.tolist() == [[300_000 * v for v in range(8)]]
+
+
+def short_calls():
+    threads.ENTRIES_PER_THREAD = 1
+    calls = [call for n_threads in (1, 2) for call in calls_of_each_kind(n_threads)]
+    expected = [np.array(call()) for call in calls]
+    n_started = threading.active_count()
+    n_whole = 0
+    with Interrupts(0.0004) as interrupts:
+        # An interrupted call may have ended first; most are not interrupted.
+        while interrupts.n < 500 or n_whole < 2000:
+            for call, right in zip(calls, expected, strict=True):
+                result = interrupts.call(call)
+                if result is not None:
+                    n_whole += 1
+                    assert np.array_equal(result, right)
+    assert threading.active_count() == n_started
+    for call, right in zip(calls, expected, strict=True):
+        assert np.array_equal(call(), right)
+
+
+def calls_of_each_kind(n_threads):
+    team = {"num_threads": n_threads}
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((300, 33)).astype(np.float32)
+    ids, offsets = rng.integers(0, 300, 500), np.arange(0, 500, 10)
+    weights = np.ones(500, np.float32)
+    small = embag.quantize(table)
+    ebc = embag.EmbeddingBagCollection(
+        {"t": table, "q": small}, [embag.Feature("a", "t"), embag.Feature("b", "q", "max")]
+    )
+    grad = np.ones((50, 33), np.float32)
+    out = np.zeros((50, 33), np.float32)
+    layer = embag.EmbeddingBag.from_pretrained(table, mode="sum", sparse=True)
+    weighted = {"mode": "sum", "per_sample_weights": weights}
+    return [
+        lambda: embag.embedding_bag(ids, table, offsets, **team),
+        lambda: embag.embedding_bag(ids, table, offsets, mode="sum", out=out, **team),
+        lambda: embag.embedding_bag(ids, small, offsets, out_dtype="f2", **team),
+        lambda: embag.embedding_bag_backward(grad, ids, table, offsets, **weighted, **team)[0],
+        lambda: layer.backward(grad, ids, offsets, **team).weight.to_dense(),  # noqa: PLW0108
+        lambda: ebc({"a": (ids, offsets), "b": ids.reshape(50, 10)}, **team),
+        lambda: ebc(np.tile(ids, 2), np.arange(0, 1001, 10), **team),
+        lambda: embag.quantize(table, 4, **team).packed,
+        lambda: small.dequantize(**team),
+        lambda: embag.aligned_copy(table),
+    ]
+
+
+def files():
+    rng = np.random.default_rng(0)
+    tables = [rng.standard_normal((400, 16)).astype(np.float32) for _ in range(2)]
+    packed = [embag.quantize(table).packed for table in tables]
+    n_saved = 0
+    with tempfile.TemporaryDirectory() as folder, Interrupts(0.0006) as interrupts:
+        for suffix in (".npy", ".safetensors"):
+            embag.save_table(f"{folder}/t{suffix}", tables[0])
+            embag.save_table(f"{folder}/q{suffix}", tables[0], bits=8)
+        names = sorted(os.listdir(folder))
+        while interrupts.n < 200 or n_saved < 400:
+            for name in names:
+                path, bits = f"{folder}/{name}", 8 if name[0] == "q" else None
+                table = tables[n_saved % 2]
+                interrupts.call(lambda: embag.save_table(path, table, bits=bits))  # noqa: B023
+                n_saved += 1
+                assert sorted(os.listdir(folder)) == names, os.listdir(folder)
+                interrupts.call(lambda: embag.load_table(path, "copy"))  # noqa: B023
+                # The file holds the old table or the new one, whole.
+                held = embag.load_table(path)
+                held = held if bits is None else held.packed
+                candidates = tables if bits is None else packed
+                assert any(np.array_equal(held, table) for table in candidates)
+
+
+if __name__ == "__main__":
+    (scenario,) = sys.argv[1:]
+    globals()[scenario]()

@@ -1,0 +1,227 @@
+"""The definition of both passes in plain loops: the reference of the tests.
+
+It shares no code with the kernels and checks nothing. It adds rows one after the other in
+the dtype of the table, as the kernels promise, so results can be compared bit by bit. A
+float16 or bfloat16 table is defined as `table.astype(np.float32)`. The reference is tested
+against literals in tests/lookups/test_reference.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embag.quantized import QuantizedTable
+
+RUN = 32  # positions of a bag between additions of the biases
+
+
+def embedding_bag(
+    input: NDArray[Any],
+    weight: NDArray[Any],
+    offsets: NDArray[Any] | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    mode: str = "mean",
+    per_sample_weights: NDArray[Any] | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    invalid: str = "raise",
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the reduced bags and, for ``mode="max"``, the winning rows (else -1)."""
+    n_rows, dim = weight.shape
+    bags = bags_of(np.asarray(input), offsets, include_last_offset)
+    flat = np.asarray(input).reshape(-1)
+    if invalid == "skip":
+        bags = [[k for k in bag if 0 <= int(flat[k]) < n_rows] for bag in bags]
+    if max_norm is not None:
+        renorm(weight, {int(flat[k]) for bag in bags for k in bag}, max_norm, norm_type)
+    padding = None if padding_idx is None else padding_idx % n_rows
+    out = np.zeros((len(bags), dim), weight.dtype)
+    max_indices = np.full((len(bags), dim), -1, np.int64)
+    for b, bag in enumerate(bags):
+        kept = [k for k in bag if int(flat[k]) != padding]
+        for k in kept:
+            row = weight[int(flat[k])]
+            if mode == "max":
+                take = max_indices[b] == -1
+                take |= (row > out[b]) | (np.isnan(row) & ~np.isnan(out[b]))
+                out[b][take] = row[take]
+                max_indices[b][take] = flat[k]
+            elif per_sample_weights is not None:
+                factor = np.asarray(per_sample_weights).reshape(-1)[k].astype(weight.dtype)
+                out[b] = out[b] + factor * row
+            else:
+                out[b] = out[b] + row
+        if mode == "mean" and kept:
+            out[b] = out[b] / weight.dtype.type(len(kept))
+    return out, max_indices
+
+
+def quantized_embedding_bag(
+    input: NDArray[Any],
+    table: QuantizedTable,
+    offsets: NDArray[Any] | None = None,
+    mode: str = "mean",
+    per_sample_weights: NDArray[Any] | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    invalid: str = "raise",
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the result of `embedding_bag` for a table of `scale * q + bias`."""
+    q, scale, bias = unpack(table.packed, table.bits, table.dim, table.layout)
+    n_rows, dim = q.shape
+    bags = bags_of(np.asarray(input), offsets, include_last_offset)
+    flat = np.asarray(input).reshape(-1)
+    padding = None if padding_idx is None else padding_idx % n_rows
+    out = np.zeros((len(bags), dim), np.float32)
+    with np.errstate(all="ignore"):
+        if mode == "max":
+            return embedding_bag(
+                input,
+                scale[:, None] * q + bias[:, None],
+                offsets,
+                mode="max",
+                include_last_offset=include_last_offset,
+                padding_idx=padding_idx,
+                invalid=invalid,
+            )
+        for b, bag in enumerate(bags):
+            n_kept = 0
+            biases = np.float32(0)
+            for place, k in enumerate(bag, start=1):
+                r = int(flat[k])
+                if r != padding and (invalid == "raise" or 0 <= r < n_rows):
+                    n_kept += 1
+                    factor = np.float32(1)
+                    if per_sample_weights is not None:
+                        factor = np.float32(np.asarray(per_sample_weights).reshape(-1)[k])
+                    out[b] = fma(q[r], factor * scale[r], out[b])
+                    biases = biases + factor * bias[r]
+                if place % RUN == 0 or place == len(bag):
+                    out[b] = out[b] + biases
+                    biases = np.float32(0)
+            if mode == "mean" and n_kept:
+                out[b] = out[b] / np.float32(n_kept)
+    return out, np.full((len(bags), dim), -1, np.int64)
+
+
+def unpack(
+    packed: NDArray[np.uint8], bits: int, dim: int, layout: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the integers (n_rows, dim), the scales and the biases of packed rows."""
+    n_bytes = (dim * bits + 7) // 8
+    dtype = np.float32 if layout == "fused" and bits == 8 else np.float16
+    if layout == "fused":
+        entries, factors = packed[:, :n_bytes], packed[:, n_bytes:]
+    else:
+        entries, factors = packed[:, 4 : 4 + n_bytes], packed[:, :4]
+    q = np.zeros((len(packed), dim), np.float32)
+    for d in range(dim):
+        byte, shift = divmod(d * bits, 8)
+        q[:, d] = entries[:, byte] >> shift & (2**bits - 1)
+    with np.errstate(all="ignore"):  # NaN may signal
+        scale, bias = np.ascontiguousarray(factors).view(dtype).astype(np.float32).T
+    return q, scale, bias
+
+
+def fma(q: NDArray[np.float32], scale: np.float32, c: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return q * scale + c rounded once; q are integers of at most 8 bits."""
+    product = q.astype(np.float64) * np.float64(scale)  # 8 + 24 bits: exact
+    addend = c.astype(np.float64)
+    total = product + addend
+    # The exact error of that rounding.
+    part = total - product
+    error = (product - (total - part)) + (addend - part)
+    # If there is an error, the exact sum is between `total` and a neighbour. The one of these
+    # two whose last bit is 1 is on the same side of every float32, and of every midpoint, as
+    # the exact sum, so it rounds to the same float32.
+    neighbour = np.nextafter(total, np.copysign(np.inf, error))
+    is_even = total.view(np.uint64) & 1 == 0
+    inexact = np.isfinite(total) & (error != 0)
+    return np.where(inexact & is_even, neighbour, total).astype(np.float32)
+
+
+def embedding_bag_backward(
+    grad_output: NDArray[Any],
+    input: NDArray[Any],
+    weight: NDArray[Any],
+    offsets: NDArray[Any] | None = None,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    per_sample_weights: NDArray[Any] | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the dense gradient of `weight`, and that of the weights (of ones, if None)."""
+    dtype = weight.dtype
+    n_rows, dim = weight.shape
+    bags = bags_of(np.asarray(input), offsets, include_last_offset)
+    flat = np.asarray(input).reshape(-1)
+    padding = None if padding_idx is None else padding_idx % n_rows
+    grad_weight = np.zeros((n_rows, dim), dtype)
+    grad_sample = np.zeros(flat.shape, dtype)
+    counts = np.zeros(n_rows, np.int64)
+    _, winners = embedding_bag(
+        input,
+        weight,
+        offsets,
+        mode=mode,
+        include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+    )
+    for b, bag in enumerate(bags):
+        kept = [k for k in bag if int(flat[k]) != padding]
+        given = grad_output[b].astype(dtype)
+        for k in kept:
+            r = int(flat[k])
+            counts[r] += 1
+            grad_sample[k] = dot(given, weight[r])
+            if mode == "mean":
+                grad_weight[r] = grad_weight[r] + given / dtype.type(len(kept))
+            elif mode == "sum" and per_sample_weights is not None:
+                factor = np.asarray(per_sample_weights).reshape(-1)[k].astype(dtype)
+                grad_weight[r] = grad_weight[r] + factor * given
+            elif mode == "sum":
+                grad_weight[r] = grad_weight[r] + given
+        if mode == "max" and kept:
+            for d in range(dim):
+                grad_weight[winners[b, d], d] += given[d]
+    if scale_grad_by_freq:
+        used = counts > 0
+        grad_weight[used] = grad_weight[used] / counts[used, None].astype(dtype)
+    return grad_weight, grad_sample.reshape(np.shape(input))
+
+
+def dot(x: NDArray[Any], y: NDArray[Any]) -> Any:
+    """Return the sum of products in 16 lanes, folded in halves."""
+    lanes = np.zeros(16, x.dtype)
+    for start in range(0, len(x), 16):
+        products = x[start : start + 16] * y[start : start + 16]
+        lanes = lanes + np.pad(products, (0, 16 - len(products)))
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = lanes[:half] + lanes[half:]
+    return lanes[0]
+
+
+def bags_of(
+    input: NDArray[Any], offsets: NDArray[Any] | None, include_last_offset: bool
+) -> list[Sequence[int]]:
+    """Return the positions of each bag, counted in C order."""
+    if offsets is None:
+        n_bags, size = input.shape
+        return [range(b * size, (b + 1) * size) for b in range(n_bags)]
+    stops = [int(offset) for offset in offsets[1:]]
+    if not include_last_offset and len(offsets) > 0:
+        stops.append(len(input))
+    return [range(int(start), stop) for start, stop in zip(offsets, stops, strict=False)]
+
+
+def renorm(weight: NDArray[Any], rows: set[int], max_norm: float, norm_type: float) -> None:
+    """Scale those of the given rows whose norm exceeds `max_norm`, in place."""
+    for r in rows:
+        norm = np.linalg.norm(weight[r].astype(np.float64), norm_type)
+        if norm > max_norm:
+            weight[r] = weight[r] * (max_norm / (norm + 1e-7))
