@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline test test-fast test-demos test-slow test-torch test-pipelines wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline test test-fast test-demos test-slow test-torch test-pipelines test-aarch64 wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -38,6 +38,11 @@ test-torch: $(VENV)/.test $(VENV)/.test-torch
 # Spark requires Java 17 or later.
 test-pipelines: $(VENV)/.test $(VENV)/.test-pipelines
 	$(BIN)/pytest -m pipelines tests
+
+# Cross-compiles for 64-bit Arm and tests the kernels under emulation: minutes. Debian or Ubuntu.
+test-aarch64: $(VENV)/.test
+	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+	tools/aarch64.sh $(ARGS)
 
 # Linux only. Builds the sdist and, from it, the wheel; copies the OpenMP runtime into the wheel;
 # tests both in a new environment without a compiler.

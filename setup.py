@@ -58,6 +58,8 @@ GCC_FLAGS = [
     "--param=large-function-growth=100000",
     "--param=large-stack-frame=1000000",
     "--param=large-stack-frame-growth=100000",
+    # Else a call far down a chain of conditions counts as cold, and is not inlined.
+    "--param=hot-bb-frequency-fraction=1000000",
     # With this analysis gcc deletes calls of functions that only prefetch, since these have no
     # effect that it models.
     "-fno-ipa-modref",

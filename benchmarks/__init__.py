@@ -4,7 +4,9 @@ run.py         run a process per contender, in turn, and compare neighbouring ro
 operations/    single lookups and gradients: the workloads and the contenders
 pipeline/      from a Parquet file of ids to one of vectors, end to end
 callers/       concurrent calls, the CPU time of idle threads, import time and memory
-picture.py     draw the README's picture of speed from results
-machine.py     the machine and the versions, which every result includes
+published.py   the published results, in results/: a file for each processor
+picture.py     draw the README's picture of speed from them
+charts.py      draw a bar chart for each processor
+machine.py     the processor, the machine and the versions, which every result includes
 results/       results as JSON
 """

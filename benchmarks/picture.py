@@ -1,8 +1,7 @@
-"""The README's picture of speed: `python -m benchmarks.picture RESULTS... docs/speed.svg`.
+"""The README's picture of speed: `python -m benchmarks.picture`, from the root.
 
-For some workloads, the time of embag as a share of torch's. `NAME=RESULTS.json` names the
-processor, as for `benchmarks.operations.table`; each processor has a bar of its own.
-`--check` changes nothing and fails if it would.
+For some workloads, the time of embag as a share of torch's, from the published results. Each
+processor has a bar of its own. `--check` changes nothing and fails if it would.
 
 The SVG is written directly: no fonts are embedded, the background is transparent, and its
 colours follow the reader's light or dark mode. The colours of the bars are Okabe and Ito's,
@@ -10,12 +9,11 @@ which colour-blind readers can tell apart.
 """
 
 import argparse
-import sys
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.operations.table import processor, read
+from benchmarks import published
 
 # Workloads by name, with labels that a reader understands without the tables.
 ROWS = {
@@ -31,6 +29,7 @@ ROWS = {
     "step-d64-1m": "gradient and step, sparse",
 }
 
+PICTURE = Path("docs/speed.svg")
 WIDTH, LABELS, TRACK = 780, 236, 340  # of the picture, of the labels, of the longest bar
 COLUMNS = (628, 682, 780)  # where the figures end: torch's, embag's, their ratio
 TOP, BAR, GAP, BOTTOM = 58, 14, 12, 26  # above the rows; of a bar; between rows; below them
@@ -44,48 +43,44 @@ STYLE = """
   .title, .ratio { font-weight: 600 }
   .note { fill: #59636e; font-size: 12px }
   .torch { fill: #d8dee4 }
+  .tick { stroke: #d8dee4 }
 """
 DARK_STYLE = """
     text { fill: #f0f6fc }
     .note { fill: #9198a1 }
     .torch { fill: #3d444d }
+    .tick { stroke: #3d444d }
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.picture", description=__doc__)
-    parser.add_argument("results", nargs="+", help="[NAME=]JSON from benchmarks.run")
-    parser.add_argument("picture", type=Path, help="the SVG to write")
+    parser.add_argument("picture", type=Path, nargs="?", default=PICTURE, help="the SVG to write")
+    parser.add_argument("--results", type=Path, default=published.FOLDER, help="the folder")
     parser.add_argument("--check", action="store_true", help="fail if the picture differs")
     arguments = parser.parse_args()
-    picture = draw([read(result) for result in arguments.results])
-    if not arguments.check:
-        arguments.picture.write_text(picture)
-    elif picture != arguments.picture.read_text():
-        sys.exit(f"{arguments.picture} does not match {' '.join(arguments.results)}")
+    picture = draw(published.find_all(arguments.results))
+    published.update(arguments.picture, picture, arguments.check)
 
 
-def draw(everything: list[dict[str, Any]]) -> str:
-    """Return the picture of all results. Each processor may have several."""
-    processors: dict[str, dict[str, Any]] = {}
-    for results in everything:
-        of_one = processors.setdefault(processor(results), {})
-        of_one.update({w["name"]: w["contenders"] for w in results["workloads"]})
+def draw(results: list[published.Processor]) -> str:
+    """Return the picture of all results."""
+    processors = {
+        one.name: {
+            w["name"]: w["contenders"] for group in one.groups.values() for w in group.values()
+        }
+        for one in results
+    }
     ratios = [_times(contenders, name) for contenders in processors.values() for name in ROWS]
     torch_bar = TRACK * min([1, *filter(None, ratios)])
     row_height = len(processors) * BAR + GAP
     height = TOP + len(ROWS) * row_height + BOTTOM
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}" role="img" aria-labelledby="title">',
-        f'<title id="title">{TITLE}</title>',
-        f"<style>{STYLE}{_colours(LIGHT, '  ')}  @media (prefers-color-scheme: dark) {{"
-        f"{DARK_STYLE}{_colours(DARK, '    ')}  }}\n</style>",
-        _text(0, 18, TITLE, "title"),
-        _text(LABELS, 44, "0"),
-        _text(LABELS + torch_bar - 4, 44, "torch = 100 %", anchor="end"),
+        *head(TITLE, height),
+        text(LABELS, 44, "0"),
+        text(LABELS + torch_bar - 4, 44, "torch = 100 %", anchor="end"),
         *(
-            _text(x, 44, heading, anchor="end")
+            text(x, 44, heading, anchor="end")
             for x, heading in zip(COLUMNS, ("torch", "embag", "times as fast"), strict=True)
         ),
     ]
@@ -93,16 +88,16 @@ def draw(everything: list[dict[str, Any]]) -> str:
         top = TOP + row * row_height
         height_of_bars = len(processors) * BAR
         lines.append(_bar("torch", top, height_of_bars, torch_bar))
-        lines.append(_text(LABELS - 12, top + height_of_bars / 2 + 5, label, "", "end"))
+        lines.append(text(LABELS - 12, top + height_of_bars / 2 + 5, label, "", "end"))
         for i, contenders in enumerate(processors.values()):
             if _times(contenders, name) is not None:
                 lines += _ratio(contenders[name], i, top + i * BAR, torch_bar)
     at = float(LABELS)
     for i, name in enumerate(processors):
         lines.append(f'<rect class="p{i}" x="{at:g}" y="{height - 15}" width="12" height="10"/>')
-        lines.append(_text(at + 18, height - 6, name))
+        lines.append(text(at + 18, height - 6, name))
         at += 40 + 7 * len(name)
-    lines.append(_text(WIDTH, height - 6, "torch, embag: ns per row", anchor="end"))
+    lines.append(text(WIDTH, height - 6, "torch, embag: ns per row", anchor="end"))
     return "\n".join([*lines, "</svg>", ""])
 
 
@@ -115,12 +110,14 @@ def _times(contenders: dict[str, Any], name: str) -> float | None:
 def _ratio(figures: dict[str, Any], i: int, top: float, torch_bar: float) -> list[str]:
     """Return the bar of one processor, and its figures behind it."""
     times = figures["embag"]["times torch"]
-    shown = (_ns(figures["torch"]), _ns(figures["embag"]), f"{times:.1f}")
+    figures_shown = (_ns(figures["torch"]), _ns(figures["embag"]), f"{times:.1f}")
     return [
         _bar(f"p{i}", top, BAR, torch_bar / times),
         *(
-            _text(x, top + BAR - 3, text, kind, "end")
-            for x, text, kind in zip(COLUMNS, shown, ("note", "note", "ratio"), strict=True)
+            text(x, top + BAR - 3, shown, kind, "end")
+            for x, shown, kind in zip(
+                COLUMNS, figures_shown, ("note", "note", "ratio"), strict=True
+            )
         ),
     ]
 
@@ -136,9 +133,21 @@ def _bar(kind: str, top: float, height: float, width: float) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, kind: str = "note", anchor: str = "start") -> str:
+def head(title: str, height: float) -> list[str]:
+    """Return the first lines of an SVG of this height: its title and its styles."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" role="img" aria-labelledby="title">',
+        f'<title id="title">{escape(title, quote=False)}</title>',
+        f"<style>{STYLE}{_colours(LIGHT, '  ')}  @media (prefers-color-scheme: dark) {{"
+        f"{DARK_STYLE}{_colours(DARK, '    ')}  }}\n</style>",
+        text(0, 18, title, "title"),
+    ]
+
+
+def text(x: float, y: float, words: str, kind: str = "note", anchor: str = "start") -> str:
     kind = f' class="{kind}"' if kind else ""
-    return f'<text{kind} x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text{kind} x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _colours(colours: tuple[str, ...], indent: str) -> str:

@@ -1,25 +1,33 @@
 """Run the workloads: `python -m benchmarks.run`, from the root of the repository.
 
 Each contender has a process of its own. They run in turn, one at a time (A B A B). Each round is
-compared with the neighbouring rounds of torch, with and without coalescing, FBGEMM and SciPy.
-On a shared machine, times drift by a factor of two within minutes, but the median of these
-ratios does not. Absolute figures are medians, too.
+compared with the neighbouring rounds of the peers. On a shared machine, times drift by a factor
+of two within minutes, but the median of these ratios does not. Absolute figures are medians, too.
+
+For each contender a line has its time, how many times as fast as each peer it is, and its share
+of the gather limit and of embag's best pinned strategy. embag runs twice, as "embag-again": the
+ratio of the two is the noise.
 """
 
 import argparse
 import json
+import os
 import statistics
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, published
 from benchmarks.operations.contenders import ALL, CONTENDERS
 from benchmarks.operations.worker import Worker
 from benchmarks.operations.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
 # The contenders that the others are compared with.
-BASELINES = ("torch", "torch-uncoalesced", "fbgemm", "scipy")
+BASELINES = (*published.PEERS, "torch-uncoalesced")
+LIMITS = ("limit", "limit-numpy")  # the second is for tables that NumPy allocated
+# A limit that something exceeds by more than this is none.
+MOST_OF_LIMIT = 1.02
 
 
 def main() -> None:
@@ -32,7 +40,6 @@ def main() -> None:
     results = machine.facts()
     results["settings"] = {
         "quick": arguments.quick,
-        "threads": arguments.threads,
         "rounds": arguments.rounds,
     }
     results["missing"] = missing
@@ -43,9 +50,11 @@ def main() -> None:
         result = measure(workload, [c for c in wanted if c not in missing], arguments)
         results["workloads"].append(result)
         show(result)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        if arguments.publish:
+            published.add(results, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,10 +66,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contenders", nargs="+", choices=ALL, help="default: depends on the workload"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of each contender; default: 1")
+    parser.add_argument(
+        "--threads", type=int, help="of each contender; default: as the workload has it"
+    )
     parser.add_argument("--rounds", type=int, help="default: 21")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="put the results into benchmarks/results/, in the files of this processor",
+    )
     arguments = parser.parse_args()
+    if arguments.publish and (arguments.quick or arguments.contenders or arguments.threads):
+        parser.error("--publish is for whole workloads, as they are defined")
     if arguments.rounds is None:
         arguments.rounds = 2 if arguments.quick else 21
     if arguments.workloads is None:
@@ -75,15 +93,16 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one workload; return its entry of the results."""
     classes = CONTENDERS[workload.kind]
+    n_threads = arguments.threads or workload.n_threads
     reasons = {
-        c: classes[c].unsuited(workload, arguments.threads) if c in classes else "no such operation"
+        c: classes[c].unsuited(workload, n_threads) if c in classes else "no such operation"
         for c in contenders
     }
     seconds: dict[str, list[float]] = {c: [] for c in contenders if reasons[c] is None}
     with ExitStack() as stack:
         workers = {}
         for c in seconds:
-            worker = Worker(workload.name, c, arguments.threads, arguments.quick)
+            worker = Worker(workload.name, c, n_threads, arguments.quick)
             workers[c] = stack.enter_context(closing(worker))
         for _ in range(arguments.rounds):
             for c, worker in workers.items():
@@ -100,6 +119,8 @@ def measure(
         "n_tables": workload.n_tables,
         "n_bags": workload.n_bags,
         "n_batches": workload.n_batches,
+        "n_threads": n_threads,
+        "load": os.getloadavg()[0],
         "limit target": workload.limit_target,
         "unsuited": {c: reason for c, reason in reasons.items() if reason},
         "contenders": {c: summarize(workload, c, seconds, facts[c]) for c in seconds},
@@ -120,7 +141,9 @@ def summarize(
         **{f"times {b}": ratio for b, ratio in times.items()},
         "targets": targets,
         "targets met": {b: times[b] >= target for b, target in targets.items() if times[b]},
-        "share of limit": median_ratio(seconds.get("limit"), seconds[contender]),
+        **{f"share of {b}": median_ratio(seconds.get(b), seconds[contender]) for b in LIMITS},
+        "share of pinned": median_ratio(seconds.get("embag-pinned"), seconds[contender]),
+        "times again": median_ratio(seconds.get("embag-again"), seconds[contender]),
         "note": facts["note"],
         "seconds": seconds[contender],
     }
@@ -134,23 +157,42 @@ def median_ratio(numerators: list[float] | None, denominators: list[float]) -> f
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"\n{result['name']}: {result['title']}")
-    baselines = [b for b in BASELINES if b in result["contenders"]]
-    columns = "".join(f"{'x ' + b:>{len(b) + 4}}" for b in baselines)
-    print(f"                       ns/row    us/call    GB/s{columns}  of limit")
-    for name, figures in result["contenders"].items():
-        times = "".join(_number(figures[f"times {b}"], len(b) + 4) for b in baselines)
-        verdicts = (
-            f"{figures['targets'][b]:g} x {b} {'met' if met else 'MISSED'}"
-            for b, met in figures["targets met"].items()
-        )
+    figures_of = result["contenders"]
+    print(f"\n{result['name']}: {result['title']}, threads: {result['n_threads']}")
+    for name, reason in result["unsuited"].items():
+        print(f"  without {name}: {reason}")
+    columns = [
+        *(("x " + b, "times " + b) for b in BASELINES if b in figures_of),
+        *(("of " + b, "share of " + b) for b in LIMITS if b in figures_of),
+        *((("of pinned", "share of pinned"),) if "embag-pinned" in figures_of else ()),
+        *((("A/A", "times again"),) if "embag-again" in figures_of else ()),
+    ]
+    headings = "".join(f"{heading:>{len(heading) + 2}}" for heading, _ in columns)
+    print(f"                       ns/row    us/call    GB/s{headings}")
+    for name, figures in figures_of.items():
+        ratios = "".join(_number(figures[key], len(heading) + 2) for heading, key in columns)
         print(
             f"  {name:17}"
             f"{figures['ns per row']:10.2f} {figures['us per call']:10.2f} {figures['GB/s']:7.1f}"
-            f"{times}{_number(figures['share of limit'], 10)}  {', '.join(verdicts)} "
-            f"{figures['note']}",
+            f"{ratios}  {figures['note']}",
             flush=True,
         )
+    for line in verdicts(result):
+        print(f"  {line}", flush=True)
+
+
+def verdicts(result: dict[str, Any]) -> Iterator[str]:
+    """Yield the best peer, the targets that are missed, and a limit that is none."""
+    best = published.best_peer(result)
+    if best:
+        yield f"embag is {best[1]:.2f} times as fast as the best peer, {best[0]}"
+    for name, figures in result["contenders"].items():
+        for b, met in figures["targets met"].items():
+            if not met:
+                yield f"MISSED: {name} {figures['targets'][b]:g} times as fast as {b}"
+        share = figures["share of limit"]
+        if share and share > MOST_OF_LIMIT:
+            yield f"NO LIMIT: {name} has {share:.2f} of it"
 
 
 def _number(value: float | None, width: int) -> str:

@@ -29,12 +29,14 @@ The rest of the public API:
     memory.py              `aligned_empty`, `aligned_copy`: memory that is fast to gather from
     tables.py              `save_table`, `load_table`: tables in files, mapped or copied
     ragged.py, arrow.py    `empty_bags`; `to_arrow`: the result as an Arrow column
+    tuning.py              `tune`: choose how a table's rows are prefetched, ahead of requests
     _config.py             `show_config`: how embag was built and how it runs here
 
 `embag.torch`, `embag.polars` and `embag.pandas` connect embag to these libraries. They are
 not imported here. The folders:
 
-    _kernels/              the kernels (_core.pyx includes them) and the choice of a level
+    _kernels/              the kernels (_core.pyx includes them), the choice of a level and of
+                           prefetch strategies
     _columns/              readers of ragged inputs
     _files/                headers of table files, atomic replacement
     _process/              threads: how many, teams, forks, limits of containers
@@ -57,6 +59,7 @@ from embag.quantized import QuantizationError, QuantizedTable, quantize
 from embag.ragged import empty_bags
 from embag.sparse_rows import SparseRows
 from embag.tables import load_table, save_table
+from embag.tuning import tune
 
 __all__ = [
     "EmbeddingBag",
@@ -80,4 +83,5 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "to_arrow",
+    "tune",
 ]

@@ -71,10 +71,10 @@ class Call:
             return [*memory, ("weights", self.weights)]
         return memory if self.weights is None else [*memory, *self.weights.memory("weights")]
 
-    def threads_for(self, pieces: list[Piece]) -> int:
-        """Return how many threads to use for these pieces."""
+    def team_for(self, pieces: list[Piece]) -> threads.Team:
+        """Return the team for these pieces."""
         n_entries = sum(piece.n_used + piece.n for piece in pieces) * self.table.dim
-        return threads.threads_for(n_entries, self.num_threads)
+        return threads.team_for(n_entries, self.num_threads)
 
 
 def make(
@@ -113,10 +113,10 @@ def run(call: Call, result: AnyArray, max_indices: NDArray[np.int64] | None = No
     n_invalid = 0
     for pieces in batch_pieces(call.pieces(), BLOCK_ITEMS):
         bags = slice(pieces[0].start, pieces[-1].start + pieces[-1].n)
-        n_threads = call.threads_for(pieces)
+        team = call.team_for(pieces)
         counter = None if call.refuse else np.zeros(1, np.int64)
         winners = None if max_indices is None else max_indices[bags]
-        if not _reduce(call, pieces, n_threads, counter, result[bags], winners):
+        if not _reduce(call, pieces, team, counter, result[bags], winners):
             blame(call)
         n_invalid += 0 if counter is None else int(counter[0])
     return n_invalid
@@ -131,7 +131,7 @@ def blame(call: Call) -> NoReturn:
 def _reduce(
     call: Call,
     pieces: list[Piece],
-    n_threads: int,
+    team: threads.Team,
     counter: NDArray[np.int64] | None,
     result: AnyArray,
     max_indices: NDArray[np.int64] | None,
@@ -143,16 +143,16 @@ def _reduce(
     if table.encoding.is_plain:
         if code != table.code:  # NumPy rounds the sums afterwards, to nearest, ties to even
             sums = _arguments.new_array(np.empty, result.shape, table.sums_dtype)
-            if not _reduce(call, pieces, n_threads, counter, sums, max_indices):
+            if not _reduce(call, pieces, team, counter, sums, max_indices):
                 return False
             with np.errstate(all="ignore"):
                 np.ndarray.view(result, np.ndarray)[...] = sums
             return True
     elif max_indices is not None:
-        return _reduce_decoded(call, pieces, n_threads, counter, result, max_indices)
+        return _reduce_decoded(call, pieces, team, counter, result, max_indices)
     return threads.run(
         kernels.reduce_bags,
-        n_threads,
+        team,
         table.rows,
         table.code,
         table.dim,
@@ -172,7 +172,7 @@ def _reduce(
 def _reduce_decoded(
     call: Call,
     pieces: list[Piece],
-    n_threads: int,
+    team: threads.Team,
     counter: NDArray[np.int64] | None,
     result: AnyArray,
     max_indices: NDArray[np.int64],
@@ -192,7 +192,7 @@ def _reduce_decoded(
         padding = number if number < len(rows) and rows[number] == padding else -1
     rows = rows.astype(np.int64, copy=False)
     values = _arguments.new_array(np.empty, (len(rows), table.dim), table.sums_dtype)
-    if not table.decode(rows, values, n_threads):
+    if not table.decode(rows, values, team):
         return False
     renumbered, start = [], 0
     for piece in pieces:
@@ -202,7 +202,7 @@ def _reduce_decoded(
         renumbered.append(piece._replace(indices=indices))
         start = stop
     decoded = replace(call, table=_encodings.as_table(values), padding=padding)
-    if not _reduce(decoded, renumbered, n_threads, counter, result, max_indices):
+    if not _reduce(decoded, renumbered, team, counter, result, max_indices):
         return False
     if len(rows):
         max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
@@ -308,12 +308,12 @@ def _renorm(call: Call, weight: Any, max_norm: float, norm_type: float) -> Call:
         rows = rows[_arguments.rows_in_range(rows, call.n_rows)]
     if kernels.first_bad_index(rows, call.n_rows) >= 0:
         _arguments.raise_for_change()
-    n_threads = threads.threads_for(len(rows) * call.table.dim, call.num_threads)
+    team = threads.team_for(len(rows) * call.table.dim, call.num_threads)
     if kernels.is_table(weight):
-        threads.run(kernels.renorm, n_threads, weight, rows, max_norm, norm_type)
+        threads.run(kernels.renorm, team, weight, rows, max_norm, norm_type)
     else:
         copies = np.ascontiguousarray(weight[rows])
         ids = np.arange(len(rows))
-        threads.run(kernels.renorm, n_threads, copies, ids, max_norm, norm_type)
+        threads.run(kernels.renorm, team, copies, ids, max_norm, norm_type)
         weight[rows] = copies
     return replace(call, table=_encodings.as_table(weight))

@@ -6,9 +6,11 @@ Tested in tests/process/.
 from typing import Any, Literal, overload
 
 from embag import _arguments
-from embag._kernels import dispatch
+from embag._kernels import dispatch, strategies
 from embag._process import threads
 from embag._version import __version__
+
+_NEW_LINE = "\n              "
 
 
 @overload
@@ -27,8 +29,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     -------
     dict or None
         With ``mode="dicts"``: the version, the compiler, the levels that are built, supported
-        and in use, OpenMP's version, and the number of threads with the rule that decided it
-        and notes. Otherwise None.
+        and in use, OpenMP's version, the number of threads with the rule that decided it and
+        notes, and which prefetch strategies are in use. Otherwise None.
 
     Raises
     ------
@@ -60,6 +62,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         },
         "OpenMP": openmp or None,
         "threads": {"count": n_threads, "decided by": rule, "notes": threads.notes()},
+        "prefetching": strategies.report(),
     }
     if mode == "dicts":
         return config
@@ -72,6 +75,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         f"  OpenMP      {openmp or 'none: built without it, serial'}\n"
         f"  threads     {n_threads}, decided by {rule}",
         *config["threads"]["notes"],
-        sep="\n              ",
+        sep=_NEW_LINE,
     )
+    print(f"  prefetching {_NEW_LINE.join(strategies.describe())}")
     return None

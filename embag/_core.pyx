@@ -16,6 +16,8 @@ The parts, each using only those above it:
     arrays.pxi       which arrays can be read or written as they are
     chunks.pxi       work in chunks, shared among threads
     arithmetic.pxi   arithmetic on some columns of a row, in registers
+    pages.pxi        whether the pages of rows are prefetched
+    strategies.pxi   which rows are prefetched when
     jobs.pxi         what is looked up, where results go; prefetching
     entries.pxi      the entries of a row, decoded
     blocks.pxi       the walk: bags reduced over a block of columns
@@ -66,6 +68,14 @@ cdef extern from "Python.h":
 
 cdef extern from "_kernels/platform.h" nogil:
     void embag_prefetch(size_t address)
+    void embag_prefetch_near(size_t address)
+    void embag_touch(const char* address)
+    void embag_prefetch_pages(size_t address, size_t n_bytes)
+    int64_t embag_now()
+    bint embag_leads()
+    void embag_add_region(double took, double alone)
+    void embag_take_region(double* took, double* alone)
+    int embag_cpu_family()
     void embag_prefetch_to_write(size_t address)
     int32_t embag_read_int32(const int32_t* source)
     int64_t embag_read_int64(const int64_t* source)
@@ -84,11 +94,13 @@ cdef extern from "_kernels/platform.h" nogil:
     uint16_t embag_float_to_half(float value)
     uint16_t embag_float_to_bfloat(float value)
     void embag_halves_to_floats(const Py_ssize_t n, const char* halves, float* to)
+    void embag_floats_to_halves(const Py_ssize_t n, const float* source, uint16_t* to)
     void embag_bytes_to_floats(const int bits, const Py_ssize_t n, const char* source, float* to)
     float embag_fma(float a, float b, float c)
     int embag_cpu_level()
     enum: EMBAG_BLOCK_BYTES
     enum: EMBAG_FMA
+    enum: EMBAG_TOUCHES
     enum: EMBAG_OPENMP
     const char* EMBAG_COMPILER
 
@@ -110,6 +122,8 @@ include "_kernels/modes.pxi"
 include "_kernels/arrays.pxi"
 include "_kernels/chunks.pxi"
 include "_kernels/arithmetic.pxi"
+include "_kernels/pages.pxi"
+include "_kernels/strategies.pxi"
 include "_kernels/jobs.pxi"
 include "_kernels/entries.pxi"
 include "_kernels/blocks.pxi"

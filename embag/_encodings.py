@@ -93,7 +93,7 @@ class Table(NamedTuple):
         """Return the table with a view of the rows, whose layout no other code can change."""
         return self._replace(rows=np.ndarray.view(self.rows, np.ndarray))
 
-    def decode(self, indices: AnyArray, values: AnyArray, n_threads: int) -> bool:
+    def decode(self, indices: AnyArray, values: AnyArray, team: threads.Team) -> bool:
         """Fill `values` with these rows in float32; return False if an id is out of range.
 
         Each row is decoded as the maximum of a bag of one row, which leaves its entries as
@@ -101,7 +101,7 @@ class Table(NamedTuple):
         """
         return threads.run(
             kernels.reduce_bags,
-            n_threads,
+            team,
             self.rows,
             self.code,
             self.dim,

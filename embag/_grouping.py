@@ -32,7 +32,7 @@ def group_by_row(
     n_positions: int,
     n_rows: int,
     padding: int = -1,
-    n_threads: int = 1,
+    team: threads.Team = threads.SERIAL,
     *,
     by_bag: bool = False,
     offsets: NDArray[Any] | None = None,
@@ -42,16 +42,14 @@ def group_by_row(
 
     Ids of the row `padding` are skipped. The members of a group are positions, or with `by_bag`
     the bags of these positions, given by `offsets` or the shape of `input`. Returns None if an
-    id is out of range. The result does not depend on `n_threads`.
+    id is out of range. The result does not depend on `team`.
 
     Uses 16 bytes for each position and 16 for each row that occurs; 8 and 16 of them are the
     result.
     """
     bags = offsets, include_last_offset, by_bag
     try:
-        groups = threads.run(
-            kernels.group_by_row, n_threads, input, *bags, n_positions, n_rows, padding
-        )
+        groups = threads.run(kernels.group_by_row, team, input, *bags, n_positions, n_rows, padding)
         return None if groups is None else Groups(*groups)
     except OverflowError:
         # Row and position do not fit one 64-bit key, as with 2**40 rows and 2**24 positions.
@@ -65,7 +63,7 @@ def group_by_row(
         number_of_padding = int(np.searchsorted(occurring, padding))
     groups = threads.run(
         kernels.group_by_row,
-        n_threads,
+        team,
         numbers.reshape(used.shape),
         *bags,
         n_positions,

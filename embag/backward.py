@@ -206,8 +206,8 @@ def embedding_bag_backward(
     else:
         bags.check_offsets()
 
-    n_threads = threads.threads_for((n_indices + bags.n_bags) * dim, call.num_threads)
-    backward = _Backward(call, bags, bags.used.size, n_threads, scale_grad_by_freq, sparse)
+    team = threads.team_for((n_indices + bags.n_bags) * dim, call.num_threads)
+    backward = _Backward(call, bags, bags.used.size, team, scale_grad_by_freq, sparse)
     grad_weight: NDArray[Any] | SparseRows | None = None
     grad_sample: NDArray[Any] | None = None
     wants_weight = wrt != "per_sample_weights"
@@ -230,7 +230,7 @@ class _Backward(NamedTuple):
     call: Call
     bags: ArrayBags
     n_positions: int  # in bags
-    n_threads: int
+    team: threads.Team
     scale_grad_by_freq: bool
     sparse: bool
 
@@ -255,7 +255,7 @@ def _divide_by_sizes(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | 
     quotients = _arguments.new_array(np.empty, grad.shape, grad.dtype)
     done = threads.run(
         kernels.divide_by_sizes,
-        backward.n_threads,
+        backward.team,
         grad,
         *backward.bag_arrays,
         backward.call.padding,
@@ -264,13 +264,13 @@ def _divide_by_sizes(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | 
     return quotients if done else None
 
 
-def _count_column_threads(backward: _Backward, grad: NDArray[Any]) -> int:
-    """Return how many threads can share the columns of a dense gradient.
+def _column_team(backward: _Backward, grad: NDArray[Any]) -> threads.Team:
+    """Return the threads that share the columns of a dense gradient.
 
     Each takes at least a cache line.
     """
     n_lines: int = (grad.shape[1] * grad.itemsize + 63) // 64
-    return min(backward.n_threads, max(1, n_lines))
+    return backward.team.at_most(max(1, n_lines))
 
 
 def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseRows | None:
@@ -280,14 +280,14 @@ def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseR
         if quotients is None:
             return None
         grad = quotients
-    n_column_threads = _count_column_threads(backward, grad)
-    many_threads = backward.n_threads > SCATTER_GAIN * n_column_threads
+    column_team = _column_team(backward, grad)
+    many_threads = backward.team.n > SCATTER_GAIN * column_team.n
     if backward.sparse or backward.scale_grad_by_freq or many_threads:
         return _sum_by_row(backward, grad)
     result = _arguments.new_array(np.zeros, (backward.n_rows, grad.shape[1]), grad.dtype)
     done = threads.run(
         kernels.scatter,
-        n_column_threads,
+        column_team,
         grad,
         *backward.bag_arrays,
         backward.sample,
@@ -304,7 +304,7 @@ def _sum_by_row(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | Spars
         backward.n_positions,
         backward.n_rows,
         backward.call.padding,
-        backward.n_threads,
+        backward.team,
         by_bag=backward.sample is None,
         offsets=backward.bags.offsets,
         include_last_offset=backward.bags.includes_last,
@@ -315,7 +315,7 @@ def _sum_by_row(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | Spars
     if backward.sample is not None:
         factors = threads.run(
             kernels.look_up_weights,
-            backward.n_threads,
+            backward.team,
             *backward.bag_arrays,
             backward.sample,
             groups.members,
@@ -330,7 +330,7 @@ def _sum_by_row(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | Spars
         result = _arguments.new_array(np.zeros, (backward.n_rows, dim), grad.dtype)
     reduction = kernels.DIVIDED_SUM if backward.scale_grad_by_freq else kernels.MODE_CODES["sum"]
     out_rows = None if backward.sparse else groups.rows
-    if not _reduce_groups(groups, grad, factors, reduction, result, out_rows, backward.n_threads):
+    if not _reduce_groups(groups, grad, factors, reduction, result, out_rows, backward.team):
         return None
     if backward.sparse:
         return SparseRows._of_groups(groups.rows, result, (backward.n_rows, dim))
@@ -344,13 +344,13 @@ def _reduce_groups(
     reduction: int,
     result: NDArray[Any],
     out_rows: NDArray[np.int64] | None,
-    n_threads: int,
+    team: threads.Team,
 ) -> bool:
     """Fill `result` by a lookup in `grad`: each group is a bag whose ids are bags."""
     table = _encodings.as_table(grad)
     done: bool = threads.run(
         kernels.reduce_bags,
-        n_threads,
+        team,
         table.rows,
         table.code,
         table.dim,
@@ -379,8 +379,8 @@ def _scatter_to_winners(
         table = _encodings.as_table(weight)
         _call.run(dataclasses.replace(backward.call, table=table), maxima, winners)
     result = _arguments.new_array(np.zeros, (backward.n_rows, grad.shape[1]), grad.dtype)
-    n_threads = _count_column_threads(backward, grad)
-    done = threads.run(kernels.scatter_max, n_threads, grad, winners, backward.call.padding, result)
+    team = _column_team(backward, grad)
+    done = threads.run(kernels.scatter_max, team, grad, winners, backward.call.padding, result)
     return result if done else None
 
 
@@ -389,7 +389,7 @@ def _dot_rows(backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]) -> 
     result = _arguments.new_array(np.zeros, backward.bags.indices.shape, weight.dtype)
     done = threads.run(
         kernels.dot_rows,
-        backward.n_threads,
+        backward.team,
         _arguments.as_table(weight),
         *backward.bag_arrays,
         grad,

@@ -234,7 +234,7 @@ def embedding_bag(
            [20., 21.]], dtype=float32), 1)
     """
     result = kernels.plain_call(
-        threads.threads_for,
+        threads.runs_alone,
         threads.ENTRIES_PER_THREAD,
         input,
         weight,

@@ -282,8 +282,8 @@ class QuantizedTable:
         self, indices: NDArray[Any], values: NDArray[np.float32], num_threads: int | None
     ) -> None:
         """Fill `values` with the floats of rows that exist."""
-        n_threads = threads.threads_for(values.size, num_threads)
-        if not self._encoded.decode(indices, values, n_threads):
+        team = threads.team_for(values.size, num_threads)
+        if not self._encoded.decode(indices, values, team):
             _arguments.raise_for_change()
 
     def error(self, weight: NDArray[Any]) -> QuantizationError:
@@ -458,8 +458,8 @@ def quantize(
         if rows.dtype != np.float32 or not kernels.is_table(rows):
             with np.errstate(all="ignore"):  # entries too large for float32 become infinite
                 rows = np.array(rows, np.float32, order="C")
-        n_threads = threads.threads_for(rows.size, num_threads)
-        if not threads.run(kernels.quantize, n_threads, rows, bits, packed[start:stop]):
+        team = threads.team_for(rows.size, num_threads)
+        if not threads.run(kernels.quantize, team, rows, bits, packed[start:stop]):
             i = kernels.first_bad_row(rows, bits)
             if i < 0:
                 _arguments.raise_for_change()

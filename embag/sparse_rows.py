@@ -222,12 +222,12 @@ class SparseRows:
         if _arguments.shares_memory(weight, self.values):
             raise ValueError("weight must share no memory with values, got an overlap")
         values = _arguments.as_table(self.values)
-        n_threads = threads.threads_for(2 * values.size, num_threads)
+        team = threads.team_for(2 * values.size, num_threads)
         table, indices = weight, self.indices
         if not kernels.is_table(weight):
             table = np.ascontiguousarray(weight.view(np.ndarray)[self.indices])
             indices = np.arange(len(table))
-        if not threads.run(kernels.add_rows, n_threads, table, indices, values, factor):
+        if not threads.run(kernels.add_rows, team, table, indices, values, factor):
             _arguments.raise_for_change()
         if table is not weight:
             weight.view(np.ndarray)[self.indices] = table

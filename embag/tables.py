@@ -25,6 +25,7 @@ from embag._arguments import AnyArray, as_count, check_table, describe
 from embag._encodings import FLOATS_RULE
 from embag._files.headers import FORMATS, Format, Packing, Place, check_regular, read_tensors
 from embag._files.replacement import replacement
+from embag._kernels.dispatch import kernels
 from embag._process import cgroups, threads
 from embag._types import Table
 from embag.memory import aligned_empty
@@ -367,8 +368,10 @@ def _map(file: BinaryIO, place: Place) -> AnyArray:
     pages = mmap.mmap(file.fileno(), place.start + place.n_bytes, access=mmap.ACCESS_READ)
     # If a table fits memory, reading ahead by 2 MiB soon has all of it in memory, in large
     # pages where the file system has them. If it does not, reading ahead would evict pages
-    # that lookups need. Figures: docs/tables.md.
-    advice = "MADV_RANDOM" if place.n_bytes > _memory_limit() // 2 else "MADV_HUGEPAGE"
+    # that lookups need, and the kernels prefetch single pages. Figures: docs/tables.md.
+    limit = _memory_limit() // 2
+    kernels.prefetch_pages_above(limit)
+    advice = "MADV_RANDOM" if place.n_bytes > limit else "MADV_HUGEPAGE"
     if hasattr(mmap, advice):
         with contextlib.suppress(OSError):  # only advice, which a system may not support
             pages.madvise(getattr(mmap, advice))

@@ -13,6 +13,8 @@ sys.path[:0] = [str(HERE / "support"), str(HERE)]
 # millisecond before it sleeps, which makes tests several times slower on a busy machine.
 # The OpenMP runtime reads this variable when embag is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# And tests count threads: calls that take long must not use fewer.
+os.environ.setdefault("EMBAG_THREADS", "fixed")
 
 from cases import LEVELS  # noqa: E402
 

@@ -23,6 +23,7 @@ TYPES = {
     "ndarray": "NDArray[Any]",
     "tuple": "tuple[Any, ...]",
     "dict": "dict[Any, Any]",
+    "bytes": "bytes",
 }
 HEAD = '''"""The kernels, as `_kernels/dispatch.py` loads them. Made by tools/stubs.py."""
 

@@ -14,6 +14,9 @@ teams that do not.
 The three ways take turns. Each reports the calls per second, the median and the 99th percentile
 of their times, the CPU time per call, and the final number of threads of the process. `--json
 FILE` writes all rounds.
+
+`--burners N` measures something else: calls beside N processes that keep processors busy, from
+embag with several settings and from torch (busy.py).
 """
 
 import argparse
@@ -31,6 +34,7 @@ import numpy as np
 
 import embag
 from benchmarks import machine
+from benchmarks.callers import busy
 from benchmarks.operations.worker import ROOT
 from embag._process import _teams, threads
 
@@ -67,13 +71,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="per round")
     parser.add_argument("--threads", type=int, default=0, help="act as if on so many processors")
+    parser.add_argument("--burners", type=int, default=0, help="measure beside so many processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     arguments = parser.parse_args()
     n_rounds, seconds = (1, 0.2) if arguments.quick else (arguments.rounds, arguments.seconds)
 
     results = machine.facts()
     results["settings"] = {"rounds": n_rounds, "seconds": seconds, "threads": arguments.threads}
-    results["loads"] = {}
+    if arguments.burners:
+        results["settings"]["burners"] = arguments.burners
+        results |= busy.measure(arguments.burners, n_rounds, seconds, arguments.quick)
+    else:
+        results["loads"] = _measure_ways(n_rounds, seconds, arguments)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _measure_ways(
+    n_rounds: int, seconds: float, arguments: argparse.Namespace
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Measure the three ways under each load, in turn; return all rounds."""
+    loads_found = {}
     print("| callers | call | way | calls/s | p50, ms | p99, ms | CPU ms a call | threads |")
     print("|--:|---|---|--:|--:|--:|--:|--:|")
     for n_callers in [8] if arguments.quick else CALLERS:
@@ -84,12 +103,10 @@ def main() -> None:
                 for way in WAYS:
                     figures = _measure(n_callers, load, way, seconds, arguments.threads)
                     rounds[way].append(figures)
-            results["loads"][f"{n_callers} callers, {load}"] = rounds
+            loads_found[f"{n_callers} callers, {load}"] = rounds
             for way in WAYS:
                 show(n_callers, load, way, rounds[way])
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    return loads_found
 
 
 def show(n_callers: int, load: str, way: str, rounds: list[dict[str, float]]) -> None:

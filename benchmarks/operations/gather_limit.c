@@ -1,67 +1,81 @@
-/* The gather limit: read only one word of each cache line of the rows, in the order of `rows`.
+/* The gather limit: read one word of each cache line of the rows, in the order of `rows`.
  *
  * No embedding bag can be faster than the memory delivers lines. The number of misses in
- * flight depends on how lines are prefetched. So the caller (contenders.py) searches for the
- * best strategy: the cache to prefetch into, the number of rows ahead, and the number of rows
- * per burst. The file is compiled at run time with `cc -O3`. Each number of lines is a case of
- * its own: a loop counter and a branch per line would cost a quarter of the bandwidth.
+ * flight depends on how lines are prefetched. So the caller (contenders/limit.py) searches for
+ * the best strategy: the cache to prefetch into, the number of rows ahead, and the number of
+ * rows at once. The file is compiled at run time, for the number of lines of a row: a loop
+ * counter and a branch per line would cost a quarter of the bandwidth.
+ *
+ *     cc -O3 -DLINES=4 [-fopenmp] -shared -fPIC gather_limit.c
  */
 #include <stdint.h>
 
 enum { LINE = 64 };
+enum { NOWHERE, L1, L2, STREAM }; /* where to prefetch; STREAM is prefetchnta */
 
-/* Return the i-th line of a row that touches `lines` lines, or one less: then the last line is
- * returned twice. */
-static inline const char *line_of(uintptr_t row, int64_t row_bytes, int i, int lines)
+/* Return the i-th line of a row that touches LINES lines, or fewer: then its last line is
+ * returned again. */
+static inline const char *line_of(uintptr_t row, int64_t row_bytes, int i)
 {
-    uintptr_t byte = i + 1 < lines ? row + (uintptr_t)i * LINE : row + (uintptr_t)row_bytes - 1;
+    uintptr_t byte = i + 1 < LINES ? row + (uintptr_t)i * LINE : row + (uintptr_t)row_bytes - 1;
     return (const char *)(byte & -(uintptr_t)LINE);
 }
 
 /* In turn, prefetch `burst` rows that are `ahead` rows away, and read `burst` rows. Return the
- * sum of the first words of all lines, so that the compiler cannot drop a read. `lines` and
- * `level` are literals where this is inlined. */
+ * sum of the first words of all lines, so that the compiler cannot drop a read. `where` is a
+ * literal where this is inlined. */
 static inline __attribute__((always_inline)) uint64_t
 gather_lines(const char *table, const int64_t *rows, int64_t n_rows, int64_t row_bytes,
-             int lines, int level, int64_t ahead, int64_t burst)
+             int where, int64_t ahead, int64_t burst)
 {
     uint64_t sum = 0;
     for (int64_t start = -ahead; start < n_rows; start += burst) {
         int64_t stop = start + burst < n_rows ? start + burst : n_rows;
         int64_t prefetch_stop = stop + ahead < n_rows ? stop + ahead : n_rows;
-        for (int64_t k = start + ahead; level && k < prefetch_stop; k++) {
+        for (int64_t k = start + ahead; where && k < prefetch_stop; k++) {
             uintptr_t row = (uintptr_t)table + (uintptr_t)(rows[k] * row_bytes);
-            for (int i = 0; i < lines; i++) {
-                if (level == 1)
-                    __builtin_prefetch(line_of(row, row_bytes, i, lines), 0, 3);
+            for (int i = 0; i < LINES; i++) {
+                if (where == L1)
+                    __builtin_prefetch(line_of(row, row_bytes, i), 0, 3);
+                else if (where == L2)
+                    __builtin_prefetch(line_of(row, row_bytes, i), 0, 2);
                 else
-                    __builtin_prefetch(line_of(row, row_bytes, i, lines), 0, 2);
+                    __builtin_prefetch(line_of(row, row_bytes, i), 0, 0);
             }
         }
         for (int64_t k = start < 0 ? 0 : start; k < stop; k++) {
             uintptr_t row = (uintptr_t)table + (uintptr_t)(rows[k] * row_bytes);
-            for (int i = 0; i < lines; i++)
-                sum += *(const uint64_t *)line_of(row, row_bytes, i, lines);
+            for (int i = 0; i < LINES; i++)
+                sum += *(const uint64_t *)line_of(row, row_bytes, i);
         }
     }
     return sum;
 }
 
-/* `level`: the cache to prefetch into, 1 or 2; 0 prefetches nothing. */
-uint64_t gather(const char *table, const int64_t *rows, int64_t n_rows, int64_t row_bytes,
-                int lines, int level, int64_t ahead, int64_t burst)
+static uint64_t gather_on_one(const char *table, const int64_t *rows, int64_t n_rows,
+                              int64_t row_bytes, int where, int64_t ahead, int64_t burst)
 {
-#define GATHER(lines)                                                                          \
-    (level == 1   ? gather_lines(table, rows, n_rows, row_bytes, lines, 1, ahead, burst)       \
-     : level == 2 ? gather_lines(table, rows, n_rows, row_bytes, lines, 2, ahead, burst)       \
-                  : gather_lines(table, rows, n_rows, row_bytes, lines, 0, 0, n_rows + 1))
-    switch (lines) {
-    case 2: return GATHER(2);
-    case 3: return GATHER(3);
-    case 4: return GATHER(4);
-    case 7: return GATHER(7);
-    case 8: return GATHER(8);
-    case 16: return GATHER(16);
-    default: return GATHER(lines);
+    switch (where) {
+    case L1: return gather_lines(table, rows, n_rows, row_bytes, L1, ahead, burst);
+    case L2: return gather_lines(table, rows, n_rows, row_bytes, L2, ahead, burst);
+    case STREAM: return gather_lines(table, rows, n_rows, row_bytes, STREAM, ahead, burst);
+    default: return gather_lines(table, rows, n_rows, row_bytes, NOWHERE, 0, n_rows + 1);
     }
+}
+
+/* With several threads, each takes a part of the rows as soon as it is free: threads are not
+ * equally fast. */
+uint64_t gather(const char *table, const int64_t *rows, int64_t n_rows, int64_t row_bytes,
+                int where, int64_t ahead, int64_t burst, int n_threads)
+{
+    int64_t n_parts = n_threads == 1 ? 1 : 4 * n_threads;
+    uint64_t sum = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(n_threads) schedule(dynamic) reduction(+ : sum)
+#endif
+    for (int64_t part = 0; part < n_parts; part++) {
+        int64_t start = n_rows * part / n_parts, stop = n_rows * (part + 1) / n_parts;
+        sum += gather_on_one(table, rows + start, stop - start, row_bytes, where, ahead, burst);
+    }
+    return sum;
 }

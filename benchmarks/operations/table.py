@@ -1,19 +1,19 @@
-"""Results to Markdown tables: `python -m benchmarks.operations.table RESULTS... PAGE`.
+"""Published results to Markdown tables: `python -m benchmarks.operations.table`, from the root.
 
-There is a table for each group of workloads. It replaces the text between its markers in the
-page, if the results have workloads of that group. `NAME=RESULTS.json` names the processor.
-Results of several processors stand side by side, and each has a table of its own below.
-`--check` changes nothing and fails if it would. No figure is typed by hand.
+There is a table for each group of workloads. It replaces the text between its markers in
+`docs/benchmarks.md`. Results of several processors stand side by side, and each has a table of
+its own below. `--check` changes nothing and fails if it would. No figure is typed by hand.
 """
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.operations.workloads import GROUPS
+from benchmarks import published
+
+PAGE = Path("docs/benchmarks.md")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class Table:
     peers: tuple[str, ...] = ("torch",)
 
 
+TIMES_TORCH = ("times torch", ".2f")
+AGAIN = ("embag beside itself", "embag", "times again", ".2f")
+OF_LIMITS = (
+    ("of the gather limit", "embag", "share of limit", ".0%"),
+    ("of the best pinned candidate", "embag", "share of pinned", ".0%"),
+    AGAIN,
+)
 TABLES = {
     "forward": Table(
         "benchmark table",
@@ -32,11 +39,15 @@ TABLES = {
         (
             ("embag, ns per row", "embag", "ns per row", ".1f"),
             ("torch, ns per row", "torch", "ns per row", ".1f"),
+            ("zentorch, ns per row", "zentorch", "ns per row", ".1f"),
             ("times as fast as torch", "embag", "times torch", ".2f"),
-            ("the same, table as NumPy allocates it", "embag-numpy", "times torch", ".2f"),
-            ("of the gather limit", "embag", "share of limit", ".0%"),
+            ("as zentorch", "embag", "times zentorch", ".2f"),
+            *OF_LIMITS,
+            ("table as NumPy allocates it: times as fast as torch", "embag-numpy", *TIMES_TORCH),
+            ("of its gather limit", "embag-numpy", "share of limit-numpy", ".0%"),
         ),
         "1024 bags of 40 unless stated otherwise.",
+        ("torch", "zentorch"),
     ),
     "gradients": Table(
         "gradient table",
@@ -46,6 +57,7 @@ TABLES = {
             ("torch, ns per index", "torch", "ns per row", ".1f"),
             ("times as fast as torch", "embag", "times torch", ".2f"),
             ("the same, torch not coalescing", "embag", "times torch-uncoalesced", ".2f"),
+            AGAIN,
         ),
         "D = 64 and 512 bags of 40 unless stated otherwise; torch's sparse gradients are "
         "coalesced, except in the last column.",
@@ -57,13 +69,15 @@ TABLES = {
             ("bytes of a row", "embag", "bytes per row", "d"),
             ("embag, ns per row", "embag", "ns per row", ".1f"),
             ("torch, ns per row", "torch", "ns per row", ".1f"),
+            ("zentorch, ns per row", "zentorch", "ns per row", ".1f"),
             ("FBGEMM, ns per row", "fbgemm", "ns per row", ".1f"),
             ("times as fast as torch", "embag", "times torch", ".2f"),
+            ("as zentorch", "embag", "times zentorch", ".2f"),
             ("as FBGEMM", "embag", "times fbgemm", ".2f"),
-            ("of the gather limit", "embag", "share of limit", ".0%"),
+            *OF_LIMITS,
         ),
         "1024 bags of 40 unless stated otherwise.",
-        ("torch", "fbgemm-gpu-cpu"),
+        ("torch", "zentorch", "fbgemm-gpu-cpu"),
     ),
     "matrices": Table(
         "matrix table",
@@ -73,52 +87,32 @@ TABLES = {
             ("SciPy, ns per entry", "scipy", "ns per row", ".1f"),
             ("times as fast as SciPy", "embag", "times scipy", ".2f"),
             ("the same, W as NumPy allocates it", "embag-numpy", "times scipy", ".2f"),
-            ("of the gather limit", "embag", "share of limit", ".0%"),
+            *OF_LIMITS,
         ),
         "X is CSR and, like W, float32, with 1024 rows of 40 entries unless stated otherwise.",
         ("scipy",),
     ),
 }
+TABLES["threads"] = replace(
+    TABLES["inference"], marker="thread table", first_column="on two threads"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.operations.table", description=__doc__
     )
-    parser.add_argument("results", nargs="+", help="[NAME=]JSON from benchmarks.run")
-    parser.add_argument("page", type=Path, help="a file with the markers")
+    parser.add_argument("page", type=Path, nargs="?", default=PAGE, help="a file with the markers")
+    parser.add_argument("--results", type=Path, default=published.FOLDER, help="the folder")
     parser.add_argument("--check", action="store_true", help="fail if a table differs")
     arguments = parser.parse_args()
 
-    everything = [read(result) for result in arguments.results]
-    old = new = arguments.page.read_text()
+    page = arguments.page.read_text()
     for group, table in TABLES.items():
-        measured = [results for results in everything if workloads_of(group, results)]
+        measured = list(published.find(group, arguments.results))
         if measured:
-            new = insert(new, table.marker, render(group, measured))
-    if not arguments.check:
-        arguments.page.write_text(new)
-    elif new != old:
-        sys.exit(f"{arguments.page} does not match {' '.join(arguments.results)}")
-
-
-def read(argument: str) -> dict[str, Any]:
-    """Return results, with the name of their processor."""
-    name, _, path = argument.rpartition("=")
-    results: dict[str, Any] = json.loads(Path(path).read_text())
-    results["name"] = name
-    return results
-
-
-def workloads_of(group: str, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the workloads of a group that the results have."""
-    return [w for w in results["workloads"] if w["name"] in GROUPS[group]]
-
-
-def processor(results: dict[str, Any]) -> str:
-    """Return the name of a processor as the system has it, and as the results were named."""
-    model: str = results["machine"]["processor"]
-    return f"{model} ({results['name']})" if results["name"] else model
+            page = insert(page, table.marker, render(group, measured))
+    published.update(arguments.page, page, arguments.check)
 
 
 def insert(page: str, marker: str, text: str) -> str:
@@ -131,43 +125,47 @@ def insert(page: str, marker: str, text: str) -> str:
 
 
 def render(group: str, measured: list[dict[str, Any]]) -> str:
-    """Return the tables of a group: one for each processor, after one of all their ratios."""
+    """Return the tables of a group: one for each processor, after one that compares them."""
     table = TABLES[group]
-    details = [_details(table, workloads_of(group, results), results) for results in measured]
+    details = [_details(table, results) for results in measured]
     if len(measured) == 1:
         return details[0]
-    parts = [_side_by_side(group, measured)]
+    parts = [_side_by_side(table, measured)]
     for results, detail in zip(measured, details, strict=True):
-        parts.append(f"**{processor(results)}**\n\n{detail}")
+        parts.append(f"**{results['machine']['name']}**\n\n{detail}")
     return "\n\n".join(parts)
 
 
-def _side_by_side(group: str, measured: list[dict[str, Any]]) -> str:
-    """Return one ratio of each workload on each processor: the first column of ratios."""
-    table = TABLES[group]
-    ratio = next(column for column in table.columns if column[2].startswith("times "))
-    figures = [{w["title"]: w["contenders"] for w in workloads_of(group, r)} for r in measured]
-    titles = dict.fromkeys(title for of_one in figures for title in of_one)
-    lines = _heading([f"{table.first_column}: {ratio[0]}", *map(processor, measured)])
-    for title in titles:
-        cells = [_cell(of_one.get(title, {}), *ratio[1:]) for of_one in figures]
+def _side_by_side(table: Table, measured: list[dict[str, Any]]) -> str:
+    """Return how many times as fast as its best peer embag is, on each processor."""
+    best = [{w["title"]: published.best_peer(w) for w in r["workloads"]} for r in measured]
+    heading = f"{table.first_column}: times as fast as the best peer"
+    lines = _heading([heading, *(results["machine"]["name"] for results in measured)])
+    for title in dict.fromkeys(title for of_one in best for title in of_one):
+        found = [of_one.get(title) for of_one in best]
+        cells = ["" if one is None else f"{one[1]:.2f} ({one[0]})" for one in found]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _details(table: Table, workloads: list[dict[str, Any]], results: dict[str, Any]) -> str:
+def _details(table: Table, results: dict[str, Any]) -> str:
     """Return all figures of a group on one processor, and how they were measured."""
     machine, versions, settings = results["machine"], results["versions"], results["settings"]
-    n_threads = settings["threads"]
-    lines = _heading([table.first_column, *(heading for heading, *_ in table.columns)])
+    workloads = results["workloads"]
+    n_threads = max(workload.get("n_threads", 1) for workload in workloads)
+    columns = [
+        (heading, *column)
+        for heading, *column in table.columns
+        if any(_cell(workload["contenders"], *column) for workload in workloads)
+    ]
+    lines = _heading([table.first_column, *(heading for heading, *_ in columns)])
     for workload in workloads:
-        figures = workload["contenders"]
-        cells = [_cell(figures, *column) for _, *column in table.columns]
+        cells = [_cell(workload["contenders"], *column) for _, *column in columns]
         lines.append(f"| {workload['title']} | {' | '.join(cells)} |")
-    peers = [f"{p} {versions[p]}" if versions.get(p) else f"{p} not installed" for p in table.peers]
+    peers = [f"{peer} {versions[peer]}" for peer in table.peers if versions.get(peer)]
     lines += [
         "",
-        f"{processor(results)}, {n_threads} thread{'s' if n_threads > 1 else ''} of "
+        f"{machine['name']}, {n_threads} thread{'s' if n_threads > 1 else ''} of "
         f"{machine['cores']} cores, level {versions['level']}; {versions['compiler']}, "
         f"NumPy {versions['numpy']}, {', '.join(peers)}; {results['date']}. Medians of "
         f"{settings['rounds']} rounds. {table.usual}",

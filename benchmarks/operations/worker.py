@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.operations.contenders import CONTENDERS, Limit
+from benchmarks.operations.contenders import CONTENDERS
 from benchmarks.operations.workloads import get_workload, make_batches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,8 +64,7 @@ def main(workload_name: str, contender_name: str, n_threads: int, quick: bool) -
         contender.check(batch)
 
     calls = [contender.convert(batch) for batch in batches]
-    if isinstance(contender, Limit):
-        contender.tune(calls)
+    contender.settle(calls)
     calls *= workload.passes
     # Untimed calls wake up the processor. They are the last calls of the round, so their rows
     # have left the caches when they are timed.

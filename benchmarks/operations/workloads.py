@@ -21,13 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAIN = ("torch", "embag", "embag-numpy", "limit")
-IN_CACHE = ("torch", "embag", "embag-numpy")  # the gather limit is one of memory
-EVERYONE = (*MAIN, "numba", "scipy", "numpy")
-BACKWARD = ("torch", "embag")
-SPARSE = ("torch", "torch-uncoalesced", "embag")
-SERVED = ("torch", "embag", "limit")
-COLLECTION = ("fbgemm", "torch", "embag")
+# Neighbours in this order are compared most exactly.
+OURS = ("embag", "embag-again", "embag-pinned")
+ALIGNED = ("torch", "zentorch", *OURS, "limit")
+MAIN = (*ALIGNED, "embag-numpy", "limit-numpy")
+IN_CACHE = ("torch", "zentorch", *OURS, "embag-numpy")  # the gather limit is one of memory
+PLAIN = ("numba", "scipy", "numpy")
+BACKWARD = ("torch", "embag", "embag-again")
+SPARSE = ("torch", "torch-uncoalesced", "embag", "embag-again")
+COLLECTION = ("fbgemm", "torch", "zentorch", "embag", "embag-again")
+MATRIX = ("scipy", *OURS, "embag-numpy")
 
 # The bits of an entry, and the bytes of scale and bias of a quantized row.
 FORMATS = {
@@ -60,11 +63,13 @@ class Workload:
     weighted: bool = False
     padding_idx: int | None = None  # if given, a tenth of the indices
     ids: str = "uniform"  # or "zipf", or "hot": half of the ids are the same row
+    skewed: bool = False  # 99 of a hundred ids of a collection are those of the first table
     ragged: bool = False  # geometric lengths, some 0; one bag is a fifth as large as the rest
     kind: str = "forward"  # of operation: a key of `contenders.CONTENDERS`
     gradient: str | None = None  # of the table: "dense" or "sparse"; or "per_sample_weights"
     n_batches: int = 32
     passes: int = 1  # over all batches in a round
+    n_threads: int = 1  # of each contender
     contenders: tuple[str, ...] = MAIN
     targets: dict[str, dict[str, float]] = field(default_factory=dict)  # contender: {other: ratio}
     limit_target: float | None = None  # embag's share of the gather limit
@@ -137,7 +142,7 @@ _FORWARD = [
         "one bag of 20, D = 64, 1000 rows: the whole call",
         *(1000, 64, 1, 20),
         passes=64,
-        contenders=(*IN_CACHE, "numba", "scipy", "numpy"),
+        contenders=(*IN_CACHE, *PLAIN),
         targets={"embag": {"torch": 3}},
     ),
     Workload(
@@ -152,7 +157,7 @@ _FORWARD = [
         "sum-d64-10k",
         "sum, D = 64, 10 k rows, 512 bags of 40",
         *(10_000, 64, 512),
-        contenders=(*IN_CACHE, "numba", "scipy", "numpy"),
+        contenders=(*IN_CACHE, *PLAIN),
         targets={"embag": {"torch": 1.15}},
     ),
     Workload(
@@ -167,7 +172,7 @@ _FORWARD = [
         "sum-d64-2m",
         "sum, D = 64, 2 M rows",
         *(2_000_000, 64),
-        contenders=EVERYONE,
+        contenders=(*MAIN, *PLAIN),
         targets={"embag": {"torch": 1.6}, "embag-numpy": {"torch": 1.15}},
         limit_target=0.9,
     ),
@@ -185,7 +190,7 @@ _FORWARD = [
         "sum, D = 256, 2 M rows",
         *(2_000_000, 256),
         n_batches=16,
-        contenders=("torch", "embag", "limit"),  # 2 GB each
+        contenders=ALIGNED,  # 2 GB each
     ),
     Workload(
         "weighted-d64-2m",
@@ -200,6 +205,17 @@ _FORWARD = [
         *(2_000_000, 64),
         mode="mean",
         targets={"embag": {"torch": 1.5}},
+    ),
+    Workload(
+        "mean-d128-2m", "mean, D = 128, 2 M rows", 2_000_000, 128, mode="mean", contenders=ALIGNED
+    ),
+    Workload(
+        "mean-d256-2m",
+        "mean, D = 256, 2 M rows",
+        *(2_000_000, 256),
+        mode="mean",
+        n_batches=16,
+        contenders=ALIGNED,
     ),
     Workload(
         "zipf-d64-2m", "sum, Zipf-distributed ids, D = 64, 2 M rows", 2_000_000, 64, ids="zipf"
@@ -369,7 +385,7 @@ _INFERENCE = [
         *(2_000_000, 64),
         dtype="int8",
         kind="quantized",
-        contenders=SERVED,
+        contenders=ALIGNED,
         targets={"embag": {"torch": 1.6}},
     ),
     Workload(
@@ -378,7 +394,7 @@ _INFERENCE = [
         *(2_000_000, 128),
         dtype="int4",
         kind="quantized",
-        contenders=SERVED,
+        contenders=ALIGNED,
         targets={"embag": {"torch": 1.6}},
     ),
     Workload(
@@ -387,14 +403,14 @@ _INFERENCE = [
         *(2_000_000, 128),
         dtype="int2",
         kind="quantized",
-        contenders=SERVED,
+        contenders=ALIGNED,
     ),
     Workload(
         "float16-d64-2m",
         "float16 sum, D = 64, 2 M rows",
         *(2_000_000, 64),
         dtype="float16",
-        contenders=SERVED,
+        contenders=ALIGNED,
         targets={"embag": {"torch": 1.4}},
     ),
     Workload(
@@ -402,7 +418,7 @@ _INFERENCE = [
         "float16 sum, D = 128, 2 M rows",
         *(2_000_000, 128),
         dtype="float16",
-        contenders=SERVED,
+        contenders=ALIGNED,
         targets={"embag": {"torch": 1.4}},
     ),
     Workload(
@@ -410,7 +426,14 @@ _INFERENCE = [
         "bfloat16 sum, D = 64, 2 M rows",
         *(2_000_000, 64),
         dtype="bfloat16",
-        contenders=SERVED,
+        contenders=ALIGNED,
+    ),
+    Workload(
+        "bfloat16-d128-2m",
+        "bfloat16 sum, D = 128, 2 M rows",
+        *(2_000_000, 128),
+        dtype="bfloat16",
+        contenders=ALIGNED,
     ),
     Workload(
         "int8-d64-10k",
@@ -419,7 +442,7 @@ _INFERENCE = [
         dtype="int8",
         kind="quantized",
         passes=4,
-        contenders=("torch", "embag"),
+        contenders=("torch", "zentorch", *OURS),
         targets={"embag": {"torch": 1.1}},
     ),
     Workload(
@@ -429,7 +452,7 @@ _INFERENCE = [
         dtype="int8",
         kind="quantized",
         passes=4,
-        contenders=("torch", "embag"),
+        contenders=("torch", "zentorch", *OURS),
     ),
     Workload(
         "int4-d64-10k",
@@ -438,7 +461,7 @@ _INFERENCE = [
         dtype="int4",
         kind="quantized",
         passes=4,
-        contenders=("torch", "embag"),
+        contenders=("torch", "zentorch", *OURS),
     ),
     Workload(
         "int4-d128-10k",
@@ -447,7 +470,7 @@ _INFERENCE = [
         dtype="int4",
         kind="quantized",
         passes=4,
-        contenders=("torch", "embag"),
+        contenders=("torch", "zentorch", *OURS),
         targets={"embag": {"torch": 1.1}},
     ),
     # A request has few rows. Many batches keep these out of the nearer caches.
@@ -469,7 +492,7 @@ _INFERENCE = [
         n_tables=26,
         kind="collection",
         n_batches=8,
-        contenders=(*COLLECTION, "limit"),
+        contenders=(*COLLECTION, "embag-pinned", "limit"),
         targets={"embag": {"fbgemm": 1.3}},
     ),
     Workload(
@@ -480,7 +503,7 @@ _INFERENCE = [
         dtype="int8",
         kind="collection",
         n_batches=8,
-        contenders=("fbgemm", "embag", "limit"),
+        contenders=("fbgemm", *OURS, "limit"),
         targets={"embag": {"fbgemm": 1.3}},
     ),
     Workload(
@@ -490,7 +513,7 @@ _INFERENCE = [
         dtype="int8",
         kind="quantize",
         n_batches=4,  # calls
-        contenders=("torch", "embag"),
+        contenders=("torch", "embag", "embag-again"),
         targets={"embag": {"torch": 1}},
     ),
 ]
@@ -501,7 +524,7 @@ _MATRICES = [
         *(10_000, 64, 512),
         kind="matrix",
         weighted=True,
-        contenders=("scipy", "embag", "embag-numpy"),
+        contenders=MATRIX,
         targets={"embag": {"scipy": 3}},
     ),
     Workload(
@@ -510,7 +533,7 @@ _MATRICES = [
         *(10_000, 64, 4096),
         kind="matrix",
         weighted=True,
-        contenders=("scipy", "embag", "embag-numpy"),
+        contenders=MATRIX,
         targets={"embag": {"scipy": 3}},
     ),
     Workload(
@@ -519,8 +542,54 @@ _MATRICES = [
         *(2_000_000, 64),
         kind="matrix",
         weighted=True,
-        contenders=("scipy", "embag", "embag-numpy", "limit"),
+        contenders=(*MATRIX, "limit", "limit-numpy"),
         targets={"embag": {"scipy": 3}},
+    ),
+]
+_THREADS = [
+    Workload(
+        "sum-d64-2m-2t",
+        "sum, D = 64, 2 M rows",
+        *(2_000_000, 64),
+        n_threads=2,
+        contenders=ALIGNED,
+    ),
+    Workload(
+        "sum-d128-2m-2t",
+        "sum, D = 128, 2 M rows",
+        *(2_000_000, 128),
+        n_threads=2,
+        contenders=ALIGNED,
+    ),
+    Workload(
+        "int8-d64-2m-2t",
+        "8-bit sum, D = 64, 2 M rows",
+        *(2_000_000, 64),
+        dtype="int8",
+        kind="quantized",
+        n_threads=2,
+        contenders=ALIGNED,
+    ),
+    Workload(
+        "26-tables-batch-2t",
+        "26 tables of 100 k rows, D = 64, 512 bags of 10 each",
+        *(100_000, 64, 512, 10),
+        n_tables=26,
+        kind="collection",
+        n_batches=8,
+        n_threads=2,
+        contenders=(*COLLECTION, "embag-pinned", "limit"),
+    ),
+    Workload(
+        "26-tables-skewed-2t",
+        "the same, the first table has 99 % of as many ids",
+        *(100_000, 64, 512, 10),
+        n_tables=26,
+        skewed=True,
+        kind="collection",
+        n_batches=8,
+        n_threads=2,
+        contenders=(*COLLECTION, "embag-pinned", "limit"),
     ),
 ]
 # A workload for each kind, encoding and option.
@@ -529,11 +598,13 @@ QUICK += ("dense-mean-d64-10k", "dense-max-d64-10k", "sparse-weighted-d64-1m")
 QUICK += ("weights-d64-1m", "step-d64-1m")
 QUICK += ("int8-d64-2m", "int4-d64-10k", "int2-d128-2m", "float16-d64-2m", "bfloat16-d64-2m")
 QUICK += ("26-tables-request", "26-tables-batch-int8", "quantize-int8-1m", "csr-d64-10k")
+QUICK += ("sum-d64-2m-2t", "26-tables-skewed-2t")
 _GROUPS = {
     "forward": _FORWARD,
     "gradients": _GRADIENTS,
     "inference": _INFERENCE,
     "matrices": _MATRICES,
+    "threads": _THREADS,
 }
 WORKLOADS = {workload.name: workload for group in _GROUPS.values() for workload in group}
 GROUPS = {name: [workload.name for workload in group] for name, group in _GROUPS.items()}
@@ -586,6 +657,8 @@ def _make_batch(workload: Workload, rng: np.random.Generator) -> Batch:
         lengths = rng.geometric(1 / (workload.bag_size + 1), n_bags) - 1
         lengths[0] = lengths[-1] = 0
         lengths[n_bags // 2] = lengths.sum() // 5
+    if workload.skewed:
+        lengths = _skew(lengths, workload.n_bags)
     n_indices = int(lengths.sum())
     if workload.ids == "zipf":
         ranks = (rng.zipf(1.1, n_indices) - 1) % workload.n_rows
@@ -603,11 +676,20 @@ def _make_batch(workload: Workload, rng: np.random.Generator) -> Batch:
     return Batch(indices, offsets, sample_weights)
 
 
+def _skew(lengths: NDArray[Any], n_bags: int) -> NDArray[Any]:
+    """Return lengths with the same sum, of which the first bags have 99 %."""
+    n_indices = int(lengths.sum())
+    n_others = n_indices // 100
+    shares = (n_indices - n_others, n_bags), (n_others, len(lengths) - n_bags)
+    return np.concatenate([np.diff(np.arange(n + 1) * total // n) for total, n in shares])
+
+
 def split_batch(workload: Workload, batch: Batch) -> list[Batch]:
-    """Return the batch of each table of a collection, whose bags all have the same size."""
-    indices = np.split(batch.indices, workload.n_tables)
-    offsets = batch.offsets[: workload.n_bags]
-    return [Batch(part, offsets, None) for part in indices]
+    """Return the batch of each table of a collection."""
+    starts = batch.offsets[:: workload.n_bags]
+    indices = np.split(batch.indices, starts[1:])
+    offsets = batch.offsets.reshape(workload.n_tables, workload.n_bags) - starts[:, None]
+    return [Batch(part, bags, None) for part, bags in zip(indices, offsets, strict=True)]
 
 
 def reference(workload: Workload, table: Any, batch: Batch) -> NDArray[np.float64]:

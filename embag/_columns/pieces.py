@@ -9,6 +9,7 @@ Tested in tests/columns/.
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
@@ -470,7 +471,7 @@ def zip_chunks(columns: list[Column]) -> Iterator[list[Chunk]]:
     if all(len(column.chunks) == 1 for column in columns):
         yield [column.chunks[0] for column in columns]
         return
-    ends = sorted({end for c in columns for end in np.cumsum([chunk.n for chunk in c.chunks])})
+    ends = sorted({end for c in columns for end in accumulate(chunk.n for chunk in c.chunks)})
     rest = [iter(column.chunks) for column in columns]
     at = [0] * len(columns)
     now: list[Any] = [None] * len(columns)

@@ -158,16 +158,14 @@ cdef void find_extent(cnp.ndarray array, size_t* start, size_t* stop):
             stop[0] += <size_t>reach
 
 
-cdef bint is_apart(cnp.ndarray array, tuple inputs):
-    """Whether an array spans no address that an ndarray among the inputs spans."""
+cdef bint is_apart(cnp.ndarray array, object input):
+    """Whether an array spans no address that an input, if it is an ndarray, spans."""
     cdef size_t start, stop, input_start, input_stop
+    if not cnp.PyArray_Check(input):
+        return True
     find_extent(array, &start, &stop)
-    for item in inputs:
-        if cnp.PyArray_Check(item):
-            find_extent(<cnp.ndarray>item, &input_start, &input_stop)
-            if start < input_stop and input_start < stop:
-                return False
-    return True
+    find_extent(<cnp.ndarray>input, &input_start, &input_stop)
+    return stop <= input_start or input_stop <= start
 
 
 def first_bad_offset(

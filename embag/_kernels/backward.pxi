@@ -5,6 +5,7 @@ cdef enum:
     # Rows of a dense gradient that are prefetched ahead of the one that is added to. Origin:
     # docs/design.md, "Gradients".
     SCATTER_AHEAD = 8
+    STEP_AHEAD = 16        # rows of a table that are prefetched ahead of the one that is added to
 
 
 # --- Bags and positions -------------------------------------------------------
@@ -445,11 +446,52 @@ cdef struct Dot:
     Py_ssize_t row_stride  # bytes
     Py_ssize_t n_rows
     Py_ssize_t dim
+    Py_ssize_t row_bytes
     const char* grad       # (n_bags, dim)
     Py_ssize_t grad_stride      # bytes
     Py_ssize_t n_positions      # that are in bags
     Py_ssize_t padding     # a row, or -1
-    Py_ssize_t ahead
+    Choice* choice
+    Strategy fetching
+
+
+cdef bint dot_range(
+    const Dot* job,                  # IN
+    const index_ft* input,           # IN   (n_indices,)
+    floating_ft* out,                # OUT  (n_indices,)
+    Strategy fetching,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+) noexcept nogil:
+    """The dot products of some positions. False if something is bad."""
+    cdef:
+        const char* table = job.table
+        Py_ssize_t row_stride = job.row_stride, dim = job.dim
+        Py_ssize_t row_bytes = dim * <Py_ssize_t>sizeof(floating_ft)
+        Py_ssize_t b = bag_at(&job.bags, start), k = start, bound, next_k, fetched = start, r
+        const floating_ft* grad_row
+    while k < stop:
+        if b >= job.bags.n_bags:
+            return False
+        grad_row = <const floating_ft*>(job.grad + b * job.grad_stride)
+        bound = min(bag_bound(&job.bags, b + 1), stop)
+        while k < bound:
+            if fetching.ahead > 0 and k + fetching.ahead > fetched:
+                next_k = min(k + fetching.ahead + max(1, fetching.burst), stop)
+                while fetched < next_k:
+                    fetch_bytes(fetching.way, <size_t>table
+                                + <size_t>input[fetched] * <size_t>row_stride, row_bytes)
+                    fetched += 1
+            r = read_index(input, k)
+            if <size_t>r >= <size_t>job.n_rows:
+                return False
+            if r == job.padding:
+                out[k] = 0
+            else:
+                out[k] = dot(grad_row, <const floating_ft*>(table + r * row_stride), dim)
+            k += 1
+        b += 1
+    return True
 
 
 cdef bint dot_positions(
@@ -461,35 +503,24 @@ cdef bint dot_positions(
 ) noexcept nogil:
     """The dot products of a chunk of positions. False if something is bad."""
     cdef:
-        const char* table = job.table
-        Py_ssize_t row_stride = job.row_stride, dim = job.dim, ahead = job.ahead
-        Py_ssize_t start = cut(job.n_positions, c, n_chunks)
+        Py_ssize_t start = cut(job.n_positions, c, n_chunks), piece_stop
         Py_ssize_t stop = cut(job.n_positions, c + 1, n_chunks)
-        Py_ssize_t row_bytes = dim * <Py_ssize_t>sizeof(floating_ft)
-        Py_ssize_t b = bag_at(&job.bags, start), k = start, bound, next_k, fetched = start, r
-        const floating_ft* grad_row
-    while k < stop:
-        if b >= job.bags.n_bags:
+        Strategy fetching = job.fetching
+        Timed timed
+    timed.candidate = -1
+    while start < stop:
+        piece_stop = stop
+        if job.choice != NULL:
+            timed = begin_piece(job.choice, stop - start)
+            fetching = for_rows_of(CANDIDATES[timed.candidate if timed.candidate >= 0
+                                              else known(job.choice)], job.row_bytes)
+            if timed.candidate >= 0 and stop - start >= 2 * PIECE:
+                piece_stop = start + PIECE
+        if not dot_range(job, input, out, fetching, start, piece_stop):
             return False
-        grad_row = <const floating_ft*>(job.grad + b * job.grad_stride)
-        bound = min(bag_bound(&job.bags, b + 1), stop)
-        while k < bound:
-            if k + ahead > fetched:
-                # Prefetched in bursts, as the forward kernel does, and by turns.
-                next_k = min(k + 2 * ahead, stop)
-                while fetched < next_k:
-                    fetch_bytes(<size_t>table + <size_t>input[fetched] * <size_t>row_stride,
-                                row_bytes)
-                    fetched += 1
-            r = read_index(input, k)
-            if <size_t>r >= <size_t>job.n_rows:
-                return False
-            if r == job.padding:
-                out[k] = 0
-            else:
-                out[k] = dot(grad_row, <const floating_ft*>(table + r * row_stride), dim)
-            k += 1
-        b += 1
+        if timed.candidate >= 0:
+            end_piece(job.choice, timed, piece_stop - start)
+        start = piece_stop
     return True
 
 
@@ -524,7 +555,14 @@ def dot_rows(
     job.grad_stride = cnp.PyArray_STRIDE(grad, 0)
     job.n_positions = n_positions
     job.padding = padding
-    job.ahead = rows_a_burst(job.dim * cnp.PyArray_ITEMSIZE(weight))
+    job.choice = NULL
+    job.row_bytes = job.dim * cnp.PyArray_ITEMSIZE(weight)
+    job.fetching = for_rows_of(pinned_strategy if is_pinned else Strategy(INTO_L1, FEW, FEW),
+                               job.row_bytes)
+    if not is_pinned:
+        job.choice = choice_of(class_of(
+            FLOAT32 if cnp.PyArray_ITEMSIZE(weight) == 4 else FLOAT64, DOT, job.row_bytes,
+            <double>job.n_rows * <double>job.row_bytes, n_threads > 1))
     refuse_change(
         job.bags.n_bags >= 0
         and cnp.PyArray_DIM(grad, 0) == job.bags.n_bags and cnp.PyArray_DIM(grad, 1) == job.dim
@@ -558,9 +596,9 @@ cdef bint add_rows_in(
         floating_ft* row
         const floating_ft* value
     for i in range(cut(job.n, c, n_chunks), stop):
-        if i + NEAR < stop:
-            fetch_bytes(<size_t>job.table + <size_t>rows[i + NEAR] * <size_t>job.row_stride,
-                        row_bytes)
+        if i + STEP_AHEAD < stop:
+            fetch_bytes(False, <size_t>job.table
+                        + <size_t>rows[i + STEP_AHEAD] * <size_t>job.row_stride, row_bytes)
         r = read_index(rows, i)
         if <size_t>r >= <size_t>job.n_rows:
             return False

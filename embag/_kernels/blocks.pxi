@@ -77,6 +77,70 @@ cdef inline void take_half(
         add(half, total, entries)
 
 
+cdef inline void fetch_row(
+    const entry_ft* kind,            # the type alone
+    const bint near,                 # a literal, as half_bytes is
+    const Py_ssize_t half_bytes,
+    Py_ssize_t shift_bytes,
+    bint straddles,
+    Py_ssize_t edge,                 # the byte of scale and bias that is farthest from them
+    size_t row,                      # where its entries are: perhaps wild, nothing is read
+) noexcept nogil:
+    """Prefetch every line that a block of a row, and its scale and bias, touch."""
+    fetch_into(near, half_bytes, row, shift_bytes, straddles)
+    if are_quantized(kind):
+        prefetch(near, row + <size_t>edge)
+
+
+cdef inline bint take_row(
+    const entry_ft* entries,         # IN   the table's first, of the task's first column
+    const Py_ssize_t half,
+    const int operation,
+    const input_ft* input,           # IN   (n_indices,)
+    const floating_ft* sample,       # IN   (n_indices,), or NULL
+    const Job* job,                  # IN
+    Py_ssize_t k,                    # the position
+    size_t n_rows,
+    Py_ssize_t stride,
+    Py_ssize_t padding,
+    Py_ssize_t factors,              # where scale and bias are from the first entry
+    Py_ssize_t shift_bytes,
+    floating_ft* low,                # INOUT  the sums
+    floating_ft* high,
+    floating_ft* biases,             # INOUT
+    Py_ssize_t* n_left_out,          # INOUT
+) noexcept nogil:
+    """Reduce the row at a position into the sums. False if its id is bad."""
+    cdef:
+        # The scale has 11 bits and q 8: their product needs no rounding, so it may be
+        # multiplied and added where there is no instruction for both.
+        bint exact = factor_bytes_of(entries) == 2 and sample == NULL
+        Py_ssize_t r = index_at(input, job, k)
+        const char* row
+        floating_ft scale = 1, bias = 0
+    if <size_t>r >= n_rows:
+        n_left_out[0] += 1
+        return job.skip_invalid
+    if r == padding:
+        n_left_out[0] += 1
+        return True
+    row = <const char*>entries + r * stride
+    if are_quantized(entries):
+        scale = read_factor(entries, row + factors)
+        bias = read_factor(entries, row + factors + factor_bytes_of(entries))
+        if not chooses(operation):
+            if sample != NULL:
+                scale = sample[k] * scale
+                bias = sample[k] * bias
+            biases[0] = biases[0] + bias
+    elif operation == WEIGHTED_SUM:
+        if are_plain(entries) or sample != NULL:
+            scale = sample[k]
+    take_half(<const entry_ft*>row, half, operation, low, scale, bias, exact)
+    take_half(<const entry_ft*>(row + shift_bytes), half, operation, high, scale, bias, exact)
+    return True
+
+
 cdef inline bint reduce_block(
     const entry_ft* entries,         # IN   the table's first, of the task's first column
     const Py_ssize_t half,
@@ -109,22 +173,21 @@ cdef inline bint reduce_block(
         Py_ssize_t shift = (n_columns + n_planes - 1) // n_planes * n_planes - half
         Py_ssize_t half_bytes = bytes_of(entries, half)
         Py_ssize_t shift_bytes = bytes_of(entries, shift)
-        bint straddles = job.straddles or quantized, in_order = job.out_rows == NULL
+        bint straddles = True if quantized else job.straddles, in_order = job.out_rows == NULL
         # Where scale and bias are from the block's first entry, and their farthest byte.
         Py_ssize_t factors = job.factors - (table - job.table)
-        Py_ssize_t edge = factors if factors < 0 else factors + 7 - 4 * job.short_factors
-        bint short_factors = job.short_factors
-        # The scale has 11 bits and q 8: their product needs no rounding, so it may be
-        # multiplied and added where there is no instruction for both.
-        bint exact = short_factors and sample == NULL
-        Py_ssize_t ahead = job.ahead, burst = job.burst
-        # A burst is due at burst_at; single rows are prefetched up to single_stop.
-        Py_ssize_t burst_at = 0 if burst > 0 else n_indices
-        Py_ssize_t single_stop = 0 if burst > 0 or ahead == 0 else n_indices - ahead
+        Py_ssize_t factor_bytes = factor_bytes_of(entries)
+        Py_ssize_t edge = factors if factors < 0 else factors + 2 * factor_bytes - 1
+        bint near = job.fetching.way     # into L1, unless it is INTO_L2
+        Py_ssize_t ahead = job.fetching.ahead, burst = job.fetching.burst
+        # The next rows are prefetched at burst_at; or one at each position up to single_stop.
+        Py_ssize_t burst_at = 0 if ahead > 0 and burst > 0 else n_indices
+        Py_ssize_t single_stop = n_indices - ahead if ahead > 0 and burst == 0 else 0
         Py_ssize_t itemsize = sizeof(floating_ft)
         Py_ssize_t bag_stop = task.bag_stop, out_step
-        Py_ssize_t b, start, stop, one_stop, k, next_k, r, n_kept, run_stop, segment_stop
-        floating_ft scale = 1, bias = 0, biases = 0
+        Py_ssize_t b, start, stop, one_stop, k, next_k, next_stop, r, n_left_out, run_stop
+        Py_ssize_t segment_stop
+        floating_ft biases = 0
 
     if 2 * half * <Py_ssize_t>sizeof(floating_ft) > EMBAG_BLOCK_BYTES:
         return False                 # this level has no such block: nothing to compile
@@ -136,9 +199,8 @@ cdef inline bint reduce_block(
         return False
     if task.first:
         for k in range(stop, min(stop + ahead, n_indices)):
-            fetch(half_bytes, address_at(input, job, table, stride, k), shift_bytes, straddles)
-            if quantized:
-                embag_prefetch(address_at(input, job, table, stride, k) + <size_t>edge)
+            fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
+                      address_at(input, job, table, stride, k))
 
     b = task.bag_start
     while b < bag_stop:
@@ -152,8 +214,8 @@ cdef inline bint reduce_block(
             one_stop = min(burst_at, n_indices) if in_order else 0
             while stop == start + 1 and start < one_stop:
                 if start < single_stop:
-                    fetch(half_bytes, address_at(input, job, table, stride, start + ahead),
-                          shift_bytes, straddles)
+                    fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
+                              address_at(input, job, table, stride, start + ahead))
                 r = index_at(input, job, start)
                 if <size_t>r >= n_rows:
                     if not job.skip_invalid:
@@ -180,7 +242,7 @@ cdef inline bint reduce_block(
 
         if not (start <= stop <= n_indices):
             return False
-        n_kept = 0
+        n_left_out = 0
         fill(half, low, least)
         fill(half, high, least)
         biases = 0
@@ -188,46 +250,31 @@ cdef inline bint reduce_block(
         run_stop = start + RUN
         while k < stop:
             if k >= burst_at:
-                for next_k in range(k + ahead, min(k + ahead + burst, n_indices)):
-                    fetch(half_bytes, address_at(input, job, table, stride, next_k), shift_bytes,
-                          straddles)
-                    if quantized:
-                        embag_prefetch(
-                            address_at(input, job, table, stride, next_k) + <size_t>edge)
+                next_stop = min(k + ahead + burst, n_indices)
+                if near:
+                    for next_k in range(k + ahead, next_stop):
+                        fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
+                                  address_at(input, job, table, stride, next_k))
+                else:
+                    for next_k in range(k + ahead, next_stop):
+                        fetch_row(entries, False, half_bytes, shift_bytes, straddles, edge,
+                                  address_at(input, job, table, stride, next_k))
+                if EMBAG_TOUCHES:
+                    touch_rows(job, next_stop, burst)
                 burst_at = k + burst
             segment_stop = min(stop, burst_at)
             if quantized and not chooses(operation):
                 segment_stop = min(segment_stop, run_stop)
-            for k in range(k, segment_stop):
-                if k < single_stop:
-                    fetch(half_bytes, address_at(input, job, table, stride, k + ahead),
-                          shift_bytes, straddles)
-                    if quantized:
-                        embag_prefetch(
-                            address_at(input, job, table, stride, k + ahead) + <size_t>edge)
-                r = index_at(input, job, k)
-                if <size_t>r >= n_rows:
-                    if job.skip_invalid:
-                        continue
+            for k in range(k, min(segment_stop, single_stop)):
+                fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
+                          address_at(input, job, table, stride, k + ahead))
+                if not take_row(entries, half, operation, input, sample, job, k, n_rows, stride,
+                                padding, factors, shift_bytes, low, high, &biases, &n_left_out):
                     return False
-                if r == padding:
-                    continue
-                n_kept += 1
-                row = table + r * stride
-                if quantized:
-                    scale = read_factor(short_factors, row + factors)
-                    bias = read_factor(short_factors, row + factors + (2 if short_factors else 4))
-                    if not chooses(operation):
-                        if sample != NULL:
-                            scale = sample[k] * scale
-                            bias = sample[k] * bias
-                        biases = biases + bias
-                elif operation == WEIGHTED_SUM:
-                    if are_plain(entries) or sample != NULL:
-                        scale = sample[k]
-                take_half(<const entry_ft*>row, half, operation, low, scale, bias, exact)
-                take_half(<const entry_ft*>(row + shift_bytes), half, operation, high, scale,
-                          bias, exact)
+            for k in range(max(k, min(segment_stop, single_stop)), segment_stop):
+                if not take_row(entries, half, operation, input, sample, job, k, n_rows, stride,
+                                padding, factors, shift_bytes, low, high, &biases, &n_left_out):
+                    return False
             k = segment_stop
             if quantized and not chooses(operation) and (k == run_stop or k == stop):
                 add_number(half, <float*>low, <float>biases)
@@ -235,12 +282,12 @@ cdef inline bint reduce_block(
                 biases = 0
                 run_stop = k + RUN
 
-        if n_kept == 0:
+        if n_left_out == stop - start:
             fill(half, low, 0)
             fill(half, high, 0)
         elif job.divides and not chooses(operation):
-            copy_divided(half, low, low, <floating_ft>n_kept)
-            copy_divided(half, high, high, <floating_ft>n_kept)
+            copy_divided(half, low, low, <floating_ft>(stop - start - n_left_out))
+            copy_divided(half, high, high, <floating_ft>(stop - start - n_left_out))
         out_row = (<char*>job.out + (b if in_order else job.out_rows[b]) * out_step
                    + task.column_start * itemsize)
         if n_planes == 1 and (are_plain(entries) or job.out_encoding == FLOAT32):
@@ -404,8 +451,18 @@ cdef bint reduce_bfloat(const Job* job, const Task* task) noexcept nogil:
     return reduce_decoded(<const bfloat_entries*>job.table, job, task)
 
 
-cdef bint reduce_int8(const Job* job, const Task* task) noexcept nogil:
-    return reduce_decoded(<const int8_entries*>job.table, job, task)
+cdef bint reduce_int8_by_int32(const Job* job, const Task* task) noexcept nogil:
+    return reduce_entries(<const int8_entries*>job.table, <const int32_t*>job.input,
+                          <const float*>job.sample, job, task)
+
+
+cdef bint reduce_int8_by_int64(const Job* job, const Task* task) noexcept nogil:
+    return reduce_entries(<const int8_entries*>job.table, <const int64_t*>job.input,
+                          <const float*>job.sample, job, task)
+
+
+cdef bint reduce_int8_half(const Job* job, const Task* task) noexcept nogil:
+    return reduce_decoded(<const int8_half_entries*>job.table, job, task)
 
 
 cdef bint reduce_int4(const Job* job, const Task* task) noexcept nogil:
@@ -434,12 +491,19 @@ cdef bint reduce_argmax(
         const char* table = job.table + task.column_start * <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t n_columns = task.column_stop - task.column_start
         Py_ssize_t n_bytes = n_columns * <Py_ssize_t>sizeof(floating_ft)
-        Py_ssize_t b, start, stop, k, r, d, first_row
+        Strategy fetching = job.fetching
+        Py_ssize_t n_indices = job.bags.n_indices
+        Py_ssize_t burst_at = 0 if fetching.ahead > 0 else n_indices
+        Py_ssize_t burst = max(1, fetching.burst)
+        Py_ssize_t b, start, stop, k, next_k, r, d, first_row
         bint won
 
     stop = bag_bound(&job.bags, task.bag_start)
     if not (0 <= stop <= job.bags.n_indices):
         return False
+    if task.first:
+        for k in range(stop, min(stop + fetching.ahead, n_indices)):
+            fetch_bytes(True, <size_t>table + <size_t>input[k] * <size_t>job.row_stride, n_bytes)
     for b in range(task.bag_start, task.bag_stop):
         start = stop
         stop = bag_bound(&job.bags, b + 1)
@@ -449,9 +513,13 @@ cdef bint reduce_argmax(
         winners = job.max_indices + b * job.dim + task.column_start
         first_row = -1
         for k in range(start, stop):
-            if 0 < job.ahead < job.bags.n_indices - k:
-                fetch_bytes(
-                    <size_t>table + <size_t>input[k + job.ahead] * <size_t>job.row_stride, n_bytes)
+            if k >= burst_at:
+                for next_k in range(k + fetching.ahead, min(k + fetching.ahead + burst, n_indices)):
+                    fetch_bytes(fetching.way, <size_t>table
+                                + <size_t>input[next_k] * <size_t>job.row_stride, n_bytes)
+                if EMBAG_TOUCHES:
+                    touch_rows(job, k + fetching.ahead + burst, burst)
+                burst_at = k + burst
             r = read_index(input, k)
             if <size_t>r >= <size_t>job.n_rows:
                 if job.skip_invalid:

@@ -46,6 +46,27 @@ cdef bint are_of_shape(cnp.ndarray sample, cnp.ndarray input):
             and (n_axes == 1 or cnp.PyArray_DIM(sample, 1) == cnp.PyArray_DIM(input, 1)))
 
 
+cdef object read_matrix(object matrix):
+    """(indices, indptr, data, shape) of a CSR matrix of SciPy. None for anything else, and if
+    data do not fit indices. The arrays may still be any; `_read_scipy` reads and refuses more.
+    """
+    module = type(matrix).__module__
+    if not (type(module) is str and (<str>module).startswith("scipy.")
+            and getattr(matrix, "format", None) == "csr"):
+        return None
+    shape = getattr(matrix, "shape", None)
+    indices = getattr(matrix, "indices", None)
+    indptr = getattr(matrix, "indptr", None)
+    data = getattr(matrix, "data", None)
+    if not (type(shape) is tuple and len(<tuple>shape) == 2
+            and type((<tuple>shape)[0]) is int and type((<tuple>shape)[1]) is int
+            and cnp.PyArray_Check(indices) and cnp.PyArray_NDIM(<cnp.ndarray>indices) == 1
+            and cnp.PyArray_Check(data)
+            and are_of_shape(<cnp.ndarray>data, <cnp.ndarray>indices)):
+        return None
+    return indices, indptr, data, shape
+
+
 cdef bint is_sound(const Job* job) noexcept nogil:
     """Whether no offset decreases and no id is refused, as they stand in memory."""
     # By the numbers of the job, which no other thread can change.
@@ -80,7 +101,7 @@ cdef bint do_alone(const Job* job, Task* task) noexcept nogil:
 
 
 def plain_call(
-    object threads_for,              # how many threads (entries, num_threads) get
+    object runs_alone,               # whether (entries, num_threads) get one thread
     Py_ssize_t entries_per_thread,
     object input,                    # from here on the arguments of `embedding_bag`, unchecked
     object weight,
@@ -111,7 +132,7 @@ def plain_call(
         Task task
         cnp.ndarray rows
         int encoding, mode_code
-        Py_ssize_t dim, padding = -1, n_threads
+        Py_ssize_t dim, padding = -1
         double n_entries
         bint is_new = out is None, done = True
     if not (max_norm is lengths is out_dtype is None
@@ -123,12 +144,23 @@ def plain_call(
             and (padding_idx is None or type(padding_idx) is int)
             and (num_threads is None or type(num_threads) is int)):
         return None
+    shape = None                     # of the matrix, if the input is one
     code = codes_of_modes.get(mode)
     if code is None:
         return None
     mode_code = code
     if per_sample_weights is not None and MODES[mode_code].weighted == NO_OPERATION:
         return None
+
+    # A matrix. Its data are the weights of a sum.
+    if not cnp.PyArray_Check(input):
+        parts = read_matrix(input)
+        if parts is None or not (offsets is per_sample_weights is None):
+            return None
+        input, offsets, data, shape = <tuple>parts
+        include_last_offset = True
+        if MODES[mode_code].weighted != NO_OPERATION:
+            per_sample_weights = data
 
     # The table.
     if cnp.PyArray_Check(weight):
@@ -146,7 +178,8 @@ def plain_call(
         if not is_encoded_table(rows, encoding, dim):
             return None
 
-    # The ids. From the last look at an array's layout on, no other code may run.
+    # The ids. From the last look at an array's layout on, no other code may run: nothing may be
+    # allocated that the garbage collector tracks, since it may run finalizers.
     if not (is_index_array(input) and (offsets is None or is_index_array(offsets))):
         return None
     job.bags = describe_bags(<cnp.ndarray>input, offsets, include_last_offset is True)
@@ -156,8 +189,7 @@ def plain_call(
     if num_threads is not None and num_threads < 1:
         return None
     if n_entries >= 2 * entries_per_thread and num_threads != 1:
-        n_threads = threads_for(<Py_ssize_t>min(n_entries, <double>(1 << 62)), num_threads)
-        if n_threads != 1:
+        if not runs_alone(<Py_ssize_t>min(n_entries, <double>(1 << 62)), num_threads):
             return None
         if not (is_index_array(input) and (offsets is None or is_index_array(offsets))
                 and (are_adjacent(rows) if rows is weight
@@ -168,6 +200,9 @@ def plain_call(
                 cnp.PyArray_DIM(rows, 1) != dim or float_type_of(rows) != encoding)):
             return None
     describe_table(&job, rows, encoding, dim)
+    if shape is not None and (
+            (<tuple>shape)[0] != job.bags.n_bags or (<tuple>shape)[1] != job.n_rows):
+        return None
     if padding_idx is not None:
         if not -job.n_rows <= padding_idx < job.n_rows:
             return None
@@ -192,7 +227,9 @@ def plain_call(
     if is_new:
         out = empty_matrix(job.bags.n_bags, dim, ENCODINGS[encoding].sum_type)
     elif not (is_result(out, job.bags.n_bags, dim, ENCODINGS[encoding].sum_type)
-              and is_apart(<cnp.ndarray>out, (input, offsets, per_sample_weights, rows))):
+              and is_apart(<cnp.ndarray>out, input) and is_apart(<cnp.ndarray>out, offsets)
+              and is_apart(<cnp.ndarray>out, per_sample_weights)
+              and is_apart(<cnp.ndarray>out, rows)):
         return None
     job.out = cnp.PyArray_DATA(<cnp.ndarray>out)
     job.out_encoding = FLOAT64 if ENCODINGS[encoding].sum_type == cnp.NPY_FLOAT64 else FLOAT32
@@ -200,6 +237,7 @@ def plain_call(
     job.out_rows = NULL
     job.max_indices = NULL
     job.reduce_columns = reducer_of(encoding, job.out_encoding, job.wide)
+    choose_strategy(&job, False)
     task = Task(0, job.bags.n_bags, 0, dim, True, False, 0, 0)
     with nogil:
         if not is_new:               # nothing may be written if an id is bad
@@ -295,6 +333,7 @@ def reduce_bags(
             describe_operation(job, mode, per_sample_weights[j] is not None,
                                max_indices is not None)
             set_input(job, inputs[j], n_positions, per_sample_weights[j])
+            choose_strategy(job, n_threads > 1)
             job.reduce_columns = reducer_of(encoding, out_encoding, job.wide)
             refuse_change(job.reduce_columns != NULL)
             job.out = cnp.PyArray_DATA(out)

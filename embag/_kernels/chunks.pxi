@@ -33,6 +33,28 @@ cdef inline bint do_chunk(
     return done
 
 
+cdef struct Leader:
+    # What the calling thread, which leads the team, has done of a stage.
+    Py_ssize_t n_done      # chunks
+    int64_t began          # the first of them
+    int64_t stopped        # the last one
+
+
+cdef inline bint do_chunk_in_team(
+    chunk_work work, void* job, const void* input, void* out, Py_ssize_t c, Py_ssize_t n_chunks,
+    Leader* leader,
+) noexcept nogil:
+    """Do a chunk; if this thread leads the team, take the time."""
+    if not embag_leads():
+        return do_chunk(work, job, input, out, c, n_chunks)
+    if leader.n_done == 0:
+        leader.began = embag_now()
+    cdef bint done = do_chunk(work, job, input, out, c, n_chunks)
+    leader.stopped = embag_now()
+    leader.n_done += 1
+    return done
+
+
 cdef bint run_stages(
     const Stage* stages,             # IN
     int n_stages,
@@ -53,23 +75,46 @@ cdef bint run_stages(
     cdef Py_ssize_t c, n_bad = 0
     cdef int s
     cdef chunk_work work
+    cdef Leader leader
+    cdef int64_t began
     with nogil:
         for s in range(n_stages):
             work = stages[s].work
+            began = embag_now()
+            leader.n_done = 0
+            leader.began = leader.stopped = began
             if n_threads == 1:       # without OpenMP
                 for c in range(n_chunks):
                     n_bad += not do_chunk(work, job, input, out, c, n_chunks)
             elif in_place:
                 for c in prange(n_chunks, num_threads=n_threads, schedule="static", chunksize=1):
-                    n_bad += not do_chunk(work, job, input, out, c, n_chunks)
+                    n_bad += not do_chunk_in_team(work, job, input, out, c, n_chunks, &leader)
             else:
                 for c in prange(n_chunks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-                    n_bad += not do_chunk(work, job, input, out, c, n_chunks)
+                    n_bad += not do_chunk_in_team(work, job, input, out, c, n_chunks, &leader)
+            if n_threads > 1 and leader.n_done > 0:
+                record_region(&leader, began, n_chunks)
             if n_bad > 0:
                 break
             if stages[s].then != NULL:
                 stages[s].then(job, n_chunks)
     return n_bad == 0
+
+
+cdef void record_region(const Leader* leader, int64_t began, Py_ssize_t n_chunks) noexcept nogil:
+    """Record what a region took, and an estimate of what it would take on one thread: the
+    leader's time, for its share of the chunks."""
+    embag_add_region(<double>(embag_now() - began),
+                     <double>(leader.stopped - leader.began) / <double>leader.n_done
+                     * <double>n_chunks)
+
+
+def take_region():
+    """The ns that the calling thread's regions took since it asked last, and the ns that they
+    would take on one thread."""
+    cdef double took, alone
+    embag_take_region(&took, &alone)
+    return took, alone
 
 
 cdef bint run_chunks(

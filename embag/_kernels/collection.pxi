@@ -5,22 +5,19 @@
 # rows are prefetched across features: the first rows of the next features are on their way
 # before the first feature is added up.
 
-cdef enum:
-    # Bytes of the jobs that are prefetched and not done: a part of L2, as a burst is. Beyond
-    # that, the next job's rows would be gone again when they are needed.
-    IN_FLIGHT = 64 << 10
-
-
 cdef void fetch_first(const Job* job) noexcept nogil:
     """Prefetch the first rows of a job, as many as it keeps ahead."""
     cdef Py_ssize_t n_indices = job.bags.n_indices, k
     cdef Py_ssize_t start = max(0, min(bag_bound(&job.bags, 0), n_indices))
-    for k in range(start, min(start + job.ahead, n_indices)):
-        fetch_bytes(row_address(job, k), job.row_bytes)
+    for k in range(start, min(start + job.fetching.ahead, n_indices)):
+        fetch_bytes(job.fetching.way, row_address(job, k), job.row_bytes)
 
 
-cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noexcept nogil:
-    """Do all jobs, one after the other. False if something is bad."""
+cdef bint pool_in_order(
+    const Job* jobs, Py_ssize_t n_jobs, double budget, int64_t* n_invalid
+) noexcept nogil:
+    """Do all jobs, one after the other, with so many bytes of later ones prefetched. False if
+    something is bad."""
     cdef:
         Py_ssize_t j, n_fetched = 0
         double in_flight = 0
@@ -29,7 +26,7 @@ cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) 
         # Once: for each of some ten small jobs it would take a tenth of the call.
         uint64_t floats = embag_use_default_floats()
     for j in range(n_jobs):
-        while n_fetched < n_jobs and (n_fetched <= j or in_flight < IN_FLIGHT):
+        while n_fetched < n_jobs and (n_fetched <= j or in_flight < budget):
             fetch_first(&jobs[n_fetched])
             in_flight += bytes_of_job(&jobs[n_fetched])
             n_fetched += 1
@@ -43,14 +40,80 @@ cdef bint pool_in_order(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) 
     return done
 
 
+cdef bint pool_timed(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noexcept nogil:
+    """pool_in_order with the budget that is best known, or is to be timed."""
+    cdef:
+        Choice* choice = NULL
+        Timed timed
+        Py_ssize_t n_positions = 0, j
+        double table_bytes = 0
+        bint done
+    for j in range(n_jobs):
+        n_positions += jobs[j].n_positions
+        table_bytes = table_bytes + jobs[j].table_bytes
+    if n_positions >= PIECE and not is_pinned:
+        choice = choice_of(class_of(0, IN_FLIGHT, LINE * n_jobs, table_bytes, False))
+    if choice == NULL:
+        return pool_in_order(jobs, n_jobs, BUDGETS[1], n_invalid)
+    timed = begin_piece(choice, n_positions)
+    done = pool_in_order(jobs, n_jobs, BUDGETS[candidate_in(
+        timed.candidate if timed.candidate >= 0 else known(choice), N_BUDGETS)], n_invalid)
+    if done:
+        end_piece(choice, timed, n_positions)
+    return done
+
+
+cdef bint pool_paged(Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noexcept nogil:
+    """pool_timed; pages of rows are prefetched where that helps, across features: one of them
+    has few rows to wait for at once. False if something is bad."""
+    cdef:
+        Paging* paging
+        Py_ssize_t first = 0, n_left = 0, stop, size, n, j
+        size_t key = 0
+        bint fetched
+        int64_t began
+    for j in range(n_jobs):
+        if jobs[j].paged:
+            n_left += jobs[j].n_positions
+            key = ~<size_t>jobs[j].table   # of all features together, not of the table
+    if n_left == 0:
+        return pool_timed(jobs, n_jobs, n_invalid)
+    paging = paging_of(key)
+    while first < n_jobs:
+        fetched = takes_pages(paging, n_left)
+        size = paged_piece(paging, fetched)
+        n = paged_positions(&jobs[first])
+        stop = first + 1
+        while stop < n_jobs and n + paged_positions(&jobs[stop]) <= size:
+            n += paged_positions(&jobs[stop])
+            stop += 1
+        began = begin_pages(paging, n)
+        if n <= size:                # else do_task cuts one feature into pieces
+            for j in range(first, stop):
+                if fetched and jobs[j].paged:
+                    fetch_pages(&jobs[j], position_of(&jobs[j], 0), jobs[j].bags.n_indices)
+                jobs[j].paged = False
+        if not pool_timed(&jobs[first], stop - first, &n_invalid[first]):
+            return False
+        end_pages(paging, fetched, n, began)
+        n_left -= n
+        first = stop
+    return True
+
+
+cdef inline Py_ssize_t paged_positions(const Job* job) noexcept nogil:
+    return job.n_positions if job.paged else 0
+
+
 cdef inline int set_ids(
-    Job* job, cnp.ndarray input, Py_ssize_t n_positions, object sample
+    Job* job, cnp.ndarray input, Py_ssize_t n_positions, object sample, bint several
 ) except -1:
     """Complete a job, whose bags are set, by the ids of a call and their weights."""
     set_input(job, input, n_positions, sample)
     job.reduce_columns = reducer_of(job.encoding, job.out_encoding, job.wide)
     if sample is not None:
         describe_operation(job, job.mode, True, False)
+    choose_strategy(job, several)
     return 0
 
 
@@ -139,9 +202,13 @@ cdef class Collection:
         if is_new:
             out = empty_matrix(n_bags, self.n_columns, cnp.NPY_FLOAT32)
         elif not (is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32)
-                  and is_apart(<cnp.ndarray>out, (values, offsets, per_sample_weights))
-                  and is_apart(<cnp.ndarray>out, self.memory)):
+                  and is_apart(<cnp.ndarray>out, values) and is_apart(<cnp.ndarray>out, offsets)
+                  and is_apart(<cnp.ndarray>out, per_sample_weights)):
             return None
+        if not is_new:
+            for array in self.memory:
+                if not is_apart(<cnp.ndarray>out, array):
+                    return None
 
         bags.offsets = cnp.PyArray_DATA(<cnp.ndarray>offsets)
         bags.wide = cnp.PyArray_ITEMSIZE(<cnp.ndarray>offsets) == 8
@@ -163,7 +230,8 @@ cdef class Collection:
                 stop = bag_bound(&job.bags, n_bags)
                 done = done and start <= stop <= n_indices
                 job.bags.n_indices = stop
-                set_ids(job, <cnp.ndarray>values, stop - start if done else 0, per_sample_weights)
+                set_ids(job, <cnp.ndarray>values, stop - start if done else 0,
+                        per_sample_weights, n_threads > 1)
             if done and not is_new:  # nothing may be written if an id is bad
                 with nogil:
                     for f in range(self.n_features):
@@ -208,7 +276,7 @@ cdef class Collection:
                 job.bags = describe_bags(inputs[f], offsets[f], include_last_offset != 0)
                 n_positions = positions_in(&job.bags, include_last_offset)
                 done = done and n_positions >= 0
-                set_ids(job, inputs[f], n_positions, per_sample_weights[f])
+                set_ids(job, inputs[f], n_positions, per_sample_weights[f], n_threads > 1)
             done = done and self.run(jobs, n_threads)
         finally:
             free(jobs)
@@ -241,6 +309,8 @@ cdef class Collection:
                 if bounds is None:
                     return None
             elif type(ids) is list:
+                if not ids:          # a batch of nothing, or forgotten offsets
+                    return None
                 read = ids_of_lists(ids, include_last_offset is True)
                 if read is None:
                     return None
@@ -282,7 +352,7 @@ cdef class Collection:
             jobs[f].out = out + <Py_ssize_t>self.jobs[f].out
         return jobs
 
-    cdef bint run(self, const Job* jobs, int n_threads) except? False:
+    cdef bint run(self, Job* jobs, int n_threads) except? False:
         cdef:
             size_t n_features = <size_t>self.n_features
             size_t n_tasks = 3 * (SHARES * <size_t>n_threads + n_features) if n_threads > 1 else 0
@@ -301,7 +371,7 @@ cdef class Collection:
                             n_threads, n_invalid)
         else:
             with nogil:
-                done = pool_in_order(jobs, self.n_features, n_invalid)
+                done = pool_paged(jobs, self.n_features, n_invalid)
         if done and self.n_invalid is not None:
             total = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>self.n_invalid)
             for f in range(n_features):

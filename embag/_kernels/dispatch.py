@@ -13,7 +13,10 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from embag import _core
+from embag._process.waiting import spinning_briefly
+
+with spinning_briefly():  # the first compiled module that is imported loads OpenMP
+    from embag import _core
 
 # In ascending order: the level, its module, and the x86-64 level that it needs.
 _LEVELS = {"baseline": ("_core", 0), "v3": ("_core_v3", 3), "v4": ("_core_v4", 4)}

@@ -22,7 +22,9 @@ cdef struct half_entries:
     uint16_t bits
 cdef struct bfloat_entries:
     uint16_t bits
-cdef struct int8_entries:
+cdef struct int8_entries:        # with scale and bias in float32
+    uint8_t bits
+cdef struct int8_half_entries:   # with scale and bias in float16, as all below
     uint8_t bits
 cdef struct int4_entries:
     uint8_t bits
@@ -36,6 +38,7 @@ ctypedef fused entry_ft:
     half_entries
     bfloat_entries
     int8_entries
+    int8_half_entries
     int4_entries
     int2_entries
 
@@ -46,7 +49,13 @@ cdef inline bint are_plain(const entry_ft* entries) noexcept nogil:
 
 
 cdef inline bint are_quantized(const entry_ft* entries) noexcept nogil:
-    return entry_ft is int8_entries or entry_ft is int4_entries or entry_ft is int2_entries
+    return (entry_ft is int8_entries or entry_ft is int8_half_entries
+            or entry_ft is int4_entries or entry_ft is int2_entries)
+
+
+cdef inline Py_ssize_t factor_bytes_of(const entry_ft* entries) noexcept nogil:
+    """The bytes of a row's scale, and of its bias."""
+    return 4 if entry_ft is int8_entries else 2
 
 
 cdef inline Py_ssize_t entries_a_byte(const entry_ft* entries) noexcept nogil:
@@ -75,7 +84,7 @@ cdef inline void decode(const Py_ssize_t n, const entry_ft* entries, float* to) 
     elif entry_ft is bfloat_entries:
         for d in range(n):
             to[d] = embag_bfloat_to_float(entries[d].bits)
-    elif entry_ft is int8_entries:
+    elif entry_ft is int8_entries or entry_ft is int8_half_entries:
         embag_bytes_to_floats(8, n, <const char*>entries, to)
     elif entry_ft is int4_entries:
         embag_bytes_to_floats(4, n // 2, <const char*>entries, to)
@@ -93,10 +102,11 @@ cdef inline void interleave(
             to[d * n_planes + p] = planes[p * (n // n_planes) + d]
 
 
-cdef inline float read_factor(bint short_factor, const char* source) noexcept nogil:
-    if short_factor:
-        return embag_half_to_float(embag_read_uint16(source))
-    return embag_read_float(source)
+cdef inline float read_factor(const entry_ft* entries, const char* source) noexcept nogil:
+    """A scale or a bias of such entries."""
+    if entry_ft is int8_entries:
+        return embag_read_float(source)
+    return embag_half_to_float(embag_read_uint16(source))
 
 
 cdef inline void write_entries(
@@ -107,8 +117,7 @@ cdef inline void write_entries(
     if encoding == FLOAT32:
         memcpy(out, entries, <size_t>n * sizeof(float))
     elif encoding == FLOAT16:
-        for d in range(n):
-            (<uint16_t*>out)[d] = embag_float_to_half(entries[d])
+        embag_floats_to_halves(n, entries, <uint16_t*>out)
     elif encoding == BFLOAT16:
         for d in range(n):
             (<uint16_t*>out)[d] = embag_float_to_bfloat(entries[d])

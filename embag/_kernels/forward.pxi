@@ -1,8 +1,7 @@
 # The forward pass: jobs are cut into tasks, and a task of wide rows into blocks of columns.
 #
 # The work is bound by memory, not by arithmetic, so rows are prefetched before they are
-# needed, across the ends of bags, every cache line that a row touches; from a table larger
-# than the caches in bursts (see `Job.burst`).
+# needed, across the ends of bags, every cache line that a row touches (see strategies.pxi).
 
 cdef inline Py_ssize_t sum_bytes(const Job* job) noexcept nogil:
     """The bytes of a column of a block: of the type that rows are summed in, or read as."""
@@ -29,8 +28,88 @@ cdef bint do_task(const Job* job, Task* task) noexcept nogil:
         # Apart from the reduction: a count there costs a quarter of the time of a row in
         # cache, though it is never reached. The ids are in the cache now, and needed soon.
         task.n_invalid = count_task(job, task)
-    task.done = task.column_start == task.column_stop or reduce_task(job, task)
+    if task.column_start == task.column_stop:
+        task.done = True
+    elif job.paged:
+        task.done = reduce_paged(job, task)
+    else:
+        task.done = reduce_timed(job, task)
     return task.done
+
+
+cdef inline bint reduce_timed(const Job* job, const Task* task) noexcept nogil:
+    """Reduce the task's bags, in pieces if strategies may have to be compared."""
+    if job.choice == NULL or job.n_positions < PIECE:
+        return reduce_task(job, task)
+    return reduce_pieces(job, task)
+
+
+cdef bint reduce_paged(const Job* job, const Task* task) noexcept nogil:
+    """Reduce the task's bags in pieces, of which each is timed, and its pages prefetched where
+    that helps."""
+    cdef:
+        Paging* paging = paging_of(<size_t>job.table)
+        Task piece = task[0]
+        Py_ssize_t start, stop, size
+        bint fetched
+        int64_t began
+    while piece.bag_start < task.bag_stop:
+        start = position_of(job, piece.bag_start)
+        stop = max(start, position_of(job, task.bag_stop))
+        fetched = takes_pages(paging, stop - start)
+        size = paged_piece(paging, fetched)
+        piece.bag_stop = task.bag_stop
+        if stop - start > size:
+            stop = cut_piece(job, &piece, start, size)
+        began = begin_pages(paging, stop - start)
+        if fetched:
+            fetch_pages(job, start, min(stop, start + MOST_PAGES))
+        if not reduce_timed(job, &piece):
+            return False
+        end_pages(paging, fetched, stop - start, began)
+        piece.bag_start = piece.bag_stop
+        piece.first = True
+    return True
+
+
+cdef inline Py_ssize_t position_of(const Job* job, Py_ssize_t b) noexcept nogil:
+    """The first position of a bag, within the ids whatever the offsets hold."""
+    return max(0, min(bag_bound(&job.bags, b), job.bags.n_indices))
+
+
+cdef Py_ssize_t cut_piece(
+    const Job* job, Task* piece, Py_ssize_t start, Py_ssize_t size
+) noexcept nogil:
+    """End a piece after some positions, at a bag's end; returns its last position."""
+    piece.bag_stop = max(piece.bag_start + 1, min(piece.bag_stop, first_bag_from(
+        &job.bags, <double>(start + size) + <double>piece.bag_start)))
+    return max(start, position_of(job, piece.bag_stop))
+
+
+cdef bint reduce_pieces(const Job* job, const Task* task) noexcept nogil:
+    """Reduce the task's bags, and time pieces of them where the choice of a strategy needs it."""
+    cdef:
+        Job part = job[0]
+        Task piece = task[0]
+        Timed timed
+        Py_ssize_t start, stop
+        # What some columns of a row take is not what a row takes.
+        bint is_whole = task.column_stop - task.column_start == job.dim
+    while piece.bag_start < task.bag_stop:
+        start = position_of(job, piece.bag_start)
+        stop = max(start, position_of(job, task.bag_stop))
+        piece.bag_stop = task.bag_stop
+        timed = begin_piece(job.choice, stop - start if is_whole else 0)
+        if timed.candidate >= 0 and stop - start >= 2 * PIECE:
+            stop = cut_piece(job, &piece, start, PIECE)
+        use_strategy(&part, CANDIDATES[timed.candidate if timed.candidate >= 0
+                                       else known(job.choice)])
+        if not reduce_task(&part, &piece):
+            return False
+        end_piece(job.choice, timed, stop - start)
+        piece.bag_start = piece.bag_stop
+        piece.first = True
+    return True
 
 
 cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
@@ -56,31 +135,36 @@ cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
         # Scale and bias are next to the entries.
         Py_ssize_t factor_bytes = ENCODINGS[job.encoding].factor_bytes
         Py_ssize_t n_bytes = n_columns * job.bits // 8 + 2 * factor_bytes
-        Py_ssize_t b, block
+        Py_ssize_t b, block, ahead_stop
     if job.operation == ARGMAX:
         return reduce_argmax_of(job, task)
     if n_blocks == 1:
         return job.reduce_columns(job, task)
     part = task[0]
     quiet = job[0]
-    quiet.burst = 0
-    quiet.ahead = 0
+    quiet.fetching.burst = 0
+    quiet.fetching.ahead = 0
     for b in range(task.bag_start, task.bag_stop):
         part.bag_start = b
         part.bag_stop = b + 1
         # Not checked yet: these only steer what is prefetched.
         start = max(0, min(bag_bound(&job.bags, b), n_indices))
         stop = max(start, min(bag_bound(&job.bags, b + 1), n_indices))
-        if stop - start > job.ahead:
+        if stop - start > job.fetching.ahead:
             block_job = job
             part.first = fetched <= start
             fetched = max(fetched, stop)
         else:
             block_job = &quiet
             part.first = False
-            for k in range(max(start, fetched), min(stop + job.ahead, n_indices)):
-                fetch_bytes(row_address(job, k) + <size_t>first_byte, n_bytes)
-            fetched = max(fetched, min(stop + job.ahead, n_indices))
+            ahead_stop = min(stop + job.fetching.ahead, n_indices)
+            if job.fetching.ahead > 0:
+                for k in range(max(start, fetched), ahead_stop):
+                    fetch_bytes(job.fetching.way,
+                                row_address(job, k) + <size_t>first_byte, n_bytes)
+            if EMBAG_TOUCHES:
+                touch_rows(job, ahead_stop, ahead_stop - max(start, fetched))
+            fetched = max(fetched, ahead_stop)
         for block in range(n_blocks):
             part.column_start = task.column_start + block * n_steps // n_blocks * step
             part.column_stop = task.column_start + (block + 1) * n_steps // n_blocks * step
@@ -222,7 +306,8 @@ REDUCERS[FLOAT32] = Reducers(reduce_float_by_int32, reduce_float_by_int64)
 REDUCERS[FLOAT64] = Reducers(reduce_double_by_int32, reduce_double_by_int64)
 REDUCERS[FLOAT16] = Reducers(reduce_half, reduce_half)
 REDUCERS[BFLOAT16] = Reducers(reduce_bfloat, reduce_bfloat)
-REDUCERS[INT8] = REDUCERS[TBE_INT8] = Reducers(reduce_int8, reduce_int8)
+REDUCERS[INT8] = Reducers(reduce_int8_by_int32, reduce_int8_by_int64)
+REDUCERS[TBE_INT8] = Reducers(reduce_int8_half, reduce_int8_half)
 REDUCERS[INT4] = REDUCERS[TBE_INT4] = Reducers(reduce_int4, reduce_int4)
 REDUCERS[INT2] = REDUCERS[TBE_INT2] = Reducers(reduce_int2, reduce_int2)
 

@@ -2,13 +2,6 @@
 
 cdef enum:
     ONES = 2                    # positions a bag: below that, bags of one row are looked for
-    # How rows are prefetched. Origin of the figures: docs/design.md, "Prefetch".
-    NEAR_TABLE = 512 << 10      # bytes: of a smaller table nothing is prefetched
-    CACHED_TABLE = 16 << 20     # bytes: a smaller table is assumed to be in the caches
-    NEAR = 16                   # rows ahead in a cached table
-    FAR = 64                    # rows ahead, and rows a burst, in a larger one ...
-    FAR_BYTES = 64 << 10        # ... or as many as this, where rows are wide ...
-    FAR_LEAST = 8               # ... but not fewer than these
 
 cdef struct Task:
     # A rectangle of the output: some bags, some columns.
@@ -39,15 +32,12 @@ cdef struct Job:
     int bits               # of an entry
     Py_ssize_t entries     # where a row has its entries, in bytes ...
     Py_ssize_t factors     # ... and its scale and bias
-    bint short_factors     # these are float16, else float32
     Py_ssize_t row_bytes   # all that is read of a row
     bint straddles         # blocks of rows need not be whole cache lines
-    # Rows are prefetched `ahead` positions before they are used, unless that is 0: one at
-    # each position, or, if burst > 0, `burst` of them at every burst-th. Bursts keep the
-    # core's few miss buffers for the prefetches while they last; prefetches mixed with the
-    # loads of earlier rows take turns with them, which costs up to half of the bandwidth.
-    Py_ssize_t ahead
-    Py_ssize_t burst
+    double table_bytes
+    Choice* choice         # of how rows are prefetched; NULL: the strategy is given
+    Strategy fetching
+    bint paged             # its pages may be prefetched
     # The bags.
     const void* input
     bint wide              # input is int64, else int32
@@ -68,10 +58,6 @@ cdef struct Job:
     int64_t* max_indices   # (n_bags, dim), for ARGMAX alone
 
 
-cdef inline Py_ssize_t rows_a_burst(Py_ssize_t row_bytes) noexcept nogil:
-    return max(FAR_LEAST, min(FAR, FAR_BYTES // max(1, row_bytes)))
-
-
 cdef inline size_t row_address(const Job* job, Py_ssize_t k) noexcept nogil:
     """Where the row at position k would be, to be prefetched: the id is not checked."""
     if job.wide:
@@ -86,7 +72,6 @@ cdef void describe_table(
     Py_ssize_t dim,
 ):
     """Describe a job's table, whatever is looked up in it."""
-    cdef double table_bytes
     cdef EncodingTraits traits = ENCODINGS[encoding]
     job.table = <const char*>cnp.PyArray_DATA(weight)
     job.row_stride = cnp.PyArray_STRIDE(weight, 0)
@@ -94,20 +79,37 @@ cdef void describe_table(
     job.dim = dim
     job.encoding = encoding
     job.bits = traits.bits
-    job.short_factors = traits.factor_bytes == 2
     job.entries = 2 * traits.factor_bytes if traits.factors_first else 0
     job.factors = 0 if traits.factors_first else entry_bytes(traits.bits, dim)
     job.row_bytes = row_bytes_of(encoding, dim)
-    table_bytes = <double>job.row_bytes * <double>job.n_rows
+    job.table_bytes = <double>job.row_bytes * <double>job.n_rows
     job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
                      or job.row_bytes % LINE != 0 or job.row_bytes > EMBAG_BLOCK_BYTES)
-    job.burst = 0
-    job.ahead = NEAR
-    if table_bytes <= NEAR_TABLE:
-        job.ahead = 0
-    if table_bytes > CACHED_TABLE:
-        job.burst = rows_a_burst(job.row_bytes)
-        job.ahead = job.burst
+    job.choice = NULL
+    job.paged = False
+    # For a few rows; see choose_strategy.
+    use_strategy(job, Strategy(INTO_L1, 0 if job.table_bytes <= NEAR_TABLE else FEW, FEW))
+
+
+cdef inline void use_strategy(Job* job, Strategy strategy) noexcept nogil:
+    job.fetching = for_rows_of(strategy, job.row_bytes)
+    if EMBAG_TOUCHES:
+        if strategy.way == AFTER_LOAD:
+            job.fetching.burst = max(1, job.fetching.burst)     # rows are loaded in bursts
+
+
+cdef inline void choose_strategy(Job* job, bint several) noexcept nogil:
+    """Prefetch as is best known for a job whose ids are set."""
+    if is_pinned:
+        use_strategy(job, pinned_strategy)
+        return
+    job.paged = job.table_bytes > paged_above or pages_pinned
+    if job.n_positions <= FEW:
+        return
+    cdef uint64_t key = class_of(
+        job.encoding, job.operation, job.row_bytes, job.table_bytes, several)
+    job.choice = choice_of(key)
+    use_strategy(job, CANDIDATES[default_of(key) if job.choice == NULL else known(job.choice)])
 
 
 cdef int describe_operation(Job* job, int mode, bint weighted, bint selecting) except -1:
@@ -131,7 +133,15 @@ cdef inline void set_input(Job* job, cnp.ndarray input, Py_ssize_t n_positions, 
 
 # --- Prefetching --------------------------------------------------------------
 
-cdef inline void fetch(
+cdef inline void prefetch(bint near, size_t address) noexcept nogil:
+    if near:
+        embag_prefetch_near(address)
+    else:
+        embag_prefetch(address)
+
+
+cdef inline void fetch_into(
+    const bint near,                 # a literal, as half_bytes is
     const Py_ssize_t half_bytes,
     size_t row,                      # an address, perhaps a wild one: nothing is read
     Py_ssize_t shift_bytes,
@@ -145,17 +155,49 @@ cdef inline void fetch(
     """
     cdef Py_ssize_t line
     for line in range((half_bytes + LINE - 1) // LINE):
-        embag_prefetch(row + <size_t>(line * LINE))
+        prefetch(near, row + <size_t>(line * LINE))
     if 2 * half_bytes > LINE:
         for line in range((half_bytes + LINE - 1) // LINE):
-            embag_prefetch(row + <size_t>(shift_bytes + line * LINE))
+            prefetch(near, row + <size_t>(shift_bytes + line * LINE))
     if straddles:
-        embag_prefetch(row + <size_t>(shift_bytes + half_bytes - 1))
+        prefetch(near, row + <size_t>(shift_bytes + half_bytes - 1))
 
 
-cdef void fetch_bytes(size_t address, Py_ssize_t n_bytes) noexcept nogil:
+cdef inline void touch_rows(const Job* job, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """If the job's strategy says so, load a byte of each of the rows at n positions whose id
+    is in range.
+
+    Called under `if EMBAG_TOUCHES`, by itself: so the C compiler drops it before it optimises.
+    """
+    cdef Py_ssize_t k, r
+    if job.fetching.way != AFTER_LOAD:
+        return
+    for k in range(start, min(start + n, job.bags.n_indices)):
+        if job.wide:
+            r = read_index(<const int64_t*>job.input, k)
+        else:
+            r = read_index(<const int32_t*>job.input, k)
+        if <size_t>r < <size_t>job.n_rows:
+            embag_touch(job.table + r * job.row_stride)
+
+
+cdef void fetch_bytes(bint near, size_t address, Py_ssize_t n_bytes) noexcept nogil:
     """Prefetch every line that n_bytes from an address touch."""
     cdef Py_ssize_t offset
     for offset in range(0, n_bytes, 64):     # LINE, but Cython wants a literal step
-        embag_prefetch(address + <size_t>offset)
-    embag_prefetch(address + <size_t>n_bytes - 1)
+        prefetch(near, address + <size_t>offset)
+    prefetch(near, address + <size_t>n_bytes - 1)
+
+
+cdef void fetch_pages(const Job* job, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Prefetch the pages of the rows at some positions. Unlike a wild prefetch of a line, a wild
+    range of pages could be another's memory: ids are checked."""
+    cdef Py_ssize_t k, r
+    for k in range(start, stop):
+        if job.wide:
+            r = read_index(<const int64_t*>job.input, k)
+        else:
+            r = read_index(<const int32_t*>job.input, k)
+        if <size_t>r < <size_t>job.n_rows and r != job.padding:
+            embag_prefetch_pages(<size_t>job.table + <size_t>(r * job.row_stride),
+                                 <size_t>job.row_bytes)

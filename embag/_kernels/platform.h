@@ -10,6 +10,20 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+#if defined(_WIN32)
+#include <windows.h>
+#endif
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <cpuid.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
 #endif
@@ -20,6 +34,14 @@
 #if defined(EMBAG_F16C) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
+/* Every 64-bit Arm processor has it, and converts halves. Big-endian ones order the lanes
+ * differently. */
+#if defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#define EMBAG_NEON
+/* In the kernels' loops none of vld1, vst1 and vcvt: gcc 12 believes that vst1 writes any memory
+ * and that the others read any, and keeps the sums of a loop with them in memory. */
+#include <arm_neon.h>
+#endif
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 /* /fp:precise fused multiplications with additions before Visual Studio 2022. Every level
@@ -27,9 +49,7 @@
 #pragma fp_contract(off)
 #endif
 
-/* Into L2, not L1: a row is wanted some 20 rows later, when many L1 lines have
- * passed, and L1 has too few miss buffers to hold that many requests. Measured in
- * docs/design.md: the hint alone halves the time of a gather from memory. */
+/* Into L2: L1 has few miss buffers, and a row that is needed 64 rows later may have left it. */
 static inline void embag_prefetch(size_t address) {
 #if defined(__GNUC__) || defined(__clang__)
     __builtin_prefetch((const void *)address, 0, 2);
@@ -37,6 +57,29 @@ static inline void embag_prefetch(size_t address) {
     _mm_prefetch((const char *)address, _MM_HINT_T1);
 #elif defined(_M_ARM64)
     __prefetch((const void *)address);
+#endif
+}
+
+/* Into L1: for strategies that prefetch few rows ahead. */
+static inline void embag_prefetch_near(size_t address) {
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch((const void *)address, 0, 3);
+#elif defined(_M_X64)
+    _mm_prefetch((const char *)address, _MM_HINT_T0);
+#elif defined(_M_ARM64)
+    __prefetch((const void *)address);
+#endif
+}
+
+/* The pages of some bytes, from a file that is mapped there, without waiting for them. Only
+ * advice: it changes no memory, and whether it fails makes no difference. */
+static inline void embag_prefetch_pages(size_t address, size_t n_bytes) {
+#if defined(__linux__)
+    const size_t start = address & ~((size_t)sysconf(_SC_PAGESIZE) - 1);
+    (void)madvise((void *)start, address + n_bytes - start, MADV_WILLNEED);
+#else
+    (void)address;
+    (void)n_bytes;
 #endif
 }
 
@@ -51,6 +94,17 @@ static inline void embag_prefetch_to_write(size_t address) {
 #endif
 }
 
+/* Arm processors may drop a prefetch whose page is not in the TLB. A load of an address that
+ * may be read has its page translated. */
+#if defined(__aarch64__) || defined(_M_ARM64)
+#define EMBAG_TOUCHES 1
+#else
+#define EMBAG_TOUCHES 0
+#endif
+static inline void embag_touch(const char *address) {
+    (void)*(const volatile char *)address;
+}
+
 /* Indices and offsets belong to the caller, whose other threads may write to them. Each is
  * read once, into a register, and that value is checked and used: `volatile` keeps the
  * compiler from reading it again in between. */
@@ -59,6 +113,51 @@ static inline int32_t embag_read_int32(const int32_t *source) {
 }
 static inline int64_t embag_read_int64(const int64_t *source) {
     return *(const volatile int64_t *)source;
+}
+
+/* Nanoseconds of a clock that is read in some 20. */
+static inline int64_t embag_now(void) {
+#if defined(_WIN32)
+    LARGE_INTEGER ticks, a_second;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&a_second);
+    return (int64_t)((double)ticks.QuadPart * 1e9 / (double)a_second.QuadPart);
+#else
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+#endif
+}
+
+/* The family of an x86-64 processor of AMD's (25: Zen 3 and 4, 26: Zen 5); 0 for others. */
+static inline int embag_cpu_family(void) {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    unsigned int a, b, c, d;
+    if (!__get_cpuid(0, &a, &b, &c, &d) || b != 0x68747541) /* "Auth" of AuthenticAMD */
+        return 0;
+    __get_cpuid(1, &a, &b, &c, &d);
+    return (int)((a >> 8 & 15) + (a >> 20 & 255));
+#else
+    return 0;
+#endif
+}
+
+/* What the calling thread's parallel regions took, and what they would take on one thread. */
+#if defined(_MSC_VER)
+static __declspec(thread) double embag_region_ns[2];
+#else
+static __thread double embag_region_ns[2];
+#endif
+
+static inline void embag_add_region(double took, double alone) {
+    embag_region_ns[0] += took;
+    embag_region_ns[1] += alone;
+}
+
+static inline void embag_take_region(double *took, double *alone) {
+    *took = embag_region_ns[0];
+    *alone = embag_region_ns[1];
+    embag_region_ns[0] = embag_region_ns[1] = 0;
 }
 
 /* Threads count together. */
@@ -174,6 +273,10 @@ static inline uint32_t embag_bits_of_float(float value) {
 static inline float embag_half_to_float(uint16_t half) {
 #if defined(EMBAG_F16C)
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+#elif defined(EMBAG_NEON)
+    __fp16 value;
+    memcpy(&value, &half, sizeof value);
+    return (float)value;
 #else
     uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
     uint32_t exponent = magnitude & 0x0f800000;
@@ -226,9 +329,46 @@ static inline void embag_halves_to_floats(const ptrdiff_t n, const char *from, f
     }
     done = n - n % 8;
 #endif
+#if defined(EMBAG_NEON)
+    for (ptrdiff_t d = 0; d < n - n % 4; d += 4) {
+        float16x4_t halves;
+        float32x4_t floats;
+        memcpy(&halves, from + 2 * d, sizeof halves);
+        __asm__("fcvtl %0.4s, %1.4h" : "=w"(floats) : "w"(halves));
+        memcpy(to + d, &floats, sizeof floats);
+    }
+    done = n - n % 4;
+#endif
     for (ptrdiff_t d = done; d < n; d++)
         to[d] = embag_half_to_float(embag_read_uint16(from + 2 * d));
 }
+
+/* n floats to halves, to the nearest, ties to even. */
+static inline void embag_floats_to_halves(const ptrdiff_t n, const float *from, uint16_t *to) {
+    ptrdiff_t done = 0;
+#if defined(EMBAG_NEON)
+    for (ptrdiff_t d = 0; d < n - n % 4; d += 4) {
+        float32x4_t floats;
+        memcpy(&floats, from + d, sizeof floats);
+        uint16x4_t halves = vreinterpret_u16_f16(vcvt_f16_f32(floats));
+        halves &= vmovn_u32(vceqq_f32(floats, floats)) | 0xfe00; /* NaN: no payload, as above */
+        memcpy(to + d, &halves, sizeof halves);
+    }
+    done = n - n % 4;
+#endif
+    for (ptrdiff_t d = done; d < n; d++)
+        to[d] = embag_float_to_half(from[d]);
+}
+
+#if defined(EMBAG_NEON)
+static inline void embag_8_bytes_to_floats(uint8x8_t bytes, float *to) {
+    uint16x8_t wide = vmovl_u8(bytes);
+    float32x4_t low = __builtin_convertvector(vmovl_u16(vget_low_u16(wide)), float32x4_t);
+    float32x4_t high = __builtin_convertvector(vmovl_high_u16(wide), float32x4_t);
+    memcpy(to, &low, sizeof low);
+    memcpy(to + 4, &high, sizeof high);
+}
+#endif
 
 /* n bytes to integers of `bits` bits as floats, in planes: the first of each byte, then the
  * second ones ... Written out where there are instructions for it, since gcc 12 widens
@@ -257,6 +397,29 @@ static inline void embag_bytes_to_floats(
             __m256i q = _mm256_srli_epi32(x, p * bits);
             q = p == top ? q : _mm256_and_si256(q, half_mask);
             _mm256_storeu_ps(to + p * n + i, _mm256_cvtepi32_ps(q));
+        }
+    }
+    done = n - n % 8;
+#endif
+#if defined(EMBAG_NEON)
+    for (ptrdiff_t i = 0; i < n - n % 16; i += 16) {
+        uint8x16_t x;
+        memcpy(&x, from + i, sizeof x);
+        for (int p = 0; p <= top; p++) {
+            uint8x16_t q = x >> p * bits;
+            q = p == top ? q : q & (uint8_t)((1 << bits) - 1);
+            embag_8_bytes_to_floats(vget_low_u8(q), to + p * n + i);
+            embag_8_bytes_to_floats(vget_high_u8(q), to + p * n + i + 8);
+        }
+    }
+    done = n - n % 16;
+    for (ptrdiff_t i = done; i < n - n % 8; i += 8) {
+        uint8x8_t x;
+        memcpy(&x, from + i, sizeof x);
+        for (int p = 0; p <= top; p++) {
+            uint8x8_t q = x >> p * bits;
+            q = p == top ? q : q & (uint8_t)((1 << bits) - 1);
+            embag_8_bytes_to_floats(q, to + p * n + i);
         }
     }
     done = n - n % 8;
@@ -313,8 +476,10 @@ static inline float embag_fma(float a, float b, float c) {
 
 #ifdef _OPENMP
 #define EMBAG_OPENMP _OPENMP
+#define embag_leads() (omp_get_thread_num() == 0)
 #else
 #define EMBAG_OPENMP 0
+#define embag_leads() 1
 #endif
 
 #if defined(__clang__)

@@ -145,7 +145,9 @@ cdef object lead_here(object function, int n_threads, size_t stack_bytes, tuple 
         with nogil:
             n = embag_ready_team(n_threads, stack_bytes)
     record_team(n_threads, n)
-    return function(n, *arguments)
+    take_region()                    # of a call that raised
+    result = function(n, *arguments)
+    return result, take_region()
 
 
 cdef void record_team(int requested, int granted) noexcept:
@@ -157,8 +159,18 @@ cdef void record_team(int requested, int granted) noexcept:
         n_requested = n_granted = 0
 
 
+cdef object take_region
+
+
+def measure_by(take):
+    """Let `take()` tell what the parallel regions of the calling thread took."""
+    global take_region
+    take_region = take
+
+
 def lead(function, int n_threads, size_t stack_bytes, bint may_help, *arguments):
-    """Return function(n, *arguments), where n is `n_threads`, or the most that can be started.
+    """Return function(n, *arguments), where n is `n_threads`, or the most that can be started,
+    and what its parallel regions took.
 
     No bytecode runs between the test of `embag_carried_over` and the parallel region: a signal
     handler could fork there, and the child would continue with a stale result of the test.
@@ -168,7 +180,7 @@ def lead(function, int n_threads, size_t stack_bytes, bint may_help, *arguments)
     if may_help and start_helper():
         return helper.lead(function, n_threads, stack_bytes, arguments)
     record_team(n_threads, 1)
-    return function(1, *arguments)
+    return function(1, *arguments), (0.0, 0.0)
 
 
 def shortage():

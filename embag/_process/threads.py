@@ -12,6 +12,8 @@ Concurrent calls share this limit. `num_threads=n` replaces it for one call, and
 `with embag.num_threads(n)` for all calls in the block. A small call uses fewer threads: waking
 a thread takes microseconds.
 
+A call that is slowed down by other programs makes the next ones use fewer (team_sizes.py).
+
 `run` is the only way to run a kernel with several threads. It counts the call, makes sure that
 OpenMP can start the threads, and uses a helper thread where OpenMP cannot: after a fork, on the
 thread that forked (_teams.pyx).
@@ -29,10 +31,11 @@ import re
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from embag import _arguments, _core
-from embag._process import _teams, cgroups
+from embag._kernels.dispatch import kernels
+from embag._process import _teams, cgroups, team_sizes
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -122,7 +125,7 @@ def notes() -> list[str]:
         found.append(f"the system let a team of {requested} have no more than {granted} thread(s)")
     if _teams.is_dynamic():
         found.append("OMP_DYNAMIC: OpenMP may give a call fewer threads")
-    return found
+    return found + team_sizes.notes()
 
 
 def set_num_threads(n: int | None) -> None:
@@ -241,6 +244,37 @@ class num_threads:
         _of_context.reset(self._tokens.pop())
 
 
+class Team(NamedTuple):
+    """The threads of a call."""
+
+    n: int
+    n_entries: int  # the size of the call that they are for
+
+    def at_most(self, n: int) -> "Team":
+        """Return a team of at most `n` threads."""
+        return self if self.n <= n else self._replace(n=n)
+
+
+SERIAL = Team(1, 0)
+
+
+def team_for(n_entries: int, num_threads: int | None) -> Team:
+    """Return the team for a call that gathers and writes `n_entries` entries."""
+    n = threads_for(n_entries, num_threads)
+    team_sizes.begin(n_entries, n)
+    return Team(n, n_entries)
+
+
+def runs_alone(n_entries: int, num_threads: int | None) -> bool:
+    """Return whether a call gets one thread. It then begins; else `team_for` is to be called."""
+    if n_entries < 2 * ENTRIES_PER_THREAD:
+        return True  # such a call never has more
+    alone = threads_for(n_entries, num_threads) == 1
+    if alone:
+        team_sizes.begin(n_entries, 1)
+    return alone
+
+
 def threads_for(n_entries: int, num_threads: int | None) -> int:
     """Return the number of threads for a call that gathers and writes `n_entries` entries.
 
@@ -255,7 +289,7 @@ def threads_for(n_entries: int, num_threads: int | None) -> int:
         limit = max(1, explain()[0] // (len(_calls_in_flight()) + 1))
     else:
         limit = min(num_threads, _N_MACHINE, _teams.thread_limit()) if _OPENMP else 1
-    return min(limit, n_entries // ENTRIES_PER_THREAD)
+    return team_sizes.limit(n_entries, min(limit, n_entries // ENTRIES_PER_THREAD))
 
 
 # --- Running ------------------------------------------------------------------
@@ -284,6 +318,7 @@ def _reset_after_fork() -> None:
     n_forks = _teams.n_forks()
     if n_forks != _n_forks_seen:
         _n_forks_seen, _in_flight, _outer_limit = n_forks, set(), None
+        team_sizes.forget()
 
 
 def _calls_in_flight() -> set[object]:
@@ -294,13 +329,13 @@ def _calls_in_flight() -> set[object]:
 
 def run(
     kernel: Callable[Concatenate[int, _Arguments], _Result],
-    n_threads: int,
+    team: Team,
     *arguments: _Arguments.args,
     **options: _Arguments.kwargs,
 ) -> _Result:
-    """Return ``kernel(n_threads, *arguments)``, or call it with fewer threads if necessary."""
+    """Return ``kernel(team.n, *arguments)``, or call it with fewer threads if necessary."""
     assert not options  # `ParamSpec` requires the parameter
-    if n_threads == 1:
+    if team.n == 1:
         return kernel(1, *arguments, **options)
     in_flight = _calls_in_flight()
     token = object()
@@ -308,9 +343,12 @@ def run(
         in_flight.add(token)
         # A helper would never run while the interpreter is finalizing.
         may_help = not sys.is_finalizing()
-        return _teams.lead(kernel, n_threads, _STACK_BYTES, may_help, *arguments)
+        result, region = _teams.lead(kernel, team.n, _STACK_BYTES, may_help, *arguments)
     finally:
         in_flight.discard(token)
+    team_sizes.learn(team.n_entries, team.n, *region)
+    return result
 
 
 _teams.watch_forks()
+_teams.measure_by(kernels.take_region)

@@ -10,6 +10,7 @@ Each command is a file, imported when it is called:
     info.py        describe a file
     doctor.py      report how embag runs on this machine, and what to change
     bench.py       measure embag on this machine
+    tune.py        choose how a table's rows are prefetched, and print what each strategy takes
     demo.py        search sentences with a real model (_sentence_search.py)
 
 The exit status is 0 for success, 1 for failure (one line on stderr gives the reason), 2 for a

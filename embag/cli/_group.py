@@ -20,6 +20,7 @@ _COMMANDS = {
     "info": "Describe a file: a table, or ids.",
     "doctor": "Report how embag runs on this machine, and what to change.",
     "bench": "Measure embag on this machine.",
+    "tune": "Choose how a table's rows are prefetched on this machine.",
     "demo": "Search Python's language reference with a real embedding model.",
 }
 

@@ -66,11 +66,6 @@ def open_source(
         yield reader(path, _Wanted(lists, others), files)
 
 
-def is_source(path: str) -> bool:
-    """Return whether files of this suffix can be read."""
-    return _suffix(path) in _READERS
-
-
 def has_no_columns(path: str) -> bool:
     """Return whether the format holds only ids."""
     return _suffix(path) == ".npy"

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 import embag
-from embag._process import cgroups
+from embag._process import cgroups, waiting
 from embag.cli._errors import report_errors
 from embag.cli._output import format_bytes
 
@@ -130,6 +130,10 @@ def _runtimes() -> list[str]:
 
 
 def _check_waiting() -> _Finding:
+    if waiting.is_brief():
+        return _Finding(
+            "waiting", "after a call, threads spin for a fraction of a millisecond", None
+        )
     policy = os.environ.get("OMP_WAIT_POLICY")
     advice = None
     if (policy or "").lower() != "passive" and embag.get_num_threads() > 1:

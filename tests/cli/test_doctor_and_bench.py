@@ -8,6 +8,8 @@ from command_line import run
 from processes import SCRIPTS, run_python
 
 import embag
+from embag._kernels import strategies
+from embag._process import waiting
 
 
 def test_doctor_reports_settings():
@@ -21,6 +23,16 @@ def test_doctor_reports_settings():
         "advice": None,
     }
     assert found["embag"]["found"].startswith(embag.__version__)
+
+
+def test_doctor_knows_of_the_wheels_runtime(capsys, tmp_path, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(waiting, "_LIBRARIES", tmp_path)
+    (tmp_path / "libgomp-1234.so.1").touch()
+    found = {line["topic"]: line for line in json.loads(run(capsys, "doctor", "--json").out)}
+    assert found["waiting"]["found"] == "after a call, threads spin for a fraction of a millisecond"
+    assert found["waiting"]["advice"] is None
 
 
 def test_doctor_gives_advice():
@@ -53,6 +65,27 @@ def test_bench_measures_the_installed_contenders(capsys):
     assert "NumPy" in contenders
     assert all(figure["ns_per_row"] > 0 for figure in figures)
     assert all(figure["table_rows"] == 100 for figure in figures)
+
+
+def test_tune_prints_what_each_strategy_takes(capsys, tmp_path):
+    path = tmp_path / "table.npy"
+    np.save(path, np.ones((5000, 8), np.float32))
+    found = json.loads(run(capsys, "tune", path, "--threads", 1, "--json").out)
+    assert [line["mode"] for line in found] == ["sum", "weighted sum", "max"]
+    for line in found:
+        assert line["settled"] is True
+        assert set(line["ns_per_row"]) == set(strategies.CANDIDATES)
+    text = run(capsys, "tune", path, "--threads", 1).out
+    assert text.count("ns per row") == 3 * len(strategies.CANDIDATES)
+    assert "sum, 1 thread: " in text
+
+
+def test_tune_needs_entries_and_a_free_choice(capsys, tmp_path):
+    path = tmp_path / "table.npy"
+    np.save(path, np.ones((0, 8), np.float32))
+    assert run(capsys, "tune", path).out == "the table has no entries\n"
+    done = run_python("-m", "embag", "tune", str(path), EMBAG_PREFETCH="L1:32", check=False)
+    assert "EMBAG_PREFETCH=L1:32 leaves nothing to choose" in done.stderr
 
 
 def test_bench_prints_a_table(capsys):

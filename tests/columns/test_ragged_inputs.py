@@ -453,7 +453,7 @@ def _torch():
 @pytest.mark.parametrize("make", [_csr, _awkward, _torch])
 def test_other_containers_are_not_copied(make, seen):
     column, items, offsets = make()
-    embag.embedding_bag(column, W, mode="sum")
+    embag.embedding_bag(column, W, mode="sum", out_dtype="float16")  # no plain call
     assert [address(indices) for indices, _, _ in seen] == [address(np.asarray(items))]
     assert [address(bounds) for _, bounds, _ in seen] == [address(np.asarray(offsets))]
 
@@ -517,6 +517,51 @@ def test_a_csr_matrix_is_multiplied(kind, dtype):
     lists = [np.flatnonzero(row).tolist() for row in dense]
     for mode in ("mean", "max"):  # of the named rows, whatever the data
         assert_same_bits(embag.embedding_bag(matrix, W, mode=mode), pool_arrays(lists, mode=mode))
+
+
+def test_matrices_of_the_plain_call(seen):
+    sparse = pytest.importorskip("scipy.sparse")
+    rng = np.random.default_rng(4)
+    ids, offsets, data = rng.integers(0, 10, 9), np.array([0, 2, 2, 7]), rng.random(9, np.float32)
+    tables = W, W.astype(np.float16), embag.quantize(W, bits=8)
+    for dtype, table in itertools.product((np.int32, np.int64), tables):
+        parts = ids.astype(dtype), offsets.astype(dtype)
+        matrix = sparse.csr_array((3, 10), dtype=np.float32)
+        matrix.data, (matrix.indices, matrix.indptr) = data, parts  # the last two in no row
+        for options in ({}, {"padding_idx": int(ids[0])}, {"out": np.empty((3, 6), np.float32)}):
+            for mode, weights in (("sum", data), ("mean", None), ("max", None)):
+                expected = embag.embedding_bag(
+                    *(parts[0], table, parts[1]),
+                    mode=mode,
+                    per_sample_weights=weights,
+                    include_last_offset=True,
+                    padding_idx=options.get("padding_idx"),
+                )
+                got = embag.embedding_bag(matrix, table, mode=mode, **options)
+                assert_same_bits(got, expected)
+    assert not seen
+
+
+def test_matrices_with_changed_parts():
+    sparse = pytest.importorskip("scipy.sparse")
+    parts = np.ones(4, np.float32), np.array([1, 2, 3, 4]), np.array([0, 1, 4])
+    for name, value, kind, message in (
+        ("data", parts[0][:3], ValueError, "3 of indptr for 2 rows, 4 indices and 3 data"),
+        ("indptr", parts[2][:2], ValueError, "2 of indptr for 2 rows, 4 indices and 4 data"),
+        ("indices", np.array([1, 2, 3, 10]), IndexError, r"^input\[1\]\[2\] = 10 is out of range"),
+        ("indptr", np.array([0, 5, 4]), ValueError, "got list 0 from 0 to 5"),
+        ("indices", np.ones(4), TypeError, "lists of integers, got lists of float64"),
+    ):
+        matrix = sparse.csr_array(parts, (2, 10))
+        setattr(matrix, name, value)
+        for mode in ("sum", "mean"):
+            with pytest.raises(kind, match=message):
+                embag.embedding_bag(matrix, W, mode=mode)
+    matrix = sparse.csr_array(parts, (2, 10))
+    matrix.indptr = np.array([1, 2, 4])  # a part of longer arrays
+    assert_same_bits(
+        embag.embedding_bag(matrix, W, mode="sum"), pool_arrays([[2], [3, 4]], mode="sum")
+    )
 
 
 def test_matrices_that_do_not_fit():

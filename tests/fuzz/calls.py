@@ -40,6 +40,7 @@ _CALLS = [
     ("set_num_threads", table_cases.set_num_threads_cases, 1, []),
     ("to_arrow", ragged_cases.to_arrow_cases, 1, ["mask", "unknown"]),
     ("show_config", table_cases.show_config_cases, 1, []),
+    ("tune", table_cases.tune_cases, 1, []),
 ]  # fmt: skip
 
 COVERED = {name for name, *_ in _CALLS}

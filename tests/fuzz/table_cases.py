@@ -340,3 +340,19 @@ def show_config_cases(rng):
 
     given = {"mode": rng.choice(["stdout", "dicts"])}
     return Case("show_config", call, given, check, (ValueError,))
+
+
+def tune_cases(rng):
+    weight = tables(rng, [*FLOATS, *NARROW])
+    with np.errstate(all="ignore"):
+        floats = plain(weight).astype(np.float32)
+    if rng.random() < 0.3 and np.isfinite(floats).all():
+        weight = embag.quantize(floats)
+
+    def check(result, given):
+        assert 3 * (0 not in given["weight"].shape) <= len(result) <= 6
+        for tuned in result:
+            assert tuned.strategy in tuned.ns_per_row or not tuned.settled
+
+    call = {"weight": weight, "n_threads": rng.choice([None, 1, 2, np.int64(2)])}
+    return Case("tune", embag.tune, call, check, REFUSES)

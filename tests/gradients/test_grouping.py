@@ -8,6 +8,7 @@ import reference
 
 from embag._grouping import Groups, group_by_row
 from embag._kernels import dispatch
+from embag._process.threads import Team
 
 SIZES = [0, 1, 2, 3, 63, 64, 65, 255, 256, 1000, 4097, 70_000]
 N_ROWS = [1, 2, 255, 256, 257, 2047, 2048, 2049, 2**20, 2**31 + 5, 2**40]
@@ -25,7 +26,7 @@ def expected_groups(input, n_positions, padding=-1):
 def check(input, n_positions, n_rows, padding=-1, threads=THREADS):
     expected = expected_groups(input, n_positions, padding)
     for n_threads in threads:
-        groups = group_by_row(input, n_positions, n_rows, padding, n_threads)
+        groups = group_by_row(input, n_positions, n_rows, padding, Team(n_threads, 0))
         assert isinstance(groups, Groups)
         for name, result, right in zip(groups._fields, groups, expected, strict=True):
             message = f"{name}, {n_positions} of {n_rows} rows, {n_threads} threads"
@@ -70,10 +71,10 @@ def test_a_bad_index_returns_none(bad, level):
             input[place] = bad
             for padding in (-1, 99):
                 for n_threads in (1, 3):
-                    assert group_by_row(input, size, 100, padding, n_threads) is None
+                    assert group_by_row(input, size, 100, padding, Team(n_threads, 0)) is None
     for n_threads in THREADS:
-        assert group_by_row(np.zeros(1, np.int32), 1, 0, -1, n_threads) is None
-        assert group_by_row(np.array([-1], np.int32), 1, 2**40, -1, n_threads) is None
+        assert group_by_row(np.zeros(1, np.int32), 1, 0, -1, Team(n_threads, 0)) is None
+        assert group_by_row(np.array([-1], np.int32), 1, 2**40, -1, Team(n_threads, 0)) is None
 
 
 def check_by_bag(input, offsets, include_last_offset, n_rows, padding=-1):
@@ -87,7 +88,7 @@ def check_by_bag(input, offsets, include_last_offset, n_rows, padding=-1):
             len(bag_of),
             n_rows,
             padding,
-            n_threads,
+            Team(n_threads, 0),
             by_bag=True,
             offsets=offsets,
             include_last_offset=include_last_offset,
@@ -119,7 +120,7 @@ def test_bags_instead_of_positions(n_rows, offset_dtype, level):
 
 def test_only_padding(level):
     for n_threads in THREADS:
-        groups = group_by_row(np.full(100, 3), 100, 9, 3, n_threads)
+        groups = group_by_row(np.full(100, 3), 100, 9, 3, Team(n_threads, 0))
         assert [array.tolist() for array in groups] == [[], [0], []]
 
 
@@ -175,7 +176,7 @@ def test_memory(n_threads, n_rows, level):
     n = 100_000
     input = np.random.default_rng(0).integers(0, 1000, n) * (n_rows // 1000)
     tracemalloc.start()
-    groups = group_by_row(input, n, n_rows, -1, n_threads)
+    groups = group_by_row(input, n, n_rows, -1, Team(n_threads, 0))
     remain, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 * n + 16 * len(groups.rows) + 5_000

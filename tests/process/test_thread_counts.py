@@ -161,16 +161,16 @@ def test_concurrent_calls_share_threads():
     def kernel(n_threads, depth):
         seen.append(n_threads)
         if depth:
-            threads.run(kernel, threads.threads_for(LARGE, None), depth - 1)
+            threads.run(kernel, threads.team_for(LARGE, None), depth - 1)
         orders.append(threads.threads_for(LARGE, 12))
 
     seen, orders = [], []
-    threads.run(kernel, threads.threads_for(LARGE, None), 5)
+    threads.run(kernel, threads.team_for(LARGE, None), 5)
     assert seen == [16, 8, 5, 4, 3, 2]
     assert orders == [12] * 6  # a count that a call passes is not shared
     assert threads.threads_for(LARGE, None) == 16
     with pytest.raises(ZeroDivisionError):
-        threads.run(lambda n_threads: n_threads // 0, 2)
+        threads.run(lambda n_threads: n_threads // 0, threads.Team(2, LARGE))
     assert threads.threads_for(LARGE, None) == 16
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,19 +11,25 @@ from xml.etree import ElementTree
 import pytest
 from processes import run_python
 
+published = pytest.importorskip("benchmarks.published", reason="in the repository only")
+machine = pytest.importorskip("benchmarks.machine")
+
 ROOT = Path(__file__).resolve().parents[2]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_SCIPY = importlib.util.find_spec("scipy") is not None
 HAS_FBGEMM = HAS_TORCH and importlib.util.find_spec("fbgemm_gpu") is not None
-EMBAG = {"embag"}
+HAS_ZENTORCH = HAS_TORCH and importlib.util.find_spec("zentorch") is not None
+EMBAG = {"embag", "embag-again"}
+LIMITED = EMBAG | {"embag-pinned", "limit"}
+NUMPY = {"embag-numpy", "limit-numpy"}
 EXPECTED = {  # per kind of workload, besides the peers
-    "forward": EMBAG | {"embag-numpy", "limit"},
+    "forward": LIMITED | NUMPY,
     "backward": EMBAG,
     "step": EMBAG,
-    "quantized": EMBAG | {"limit"},
-    "collection": EMBAG | {"limit"},
+    "quantized": LIMITED,
+    "collection": LIMITED,
     "quantize": EMBAG,
-    "matrix": EMBAG | {"embag-numpy", "limit"} if HAS_SCIPY else {"limit"},
+    "matrix": LIMITED | NUMPY if HAS_SCIPY else {"limit", "limit-numpy"},
 }
 
 pytestmark = pytest.mark.skipif(
@@ -42,19 +49,22 @@ def expected_contenders(workload, missing):
         expected.add("torch-uncoalesced")
     if HAS_FBGEMM and is_collection:
         expected.add("fbgemm")
-    return expected
+    if HAS_ZENTORCH and workload["kind"] in ("forward", "quantized", "collection"):
+        expected.add("zentorch")
+    return expected - set(workload["unsuited"])
 
 
 def run_module(*arguments, **options):
-    return run_python("-m", *arguments, cwd=ROOT, timeout=300, **options)
+    return run_python("-m", *arguments, cwd=ROOT, timeout=900, **options)
 
 
 @pytest.fixture(scope="module")
 def results_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "quick.json"
-    contenders = ["embag", "embag-numpy", "limit", "numpy"]
+    contenders = [*sorted(LIMITED | NUMPY), "numpy"]
     contenders += ["torch", "torch-uncoalesced"] if HAS_TORCH else []
     contenders += ["fbgemm"] if HAS_FBGEMM else []
+    contenders += ["zentorch"] if HAS_ZENTORCH else []
     contenders += ["scipy"] if HAS_SCIPY else []
     run_module("benchmarks.run", "--quick", "--json", path, "--contenders", *contenders)
     return path
@@ -62,7 +72,7 @@ def results_file(tmp_path_factory):
 
 def test_results_are_complete(results_file):
     results = json.loads(results_file.read_text())
-    assert results["settings"] == {"quick": True, "threads": 1, "rounds": 2}
+    assert results["settings"] == {"quick": True, "rounds": 2}
     assert results["machine"]["cores"] >= 1
     assert results["versions"]["embag"]
     assert results["versions"]["level"]
@@ -70,85 +80,160 @@ def test_results_are_complete(results_file):
     assert {"one-bag", "ragged-d64-2m", "max-d64-1m"} <= set(workloads)
     assert {"dense-max-d64-10k", "sparse-weighted-d64-1m", "step-d64-1m"} <= set(workloads)
     assert {"int8-d64-2m", "26-tables-batch-int8", "quantize-int8-1m"} <= set(workloads)
+    assert {"sum-d64-2m-2t", "26-tables-skewed-2t"} <= set(workloads)
     for workload in workloads.values():
         contenders = workload["contenders"]
         expected = expected_contenders(workload, results["missing"])
         others = {"numpy"} if workload["kind"] == "matrix" else {"numpy", "scipy"}
         assert set(contenders) - others == expected
+        assert workload["n_threads"] == (2 if workload["name"].endswith("-2t") else 1)
         for figures in contenders.values():
             assert len(figures["seconds"]) == 2
             for key in ("ns per row", "us per call", "GB/s"):
                 assert math.isfinite(figures[key])
                 assert figures[key] > 0
-            for baseline in ("torch", "torch-uncoalesced", "fbgemm", "scipy"):
+            for baseline in ("torch", "torch-uncoalesced", "zentorch", "fbgemm", "scipy", "numpy"):
                 assert (figures[f"times {baseline}"] is not None) == (baseline in contenders)
-            assert (figures["share of limit"] is not None) == ("limit" in contenders)
+            for other in ("limit", "limit-numpy"):
+                assert (figures[f"share of {other}"] is not None) == (other in contenders)
+            assert (figures["share of pinned"] is not None) == ("embag-pinned" in contenders)
+            assert (figures["times again"] is not None) == ("embag-again" in contenders)
             assert set(figures["targets met"]) == set(figures["targets"]) & set(contenders)
 
 
-def test_tables_are_written_and_checked(results_file, tmp_path):
-    readme = tmp_path / "README.md"
-    markers = [
-        f"<!-- {name} table: start -->\n<!-- {name} table: end -->\n"
-        for name in ("benchmark", "gradient", "inference", "matrix")
-    ]
-    empty = "before\n" + "between\n".join(markers) + "after\n"
-    readme.write_text(empty)
-    assert run_module(
-        "benchmarks.operations.table", results_file, readme, "--check", check=False
-    ).returncode
-    assert readme.read_text() == empty
-    run_module("benchmarks.operations.table", results_file, readme)
-    run_module("benchmarks.operations.table", results_file, readme, "--check")
-    text = readme.read_text()
+TABLES = {
+    "forward": "benchmark table",
+    "inference": "inference table",
+    "threads": "thread table",
+    "gradients": "gradient table",
+    "matrices": "matrix table",
+}
+
+
+def publish(folder, run, name):
+    """Publish a run as one of a processor of this name."""
+    folder.mkdir(exist_ok=True)
+    run["machine"] |= {"name": f"Processor {name}", "key": name}
+    for workload in run["workloads"]:
+        published.add(run, workload, folder)
+
+
+@pytest.fixture
+def folder(results_file, tmp_path):
+    path = tmp_path / "results"
+    publish(path, json.loads(results_file.read_text()), "one")
+    return path
+
+
+def make_page(path, markers):
+    texts = [f"<!-- {name}: start -->\n<!-- {name}: end -->\n" for name in markers]
+    path.write_text("before\n" + "between\n".join(texts) + "after\n")
+    return path
+
+
+def write_and_check(module, page, folder):
+    """Run a module; with --check it fails before, and not behind that."""
+    arguments = module, page, "--results", folder
+    assert run_module(*arguments, "--check", check=False).returncode
+    run_module(*arguments)
+    run_module(*arguments, "--check")
+    return page.read_text()
+
+
+def test_results_are_published_by_group_and_processor(folder, results_file):
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(f"{group}-one.json" for group in TABLES)
+    forward = folder / "forward-one.json"
+    before = json.loads(forward.read_text())
+    again = json.loads(results_file.read_text())
+    again["machine"]["key"] = "one"
+    workload = next(w for w in again["workloads"] if w["name"] == "max-d64-1m")
+    published.add(again, workload | {"load": 7.5}, folder)
+    after = json.loads(forward.read_text())
+    assert [w["name"] for w in after["workloads"]] == [w["name"] for w in before["workloads"]]
+    assert [w["load"] for w in after["workloads"]].count(7.5) == 1
+    again["versions"]["numpy"] = "another"
+    published.add(again, workload, folder)
+    assert len(json.loads(forward.read_text())["workloads"]) == 1
+
+
+def test_incomplete_results_are_not_published():
+    failed = run_module("benchmarks.run", "--quick", "--publish", check=False)
+    assert failed.returncode == 2
+    assert "--publish" in failed.stderr
+
+
+def test_tables_are_written_and_checked(folder, tmp_path):
+    page = make_page(tmp_path / "page.md", TABLES.values())
+    text = write_and_check("benchmarks.operations.table", page, folder)
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    forward, gradients, inference, matrices = text.split("\nbetween\n")
+    forward, inference, threads, gradients, matrices = text.split("\nbetween\n")
     assert "| max, D = 64, 1 M rows |" in forward
+    assert "of the best pinned candidate" in forward
     assert "| dense gradient, max, 10 k rows |" in gradients
     assert "| 8-bit sum, D = 64, 2 M rows | 72 |" in inference
+    assert "Processor one, 2 threads of" in threads
     assert "| `X @ W`, D = 64, 10 k rows, 512 rows of X with 40 entries |" in matrices
 
 
-def test_processors_are_compared_side_by_side(results_file, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- gradient table: start -->\n<!-- gradient table: end -->\n")
-    results = json.loads(results_file.read_text())
-    results["workloads"] = [w for w in results["workloads"] if w["kind"] == "backward"]
-    for name in ("one", "other"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(results))
-    named = [f"{name}={tmp_path / name}.json" for name in ("one", "other")]
-    run_module("benchmarks.operations.table", *named, page)
-    run_module("benchmarks.operations.table", *named, page, "--check")
-    model = results["machine"]["processor"]
-    heading = f"| backward pass: times as fast as torch | {model} (one) | {model} (other) |"
-    text = page.read_text()
+def test_processors_are_compared_side_by_side(folder, results_file, tmp_path):
+    publish(folder, json.loads(results_file.read_text()), "other")
+    page = make_page(tmp_path / "page.md", TABLES.values())
+    text = write_and_check("benchmarks.operations.table", page, folder)
+    heading = "| backward pass: times as fast as the best peer | Processor one | Processor other |"
     assert heading in text
     assert text.count("| dense gradient, max, 10 k rows |") == 3
-    assert text.count(f"**{model} (other)**") == 1
+    assert text.count("**Processor other**") == len(TABLES)
 
 
-def test_the_picture_is_drawn_and_checked(results_file, tmp_path):
+def test_the_picture_is_drawn_and_checked(folder, results_file, tmp_path):
+    publish(folder, json.loads(results_file.read_text()), "other")
     picture = tmp_path / "speed.svg"
     picture.write_text("")
-    named = [f"{name}={results_file}" for name in ("one", "other")]
-    assert run_module("benchmarks.picture", *named, picture, "--check", check=False).returncode
-    run_module("benchmarks.picture", *named, picture)
-    run_module("benchmarks.picture", *named, picture, "--check")
+    write_and_check("benchmarks.picture", picture, folder)
     bars = [e.get("class") for e in ElementTree.parse(picture).iter() if e.tag.endswith("rect")]
     assert bars.count("p1") == (6 if HAS_TORCH else 1)  # quick workloads, and the legend
 
 
-def test_a_table_without_results_is_unchanged(results_file, tmp_path):
-    results = json.loads(results_file.read_text())
-    results["workloads"] = [w for w in results["workloads"] if w["kind"] == "backward"]
-    gradients = tmp_path / "gradients.json"
-    gradients.write_text(json.dumps(results))
-    readme = tmp_path / "README.md"
-    markers = "<!-- gradient table: start -->\n<!-- gradient table: end -->\n"
-    readme.write_text(markers)  # and no markers of the other table
-    run_module("benchmarks.operations.table", gradients, readme)
-    assert "| dense gradient, max, 10 k rows |" in readme.read_text()
+def test_a_chart_is_drawn_for_each_processor(folder, results_file, tmp_path):
+    publish(folder, json.loads(results_file.read_text()), "other")
+    page = make_page(tmp_path / "page.md", ["charts"])
+    text = write_and_check("benchmarks.charts", page, folder)
+    for name in ("one", "other"):
+        assert f"(speed-{name}.svg)" in text
+        chart = ElementTree.parse(tmp_path / f"speed-{name}.svg")
+        bars = [e for e in chart.iter() if e.tag.endswith("rect")]
+        assert bool(bars) == (HAS_TORCH or HAS_SCIPY)
+
+
+def test_a_table_without_results_is_unchanged(folder, tmp_path):
+    for path in folder.glob("*"):
+        if not path.name.startswith("gradients"):
+            path.unlink()
+    page = make_page(tmp_path / "page.md", ["gradient table"])  # no markers of other tables
+    run_module("benchmarks.operations.table", page, "--results", folder)
+    assert "| dense gradient, max, 10 k rows |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name", "key"),
+    [
+        ("AuthenticAMD", 26, 2, "AMD family 26 model 2 (Zen 5)", "amd-26-2"),
+        ("AuthenticAMD", 25, 17, "AMD family 25 model 17 (Zen 4)", "amd-25-17"),
+        ("AuthenticAMD", 25, 1, "AMD family 25 model 1 (Zen 3)", "amd-25-1"),
+        ("GenuineIntel", 6, 143, "Intel family 6 model 143", "intel-6-143"),
+    ],
+)
+def test_processors_are_named_by_family_and_model(tmp_path, vendor, family, model, name, key):
+    path = tmp_path / "cpuinfo"
+    lines = ["processor\t: 0", f"vendor_id\t: {vendor}", f"cpu family\t: {family}"]
+    lines += [f"model\t\t: {model}", "model name\t: CPU (R)", "", "processor\t: 1"]
+    path.write_text("\n".join(lines))
+    found = machine.processor(path)
+    assert (found["name"], found["key"]) == (name, key)
+    path.write_text("processor\t: 0\nmodel name\t: A 76\n")
+    assert machine.processor(path) == {"processor": "A 76", "name": "A 76", "key": "a-76"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -177,6 +262,25 @@ def test_figures_of_callers_are_complete(tmp_path):
             assert 0 < figures["p50 ms"] <= figures["p99 ms"]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="asks for the processors")
+def test_figures_of_callers_beside_burners_are_complete(tmp_path):
+    path = tmp_path / "busy.json"
+    run_module("benchmarks.callers", "--quick", "--burners", "1", "--json", path)
+    results = json.loads(path.read_text())
+    settings = {"embag", "embag, one thread"}
+    settings |= {"embag, EMBAG_THREADS=fixed", "embag, OMP_WAIT_POLICY=passive"}
+    settings |= {"torch", "torch, one thread"} if HAS_TORCH else set()
+    assert len(results["loads"]) == 4  # idle and busy, large and small
+    for by_setting in results["loads"].values():
+        assert set(by_setting) == settings
+        for (figures,) in by_setting.values():
+            assert figures["calls/s"] > 0
+            assert 0 < figures["p50 ms"] <= figures["p99 ms"]
+    assert set(results["phases"]) == settings
+    for (phases,) in results["phases"].values():
+        assert len(phases["mean ms"]) == 3
+
+
 def test_figures_of_waiting_are_complete(tmp_path):
     path = tmp_path / "waiting.json"
     run_module("benchmarks.callers.waiting", "--quick", "--json", path)
@@ -186,6 +290,22 @@ def test_figures_of_waiting_are_complete(tmp_path):
         assert len(figures) == 4
         assert all(math.isfinite(figure) for figure in figures.values())
         assert figures["a call, ms"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops pages from the page cache")
+def test_the_table_of_pages_is_written(tmp_path):
+    path, page = tmp_path / "pages.json", tmp_path / "page.md"
+    folder = ROOT / "build"  # on a disk: tmp_path may be in memory
+    folder.mkdir(exist_ok=True)
+    part = ["--kinds", "8 bits", "--work", "requests", "--folder", folder]
+    run_module("benchmarks.pages", "--quick", "--json", path, *part)
+    lookups = json.loads(path.read_text())["lookups"]
+    assert [one["in memory"] for one in lookups] == ["cold", "half", "warm"]
+    assert all(one["off"] > 0 and one["on"] > 0 for one in lookups)
+    page.write_text("<!-- pages table: start -->\n<!-- pages table: end -->\n")
+    run_module("benchmarks.pages.table", path, page)
+    run_module("benchmarks.pages.table", path, page, "--check")
+    assert "| 8 bits, requests, 1 thread |" in page.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,13 @@ def test_installed_wheel_passes_the_tests_without_a_compiler(tmp_path):
     (library,) = eval(run(python, "-c", loaded, cwd=tmp_path, **nothing))
     assert Path(library).parent.name == "embag_cpu.libs"
     print(library)
+    display = {"OMP_DISPLAY_ENV": "verbose", **nothing}
+    load = "import os; os.dup2(1, 2); import embag"
+    free = ("/usr/bin/env", "-u", "OMP_WAIT_POLICY")  # conftest.py sets it
+    seen = run(*free, python, "-c", load, cwd=tmp_path, **display)
+    assert "GOMP_SPINCOUNT = '10000'" in seen
+    seen = run(python, "-c", load, cwd=tmp_path, OMP_WAIT_POLICY="passive", **display)
+    assert "GOMP_SPINCOUNT = '0'" in seen
     run_tests(python, tmp_path, **nothing)
 
 

@@ -280,7 +280,7 @@ def errors_in_a_child():
     def child():
         for kind in (RuntimeError, MemoryError, KeyboardInterrupt, SystemExit):
             try:
-                threads.run(fail, 2, kind)
+                threads.run(fail, threads.Team(2, 0), kind)
             except kind as error:
                 assert error.args == ("no",)
             else:
@@ -309,7 +309,7 @@ def signal_during_a_call():
         for _ in range(2):
             signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
             try:
-                threads.run(slow, 2)
+                threads.run(slow, threads.Team(2, 0))
             except KeyboardInterrupt:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 assert done == [True]
