@@ -1,4 +1,5 @@
-/* The gather limit: read one word of each cache line of the rows, in the order of `rows`.
+/* The gather limit: read one word of each cache line of the rows, or all of them, in the order of
+ * `rows`. On some processors the loop that reads all of them is the faster one.
  *
  * No embedding bag can be faster than the memory delivers lines. The number of misses in
  * flight depends on how lines are prefetched. So the caller (contenders/limit.py) searches for
@@ -11,7 +12,9 @@
 #include <stdint.h>
 
 enum { LINE = 64 };
-enum { NOWHERE, L1, L2, STREAM }; /* where to prefetch; STREAM is prefetchnta */
+enum { WORDS = 8 }; /* of a line */
+/* Where to prefetch; STREAM is prefetchnta. WHOLE: read all words of a line. */
+enum { NOWHERE, L1, L2, STREAM, WHOLE };
 
 /* Return the i-th line of a row that touches LINES lines, or fewer: then its last line is
  * returned again. */
@@ -22,13 +25,13 @@ static inline const char *line_of(uintptr_t row, int64_t row_bytes, int i)
 }
 
 /* In turn, prefetch `burst` rows that are `ahead` rows away, and read `burst` rows. Return the
- * sum of the first words of all lines, so that the compiler cannot drop a read. `where` is a
- * literal where this is inlined. */
+ * sum of the words, so that the compiler cannot drop a read. `where` and `n_words`, of a line, are
+ * literals where this is inlined. */
 static inline __attribute__((always_inline)) uint64_t
 gather_lines(const char *table, const int64_t *rows, int64_t n_rows, int64_t row_bytes,
-             int where, int64_t ahead, int64_t burst)
+             int where, int n_words, int64_t ahead, int64_t burst)
 {
-    uint64_t sum = 0;
+    uint64_t sums[WORDS] = {0}, sum = 0;
     for (int64_t start = -ahead; start < n_rows; start += burst) {
         int64_t stop = start + burst < n_rows ? start + burst : n_rows;
         int64_t prefetch_stop = stop + ahead < n_rows ? stop + ahead : n_rows;
@@ -45,10 +48,15 @@ gather_lines(const char *table, const int64_t *rows, int64_t n_rows, int64_t row
         }
         for (int64_t k = start < 0 ? 0 : start; k < stop; k++) {
             uintptr_t row = (uintptr_t)table + (uintptr_t)(rows[k] * row_bytes);
-            for (int i = 0; i < LINES; i++)
-                sum += *(const uint64_t *)line_of(row, row_bytes, i);
+            for (int i = 0; i < LINES; i++) {
+                const uint64_t *words = (const uint64_t *)line_of(row, row_bytes, i);
+                for (int w = 0; w < n_words; w++)
+                    sums[w] += words[w];
+            }
         }
     }
+    for (int w = 0; w < n_words; w++)
+        sum += sums[w];
     return sum;
 }
 
@@ -56,10 +64,12 @@ static uint64_t gather_on_one(const char *table, const int64_t *rows, int64_t n_
                               int64_t row_bytes, int where, int64_t ahead, int64_t burst)
 {
     switch (where) {
-    case L1: return gather_lines(table, rows, n_rows, row_bytes, L1, ahead, burst);
-    case L2: return gather_lines(table, rows, n_rows, row_bytes, L2, ahead, burst);
-    case STREAM: return gather_lines(table, rows, n_rows, row_bytes, STREAM, ahead, burst);
-    default: return gather_lines(table, rows, n_rows, row_bytes, NOWHERE, 0, n_rows + 1);
+    case L1: return gather_lines(table, rows, n_rows, row_bytes, L1, 1, ahead, burst);
+    case L2: return gather_lines(table, rows, n_rows, row_bytes, L2, 1, ahead, burst);
+    case STREAM: return gather_lines(table, rows, n_rows, row_bytes, STREAM, 1, ahead, burst);
+    case WHOLE + L1: return gather_lines(table, rows, n_rows, row_bytes, L1, WORDS, ahead, burst);
+    case WHOLE + L2: return gather_lines(table, rows, n_rows, row_bytes, L2, WORDS, ahead, burst);
+    default: return gather_lines(table, rows, n_rows, row_bytes, NOWHERE, 1, 0, n_rows + 1);
     }
 }
 
