@@ -23,6 +23,7 @@ The rest of the public API:
 
     backward.py            `embedding_bag_backward`: the gradients (_grouping.py groups ids)
     sparse_rows.py         `SparseRows`: a gradient that holds only the rows in use
+    embedding.py           `embedding`, `embedding_backward`: rows without bags
     layers.py              `EmbeddingBag`: a table with the options of its lookups
     collection.py          `EmbeddingBagCollection`: many tables and features in one call
     quantized.py           `quantize`, `QuantizedTable`: tables of 8, 4 or 2 bits an entry
@@ -52,6 +53,7 @@ from embag._version import __version__
 from embag.arrow import to_arrow
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.collection import EmbeddingBagCollection, Feature
+from embag.embedding import embedding, embedding_backward
 from embag.functional import embedding_bag
 from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
@@ -72,6 +74,8 @@ __all__ = [
     "__version__",
     "aligned_copy",
     "aligned_empty",
+    "embedding",
+    "embedding_backward",
     "embedding_bag",
     "embedding_bag_backward",
     "empty_bags",

@@ -307,10 +307,17 @@ def check_flags(**flags: Any) -> None:
             raise TypeError(f"{name} must be a bool, got {describe(flag)}")
 
 
-def check_invalid(invalid: Any) -> None:
-    """Raise for an unknown policy."""
-    if type(invalid) is not str or invalid not in ("raise", "skip"):
-        raise ValueError(f"invalid must be 'raise' or 'skip', got {describe(invalid)}")
+def as_invalid(invalid: Any, n_rows: int, whose: str = "weight's") -> tuple[bool, int]:
+    """Return whether ids out of range are refused, and the row that replaces them, or -1."""
+    if type(invalid) is str and invalid in ("raise", "skip"):
+        return invalid == "raise", -1
+    try:
+        row = None if invalid is None else as_integer(invalid, "invalid")
+    except TypeError:
+        row = None
+    if row is None:
+        raise ValueError(f"invalid must be 'raise', 'skip' or a row, got {describe(invalid)}")
+    return False, as_row(row, "invalid", n_rows, whose)
 
 
 def check_castable(name: str, seen: np.dtype[Any], dtype: np.dtype[Any]) -> None:
@@ -357,11 +364,13 @@ def as_count(value: Any, name: str) -> int:
     return count
 
 
-def as_padding_row(padding_idx: Any, n_rows: int, whose: str = "weight's") -> int:
-    """Return the row that `padding_idx` names, counted from the start."""
-    row = as_integer(padding_idx, "padding_idx")
+def as_row(value: Any, name: str, n_rows: int, whose: str = "weight's") -> int:
+    """Return the row that an argument names, counted from the start; -1 for None."""
+    if value is None:
+        return -1
+    row = as_integer(value, name)
     if not -n_rows <= row < n_rows:
-        raise ValueError(f"padding_idx must name one of {whose} {n_rows} rows, got {describe(row)}")
+        raise ValueError(f"{name} must name one of {whose} {n_rows} rows, got {describe(row)}")
     return row % n_rows
 
 

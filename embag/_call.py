@@ -12,7 +12,7 @@ Tested in tests/lookups/ and tests/columns/.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,10 @@ class Call:
     weights: Weights
     mode: Mode
     padding: int = -1  # the padding row; -1 for none
-    refuse: bool = True  # ids out of range raise; otherwise they are skipped
+    refuse: bool = True  # ids out of range raise; otherwise they are skipped ...
+    stand_in: int = -1  # ... or this row stands for them
+    default: int = -1  # the row of a bag in which nothing counts; -1: it is zeros
+    normalizes: bool = False  # results are divided by their norms
     num_threads: int | None = None
     given_weights: Any = None  # before conversion
 
@@ -89,34 +92,58 @@ def make(
     lengths: Any = None,
     num_threads: Any = None,
     invalid: Any = "raise",
+    default_idx: Any = None,
+    normalize: Any = False,
     ragged: bool = True,
 ) -> Call:
     """Check the arguments of a lookup. Without `ragged`, ragged inputs are refused."""
-    _arguments.check_flags(include_last_offset=include_last_offset)
+    _arguments.check_flags(include_last_offset=include_last_offset, normalize=normalize)
     mode = _modes.as_mode(mode)
     bags = as_bags(input, offsets, lengths, include_last_offset, ragged=ragged)
     bags, weights = add_weights(
         bags, per_sample_weights, mode, table.n_rows, table.sums_dtype, ragged
     )
-    _arguments.check_invalid(invalid)
-    padding = -1
-    if padding_idx is not None:
-        padding = _arguments.as_padding_row(padding_idx, table.n_rows)
+    refuse, stand_in = _arguments.as_invalid(invalid, table.n_rows)
     if num_threads is not None:
         num_threads = _arguments.as_count(num_threads, "num_threads")
-    refuse = invalid == "raise"
-    return Call(table, bags, weights, mode, padding, refuse, num_threads, per_sample_weights)
+    return Call(
+        table,
+        bags,
+        weights,
+        mode,
+        padding=_arguments.as_row(padding_idx, "padding_idx", table.n_rows),
+        refuse=refuse,
+        stand_in=stand_in,
+        default=_arguments.as_row(default_idx, "default_idx", table.n_rows),
+        normalizes=bool(normalize),
+        num_threads=num_threads,
+        given_weights=per_sample_weights,
+    )
 
 
-def run(call: Call, result: AnyArray, max_indices: NDArray[np.int64] | None = None) -> int:
-    """Fill `result` and `max_indices`; return how many ids were skipped."""
+class Outputs(NamedTuple):
+    """What a lookup fills, for all bags or for some."""
+
+    result: AnyArray
+    max_indices: NDArray[np.int64] | None = None
+    n_valid: NDArray[np.int64] | None = None
+
+    def of(self, bags: slice) -> "Outputs":
+        """Return the part of some bags."""
+        max_indices, n_valid = (
+            None if array is None else array[bags] for array in (self.max_indices, self.n_valid)
+        )
+        return Outputs(self.result[bags], max_indices, n_valid)
+
+
+def run(call: Call, outputs: Outputs) -> int:
+    """Fill the outputs; return how many ids were out of range."""
     n_invalid = 0
     for pieces in batch_pieces(call.pieces(), BLOCK_ITEMS):
         bags = slice(pieces[0].start, pieces[-1].start + pieces[-1].n)
         team = call.team_for(pieces)
         counter = None if call.refuse else np.zeros(1, np.int64)
-        winners = None if max_indices is None else max_indices[bags]
-        if not _reduce(call, pieces, team, counter, result[bags], winners):
+        if not _reduce(call, pieces, team, counter, outputs.of(bags)):
             blame(call)
         n_invalid += 0 if counter is None else int(counter[0])
     return n_invalid
@@ -133,23 +160,22 @@ def _reduce(
     pieces: list[Piece],
     team: threads.Team,
     counter: NDArray[np.int64] | None,
-    result: AnyArray,
-    max_indices: NDArray[np.int64] | None,
+    outputs: Outputs,
 ) -> bool:
     """Run the kernels on pieces; return False if an offset or an id is invalid."""
-    table = call.table
+    table, (result, max_indices, n_valid) = call.table, outputs
     inputs, offsets, samples = zip(*(piece.arrays for piece in pieces), strict=True)
     target, code = _encodings.as_result(result)
-    if table.encoding.is_plain:
-        if code != table.code:  # NumPy rounds the sums afterwards, to nearest, ties to even
-            sums = _arguments.new_array(np.empty, result.shape, table.sums_dtype)
-            if not _reduce(call, pieces, team, counter, sums, max_indices):
-                return False
-            with np.errstate(all="ignore"):
-                np.ndarray.view(result, np.ndarray)[...] = sums
-            return True
-    elif max_indices is not None:
-        return _reduce_decoded(call, pieces, team, counter, result, max_indices)
+    if max_indices is not None and not table.encoding.is_plain:
+        return _reduce_decoded(call, pieces, team, counter, outputs)
+    if result.dtype != table.sums_dtype and (table.encoding.is_plain or call.normalizes):
+        # NumPy rounds the sums afterwards, to nearest, ties to even.
+        sums = _arguments.new_array(np.empty, result.shape, table.sums_dtype)
+        if not _reduce(call, pieces, team, counter, outputs._replace(result=sums)):
+            return False
+        with np.errstate(all="ignore"):
+            np.ndarray.view(result, np.ndarray)[...] = sums
+        return True
     return threads.run(
         kernels.reduce_bags,
         team,
@@ -166,6 +192,11 @@ def _reduce(
         target,
         code,
         max_indices,
+        None,
+        call.stand_in,
+        call.default,
+        call.normalizes,
+        n_valid,
     )
 
 
@@ -174,22 +205,25 @@ def _reduce_decoded(
     pieces: list[Piece],
     team: threads.Team,
     counter: NDArray[np.int64] | None,
-    result: AnyArray,
-    max_indices: NDArray[np.int64],
+    outputs: Outputs,
 ) -> bool:
     """Return the winning rows of a table of narrower entries, as `_reduce` does for others.
 
     No kernel does that for such tables, as it is rarely needed. So the rows in use are decoded
     to float32 and looked up under new numbers.
     """
-    table, padding = call.table, call.padding
-    rows, numbers = np.unique(np.concatenate([piece.used for piece in pieces]), return_inverse=True)
+    table, max_indices = call.table, outputs.max_indices
+    assert max_indices is not None
+    named = [row for row in (call.padding, call.stand_in, call.default) if row >= 0]
+    used = [np.array(named, np.int64), *(piece.used for piece in pieces)]
+    rows, numbers = np.unique(np.concatenate(used), return_inverse=True)
     # Ids out of range stay out of range: their numbers are negative, or too large.
     in_range = _arguments.rows_in_range(rows, table.n_rows)
-    rows, numbers = rows[in_range], numbers.reshape(-1) - in_range.start
-    if padding >= 0:
-        number = int(np.searchsorted(rows, padding))
-        padding = number if number < len(rows) and rows[number] == padding else -1
+    rows, numbers = rows[in_range], numbers.reshape(-1)[len(named) :] - in_range.start
+
+    def number_of(row: int) -> int:
+        return int(np.searchsorted(rows, row)) if row >= 0 else -1
+
     rows = rows.astype(np.int64, copy=False)
     values = _arguments.new_array(np.empty, (len(rows), table.dim), table.sums_dtype)
     if not table.decode(rows, values, team):
@@ -201,8 +235,14 @@ def _reduce_decoded(
         indices.reshape(-1)[piece.first : piece.first + piece.n_used] = numbers[start:stop]
         renumbered.append(piece._replace(indices=indices))
         start = stop
-    decoded = replace(call, table=_encodings.as_table(values), padding=padding)
-    if not _reduce(decoded, renumbered, team, counter, result, max_indices):
+    decoded = replace(
+        call,
+        table=_encodings.as_table(values),
+        padding=number_of(call.padding),
+        stand_in=number_of(call.stand_in),
+        default=number_of(call.default),
+    )
+    if not _reduce(decoded, renumbered, team, counter, outputs):
         return False
     if len(rows):
         max_indices[...] = np.where(max_indices < 0, -1, rows[max_indices])
@@ -228,6 +268,9 @@ def embedding_bag(
     out_dtype: Any,
     invalid: Any,
     return_n_invalid: Any,
+    default_idx: Any,
+    return_n_valid: Any,
+    normalize: Any,
 ) -> Any:
     """Do what `embag.embedding_bag` documents, for all arguments."""
     _arguments.check_flags(
@@ -235,6 +278,7 @@ def embedding_bag(
         sparse=sparse,
         return_max_indices=return_max_indices,
         return_n_invalid=return_n_invalid,
+        return_n_valid=return_n_valid,
     )
     call = make(
         input,
@@ -247,6 +291,8 @@ def embedding_bag(
         lengths=lengths,
         num_threads=num_threads,
         invalid=invalid,
+        default_idx=default_idx,
+        normalize=normalize,
     )
     _modes.check_options(call.mode, sparse, scale_grad_by_freq, return_max_indices)
     norm_type = _arguments.as_norm_type(norm_type)
@@ -264,10 +310,13 @@ def embedding_bag(
         # too. And kernels do not read the ids where rows have no columns.
         call.check()
 
-    n_invalid = run(call, result, winners)
+    n_valid = _arguments.new_array(np.empty, call.shape[:1], _INT64) if return_n_valid else None
+    n_invalid = run(call, Outputs(result, winners, n_valid))
     others: list[Any] = [] if winners is None else [winners]
     if return_n_invalid:
         others.append(n_invalid)
+    if return_n_valid:
+        others.append(n_valid)
     return (result, *others) if others else result
 
 
@@ -296,6 +345,14 @@ def _detach_from_table(call: Call, weight: Any) -> Call:
     return replace(call, bags=call.bags.detach_from(weight), weights=weights)
 
 
+def _has_empty_bag(call: Call) -> bool:
+    """Return whether nothing counts in a bag."""
+    n_valid = np.zeros(call.shape[0], np.int64)
+    sums = _arguments.new_array(np.empty, call.shape, call.table.sums_dtype)
+    run(replace(call, default=-1), Outputs(sums, n_valid=n_valid))
+    return bool((n_valid == 0).any())
+
+
 def _renorm(call: Call, weight: Any, max_norm: float, norm_type: float) -> Call:
     """Scale the rows in use whose norm exceeds `max_norm`, each once, in place.
 
@@ -305,7 +362,11 @@ def _renorm(call: Call, weight: Any, max_norm: float, norm_type: float) -> Call:
     used = [np.unique(piece.used) for piece in call.pieces()]
     rows = np.unique(np.concatenate([np.zeros(0, np.int64), *used]))
     if not call.refuse:
-        rows = rows[_arguments.rows_in_range(rows, call.n_rows)]
+        in_range = rows[_arguments.rows_in_range(rows, call.n_rows)]
+        named = [call.stand_in] * (call.stand_in >= 0 and len(in_range) < len(rows))
+        rows = np.union1d(in_range, np.array(named, np.int64))
+    if call.default >= 0 and _has_empty_bag(call):
+        rows = np.union1d(rows, [call.default])
     if kernels.first_bad_index(rows, call.n_rows) >= 0:
         _arguments.raise_for_change()
     team = threads.team_for(len(rows) * call.table.dim, call.num_threads)

@@ -24,14 +24,17 @@ def candidate_budgets() -> Any: ...
 def candidate_strategies() -> Any: ...
 def count_bags(input: NDArray[Any], offsets: Any, include_last_offset: bool) -> int: ...
 def cpu_level() -> int: ...
-def divide_by_sizes(
+def divide_by_divisors(
     n_threads: int,
     grad: NDArray[Any],
     input: NDArray[Any],
     offsets: Any,
     include_last_offset: bool,
+    per_sample_weights: Any,
+    mode: int,
     padding: int,
     out: NDArray[Any],
+    divisors: NDArray[Any],
 ) -> bool: ...
 def dot_rows(
     n_threads: int,
@@ -97,6 +100,9 @@ def plain_call(
     out_dtype: Any,
     invalid: Any,
     return_n_invalid: Any,
+    default_idx: Any,
+    return_n_valid: Any,
+    normalize: Any,
 ) -> Any: ...
 def prefetch_pages_above(n_bytes: float) -> Any: ...
 def quantize(n_threads: int, weight: NDArray[Any], bits: int, out: NDArray[Any]) -> bool: ...
@@ -116,6 +122,10 @@ def reduce_bags(
     out_encoding: int,
     max_indices: Any = None,
     out_rows: Any = None,
+    stand_in: int = -1,
+    default_row: int = -1,
+    normalizes: bool = False,
+    n_valid: Any = None,
 ) -> bool: ...
 def renorm(
     n_threads: int,
@@ -174,6 +184,7 @@ class Collection:
         offsets: Any,
         per_sample_weights: Any,
         out: Any,
+        n_valid: Any = None,
     ) -> Any: ...
     def pool_each(
         self,
@@ -183,4 +194,5 @@ class Collection:
         include_last_offset: int,
         per_sample_weights: tuple[Any, ...],
         out: NDArray[Any],
+        n_valid: Any = None,
     ) -> bool: ...

@@ -18,6 +18,7 @@ The parts, each using only those above it:
     arithmetic.pxi   arithmetic on some columns of a row, in registers
     pages.pxi        whether the pages of rows are prefetched
     strategies.pxi   which rows are prefetched when
+    renorm.pxi       norms of rows; rows scaled to a largest norm
     jobs.pxi         what is looked up, where results go; prefetching
     entries.pxi      the entries of a row, decoded
     blocks.pxi       the walk: bags reduced over a block of columns
@@ -25,7 +26,6 @@ The parts, each using only those above it:
     calls.pxi        lookups in one table, as Python calls them
     lists.pxi        lists of Python's ints, as arrays
     collection.pxi   many tables in one call
-    renorm.pxi       rows scaled to a largest norm
     grouping.pxi     positions grouped by row: a radix sort
     backward.pxi     what the gradients need beside those
     quantize.pxi     rows of floats to rows of few bits
@@ -124,6 +124,7 @@ include "_kernels/chunks.pxi"
 include "_kernels/arithmetic.pxi"
 include "_kernels/pages.pxi"
 include "_kernels/strategies.pxi"
+include "_kernels/renorm.pxi"
 include "_kernels/jobs.pxi"
 include "_kernels/entries.pxi"
 include "_kernels/blocks.pxi"
@@ -131,7 +132,6 @@ include "_kernels/forward.pxi"
 include "_kernels/calls.pxi"
 include "_kernels/lists.pxi"
 include "_kernels/collection.pxi"
-include "_kernels/renorm.pxi"
 include "_kernels/grouping.pxi"
 include "_kernels/backward.pxi"
 include "_kernels/quantize.pxi"

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from embag._arguments import describe
 from embag._kernels.dispatch import kernels
 
-ModeName: TypeAlias = Literal["sum", "mean", "max"]
+ModeName: TypeAlias = Literal["sum", "mean", "sqrtn", "max", "min"]
 
 
 class Mode(NamedTuple):
@@ -21,7 +21,7 @@ class Mode(NamedTuple):
     takes_weights: bool  # accepts per_sample_weights
     selects: bool  # each entry of the result is that of one row, and the kernels tell which
     sums: bool  # every row of a bag is a term of the result
-    divides: bool  # the sum is divided by the number of entries that count
+    divides: bool  # the sum is divided by the number or the weights of entries that count
 
 
 MODES = {

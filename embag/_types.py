@@ -16,6 +16,6 @@ Ids: TypeAlias = ArrayLike | Any  # integers: an array or a ragged input of any 
 SampleWeights: TypeAlias = ArrayLike | Any  # numbers, as many as there are ids
 Table: TypeAlias = NDArray[Any] | QuantizedTable
 Mode: TypeAlias = ModeName
-Invalid: TypeAlias = Literal["raise", "skip"]
+Invalid: TypeAlias = Literal["raise", "skip"] | int
 
 __all__ = ["Ids", "Invalid", "Mode", "SampleWeights", "Table"]

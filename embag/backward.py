@@ -28,7 +28,7 @@ from embag._call import Call
 from embag._grouping import Groups, group_by_row
 from embag._kernels.dispatch import kernels
 from embag._process import threads
-from embag._types import Mode
+from embag._types import Invalid, Mode
 from embag.sparse_rows import SparseRows
 
 # Grouping pays off where it can use this many times the threads that can share the columns
@@ -60,6 +60,9 @@ def embedding_bag_backward(
     max_indices: "ArrayLike | None" = None,
     wrt: Literal["weight", "per_sample_weights"] | None = None,
     num_threads: int | None = None,
+    invalid: Invalid = "raise",
+    default_idx: int | None = None,
+    normalize: bool = False,
 ) -> EmbeddingBagGrads:
     """Return the gradients of `embedding_bag`, given the gradient of its output.
 
@@ -72,20 +75,21 @@ def embedding_bag_backward(
     input : array_like of int, shape (n_indices,) or (n_bags, bag_size)
         The ids of the lookup. Ragged inputs are not supported.
     weight : ndarray of float32 or float64, shape (n_rows, dim)
-        The table. Its values are read for the gradient of `per_sample_weights`, and with
-        ``mode="max"`` if `max_indices` is not given.
+        The table. Its values are read for the gradient of `per_sample_weights`, with
+        `normalize`, and with ``mode="max"`` and ``mode="min"`` if `max_indices` is not given.
     offsets : array_like of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`.
     scale_grad_by_freq : bool, optional
         If True, divide the gradient of each row by the number of its occurrences in bags. Not
-        with ``mode="max"``.
-    mode : {"mean", "sum", "max"}, optional
+        with ``mode="max"`` and ``mode="min"``.
+    mode : {"mean", "sum", "sqrtn", "max", "min"}, optional
         How the rows of a bag were reduced.
     sparse : bool, optional
         If True, return the gradient of the table as `SparseRows`, which holds only the rows
-        that occur. Time and memory then do not depend on n_rows. Not with ``mode="max"``.
+        that occur, or with ``mode="max"`` and ``mode="min"`` those that an entry came from. Time
+        and memory then do not depend on n_rows.
     per_sample_weights : array_like, shape of `input`, optional
-        The factor of each gathered row. Only with ``mode="sum"``.
+        The factor of each gathered row. Not with ``mode="max"`` and ``mode="min"``.
     include_last_offset : bool, optional
         If True, `offsets` has one more entry: the end of the last bag. Ids after it are in no
         bag.
@@ -93,12 +97,20 @@ def embedding_bag_backward(
         The row that was skipped; a negative number counts from the end. Its gradient is zero,
         or absent with `sparse`.
     max_indices : array_like of int, shape (n_bags, dim), optional
-        With ``mode="max"``: the rows of the maxima, from ``embedding_bag(...,
-        return_max_indices=True)``. By default they are computed again.
+        With ``mode="max"`` and ``mode="min"``: the rows that the entries came from, as
+        ``embedding_bag(..., return_max_indices=True)`` returns them. By default they are
+        computed again.
     wrt : {"weight", "per_sample_weights"}, optional
         The only gradient to compute. By default both are computed.
     num_threads : int, optional
         The largest number of threads for this call, instead of `get_num_threads`.
+    invalid : {"raise", "skip"} or int, optional
+        What was done with ids out of range: see `embedding_bag`.
+    default_idx : int, optional
+        The row of a bag in which no id counts. The gradient of such a bag is its own, unless it
+        is the padding row.
+    normalize : bool, optional
+        Whether each row of the output was divided by its norm. A row of zeros passes nothing on.
 
     Returns
     -------
@@ -106,8 +118,9 @@ def embedding_bag_backward(
         The gradient of the table, in its dtype. None if `wrt` is "per_sample_weights".
     per_sample_weights : ndarray or None
         The gradient of the weights, in the shape of `input` and the dtype of `weight`: for each
-        position the dot product of the row and the gradient of the bag. It is 0 for padding and
-        for ids in no bag. None if no weights are given or `wrt` is "weight".
+        position of a sum the dot product of the row and the gradient of the bag. It is 0 for
+        padding, for skipped ids and for ids in no bag. None if no weights are given or `wrt` is
+        "weight".
 
     Raises
     ------
@@ -185,13 +198,16 @@ def embedding_bag_backward(
         include_last_offset=include_last_offset,
         padding_idx=padding_idx,
         num_threads=num_threads,
+        invalid=invalid,
+        default_idx=default_idx,
+        normalize=normalize,
         ragged=False,
     )
-    _modes.check_options(call.mode, sparse, scale_grad_by_freq)
+    _modes.check_options(call.mode, sparse and call.mode.sums, scale_grad_by_freq)
     bags: Any = call.bags
     n_indices = bags.indices.size
-    sample: Any = call.weights
     winners = None
+    sample: Any = call.weights
     _arguments.check_wrt(wrt, sample)
     if max_indices is not None:
         _modes.check_winners(call.mode, max_indices)
@@ -200,25 +216,47 @@ def embedding_bag_backward(
     _arguments.check_layouts(
         bags.indices, bags.offsets, bags.includes_last, n_indices, grad, (bags.n_bags, dim), dtype
     )
-    if not call.mode.sums or dim == 0:
+    if not call.mode.sums or dim == 0 or call.normalizes or call.default >= 0:
         # These kernels do not read every id.
         call.check()
     else:
         bags.check_offsets()
+    return _gradients(call, grad, weight, winners, wrt, scale_grad_by_freq, sparse)
 
-    team = threads.team_for((n_indices + bags.n_bags) * dim, call.num_threads)
+
+def _gradients(
+    call: Call,
+    grad: NDArray[Any],
+    weight: NDArray[Any],
+    winners: NDArray[np.int64] | None,
+    wrt: str | None,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+) -> EmbeddingBagGrads:
+    """Return the gradients that are asked for; all arguments are checked, except for ids."""
+    bags: Any = call.bags
+    positions, shape = None, bags.indices.shape
+    n_entries = (bags.indices.size + bags.n_bags) * grad.shape[1]
+    team = threads.team_for(n_entries, call.num_threads)
+    if not call.refuse or call.default >= 0:
+        call, positions = _counting_entries(call)
+        bags = call.bags
     backward = _Backward(call, bags, bags.used.size, team, scale_grad_by_freq, sparse)
+    if call.normalizes:
+        grad = _through_normalization(backward, grad, weight)
     grad_weight: NDArray[Any] | SparseRows | None = None
     grad_sample: NDArray[Any] | None = None
     wants_weight = wrt != "per_sample_weights"
-    wants_sample = sample is not None and wrt != "weight"
+    wants_sample = call.weights is not None and wrt != "weight"
     if wants_weight and call.mode.sums:
         grad_weight = _sum_rows(backward, grad)
     elif wants_weight:
         assert call.mode.selects  # a mode of another kind needs a gradient of its own here
         grad_weight = _scatter_to_winners(backward, grad, weight, winners)
     if wants_sample:
-        grad_sample = _dot_rows(backward, grad, weight)
+        grad_sample = _grad_of_weights(backward, grad, weight)
+        if grad_sample is not None and positions is not None:
+            grad_sample = _at_positions(grad_sample, positions, shape)
     if (wants_weight and grad_weight is None) or (wants_sample and grad_sample is None):
         _call.blame(call)
     return EmbeddingBagGrads(grad_weight, grad_sample)
@@ -250,18 +288,86 @@ class _Backward(NamedTuple):
         return self.call.n_rows
 
 
-def _divide_by_sizes(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | None:
-    """Return the gradient that each bag passes to its rows where the result is their mean."""
+def _counting_entries(call: Call) -> tuple[Call, NDArray[np.int64]]:
+    """Return the call with only the entries that count, and their positions in `input`.
+
+    The row that stands for ids out of range is in their place, and the default row in bags in
+    which nothing counts: its position is -1.
+    """
+    bags: Any = call.bags
+    ids = bags.indices.reshape(-1).astype(np.int64)
+    ends = bags.ends
+    if ends is None:
+        ends = np.arange(bags.n_bags + 1) * bags.indices.shape[1]
+    ends = ends.astype(np.int64)
+    is_valid = (ids >= 0) & (ids < call.n_rows)
+    if call.stand_in >= 0:
+        ids[~is_valid] = call.stand_in
+        is_valid[:] = True
+    is_valid &= ids != call.padding
+    is_valid[: ends[0]] = is_valid[ends[-1] :] = False
+    positions = np.flatnonzero(is_valid)
+    ends = np.searchsorted(positions, ends)
+    sample: Any = call.weights
+    ids = ids[positions]
+    weights = None if sample is None else sample.reshape(-1)[positions]
+    if call.default >= 0:
+        empty = np.flatnonzero(np.diff(ends) == 0)
+        at = ends[empty]
+        ids = np.insert(ids, at, call.default)
+        positions = np.insert(positions, at, -1)
+        weights = None if weights is None else np.insert(weights, at, 1)
+        ends[1:] += np.cumsum(np.diff(ends) == 0)
+    bags = bags._replace(indices=ids, offsets=ends, includes_last=True)
+    # Only the default may be the padding row here: it has a value, but no gradient.
+    call = dataclasses.replace(
+        call, bags=bags, weights=weights, refuse=True, stand_in=-1, default=-1
+    )
+    return call, positions
+
+
+def _at_positions(
+    grad: NDArray[Any], positions: NDArray[np.int64], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return the gradient of the weights of some positions as that of all; others have 0."""
+    result = _arguments.new_array(np.zeros, shape, grad.dtype)
+    result.reshape(-1)[positions[positions >= 0]] = grad[positions >= 0]
+    return result
+
+
+def _through_normalization(
+    backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]
+) -> NDArray[Any]:
+    """Return the gradient of the results before they are divided by their norms."""
+    table = _encodings.as_table(weight)
+    results = np.empty(backward.call.shape, grad.dtype)
+    call = dataclasses.replace(backward.call, table=table, normalizes=False)
+    _call.run(call, _call.Outputs(results))
+    wide = results.astype(np.float64)
+    with np.errstate(all="ignore"):
+        norms = np.sqrt(np.einsum("bd,bd->b", wide, wide))[:, None]
+        units = wide / norms
+        along = np.einsum("bd,bd->b", units, grad.astype(np.float64))[:, None]
+        passed = np.where(norms == 0, 0, (grad - along * units) / norms)
+    return passed.astype(grad.dtype)
+
+
+def _divide(backward: _Backward, grad: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return the gradient divided by the divisor of each bag, and the divisors."""
     quotients = _arguments.new_array(np.empty, grad.shape, grad.dtype)
+    divisors = _arguments.new_array(np.empty, grad.shape[:1], grad.dtype)
     done = threads.run(
-        kernels.divide_by_sizes,
+        kernels.divide_by_divisors,
         backward.team,
         grad,
         *backward.bag_arrays,
+        backward.sample,
+        backward.call.mode.code,
         backward.call.padding,
         quotients,
+        divisors,
     )
-    return quotients if done else None
+    return (quotients, divisors) if done else None
 
 
 def _column_team(backward: _Backward, grad: NDArray[Any]) -> threads.Team:
@@ -276,10 +382,10 @@ def _column_team(backward: _Backward, grad: NDArray[Any]) -> threads.Team:
 def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseRows | None:
     """Return the gradient of the table where every row of a bag contributes."""
     if backward.call.mode.divides and backward.n_positions > 0:
-        quotients = _divide_by_sizes(backward, grad)
-        if quotients is None:
+        divided = _divide(backward, grad)
+        if divided is None:
             return None
-        grad = quotients
+        grad = divided[0]
     column_team = _column_team(backward, grad)
     many_threads = backward.team.n > SCATTER_GAIN * column_team.n
     if backward.sparse or backward.scale_grad_by_freq or many_threads:
@@ -371,17 +477,74 @@ def _reduce_groups(
 
 def _scatter_to_winners(
     backward: _Backward, grad: NDArray[Any], weight: NDArray[Any], winners: NDArray[np.int64] | None
-) -> NDArray[Any] | None:
-    """Add each entry of the gradient to the row that its maximum came from."""
+) -> NDArray[Any] | SparseRows | None:
+    """Add each entry of the gradient to the row that it came from."""
+    call = dataclasses.replace(backward.call, table=_encodings.as_table(weight), normalizes=False)
     if winners is None:
-        winners = np.empty(backward.call.shape, np.int64)
-        maxima = np.empty(backward.call.shape, grad.dtype)
-        table = _encodings.as_table(weight)
-        _call.run(dataclasses.replace(backward.call, table=table), maxima, winners)
-    result = _arguments.new_array(np.zeros, (backward.n_rows, grad.shape[1]), grad.dtype)
+        winners = np.empty(call.shape, np.int64)
+        _call.run(call, _call.Outputs(np.empty(call.shape, grad.dtype), winners))
+    n_rows, rows, padding = call.n_rows, None, call.padding
+    if backward.sparse:
+        rows, numbers = np.unique(winners, return_inverse=True)
+        n_left_out = int((rows < 0).sum())
+        rows, winners = rows[n_left_out:], numbers.reshape(call.shape) - n_left_out
+        winners = np.maximum(winners, -1)
+        if padding >= 0 and padding in rows:
+            at = int(np.searchsorted(rows, padding))
+            rows = np.delete(rows, at)
+            winners = np.where(winners == at, -1, winners - (winners > at))
+        n_rows, padding = len(rows), -1
+    result = _arguments.new_array(np.zeros, (n_rows, grad.shape[1]), grad.dtype)
     team = _column_team(backward, grad)
-    done = threads.run(kernels.scatter_max, team, grad, winners, backward.call.padding, result)
-    return result if done else None
+    done = threads.run(
+        kernels.scatter_max, team, grad, np.ascontiguousarray(winners), padding, result
+    )
+    if not done or rows is None:
+        return result if done else None
+    return SparseRows._of_groups(rows, result, (call.n_rows, grad.shape[1]))
+
+
+def _grad_of_weights(
+    backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]
+) -> NDArray[Any] | None:
+    """Return the gradient of each position's weight; None if an id is invalid."""
+    products = _dot_rows(backward, grad, weight)
+    if products is None or not backward.call.mode.divides:
+        return products
+    divided = _divide(backward, grad)
+    if divided is None:
+        return None
+    divisors = divided[1]
+    results = np.empty(backward.call.shape, grad.dtype)
+    call = dataclasses.replace(backward.call, table=_encodings.as_table(weight), normalizes=False)
+    _call.run(call, _call.Outputs(results))
+    shares = np.einsum("bd,bd->b", grad.astype(np.float64), results.astype(np.float64))
+    flat, ids = products.reshape(-1), backward.bags.indices.reshape(-1)
+    bags = _bag_of_positions(backward.bags)
+    counts = np.flatnonzero((bags >= 0) & (ids != call.padding))
+    counts = counts[divisors[bags[counts]] != 0]
+    bags = bags[counts]
+    divisor = divisors[bags].astype(np.float64)
+    if call.mode.name == "mean":
+        terms = (flat[counts] - shares[bags]) / divisor
+    else:
+        weights = backward.sample.reshape(-1)[counts].astype(np.float64)
+        terms = (flat[counts] - weights * shares[bags] / divisor) / divisor
+    flat[:] = 0
+    flat[counts] = terms
+    return products
+
+
+def _bag_of_positions(bags: ArrayBags) -> NDArray[np.int64]:
+    """Return the bag of each position; -1 for those in no bag."""
+    n = bags.indices.size
+    ends = bags.ends
+    if ends is None:
+        return np.repeat(np.arange(bags.n_bags), bags.indices.shape[1])
+    result = np.full(n, -1, np.int64)
+    sizes = np.diff(ends)
+    result[int(ends[0]) : int(ends[-1])] = np.repeat(np.arange(bags.n_bags), sizes)
+    return result
 
 
 def _dot_rows(backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:

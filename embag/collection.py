@@ -48,22 +48,32 @@ class Feature(NamedTuple):
         The name, for `EmbeddingBagCollection.slices` and messages.
     table : str
         The name of the table. Features may share a table.
-    mode : {"sum", "mean", "max"}, optional
+    mode : {"sum", "mean", "sqrtn", "max", "min"}, optional
         How the rows of a bag are reduced.
     padding_idx : int, optional
         A row that is skipped; a negative number counts from the end.
+    default_idx : int, optional
+        The row of a bag in which no id counts.
+    invalid : {"raise", "skip"} or int, optional
+        What to do with ids out of range; by default what the collection does.
+    normalize : bool, optional
+        If True, divide each row of the feature's result by its Euclidean norm.
 
     Examples
     --------
     >>> import embag
-    >>> embag.Feature("clicked", "items", mode="mean")
-    Feature(name='clicked', table='items', mode='mean', padding_idx=None)
+    >>> feature = embag.Feature("clicked", "items", mode="mean", default_idx=0)
+    >>> feature.mode, feature.default_idx
+    ('mean', 0)
     """
 
     name: str
     table: str
     mode: Mode = "sum"
     padding_idx: int | None = None
+    default_idx: int | None = None
+    invalid: Invalid | None = None
+    normalize: bool = False
 
 
 class _Lookup(NamedTuple):
@@ -72,10 +82,16 @@ class _Lookup(NamedTuple):
     table: _encodings.Table
     mode: _modes.Mode
     padding: int
+    refuse: bool
+    stand_in: int
+    default: int
+    normalizes: bool
 
-    def call(self, bags: Any, weights: Any, given_weights: Any, refuse: bool) -> Call:
+    def call(self, bags: Any, weights: Any, given_weights: Any) -> Call:
+        table, mode, padding, refuse, stand_in, default, normalizes = self
         return Call(
-            self.table, bags, weights, self.mode, self.padding, refuse, given_weights=given_weights
+            *(table, bags, weights, mode, padding, refuse, stand_in, default, normalizes),
+            given_weights=given_weights,
         )
 
 
@@ -99,8 +115,8 @@ class EmbeddingBagCollection:
     features : sequence of Feature
         The features, in the order of their columns in the result.
     invalid : {"raise", "skip"}, optional
-        What to do with ids out of range. "raise" raises an IndexError. "skip" skips them like
-        padding and counts them in `n_invalid`.
+        What to do with ids out of range, of features that do not say. "raise" raises an
+        IndexError. "skip" skips them like padding and counts them in `n_invalid`.
 
     Attributes
     ----------
@@ -194,6 +210,7 @@ class EmbeddingBagCollection:
                 )
             with _arguments.prefix_errors(where):
                 _modes.as_mode(feature.mode)
+                _arguments.check_flags(normalize=feature.normalize)
             dim = encoded[feature.table].dim
             slices[feature.name] = slice(self.dim, self.dim + dim)
             self.dim += dim
@@ -209,9 +226,12 @@ class EmbeddingBagCollection:
         self._has_empty_rows = any(encoded[feature.table].dim == 0 for feature in self.features)
         self._mean_dim = self.dim // max(1, len(self.features))
         self._names = tuple(slices)
-        _arguments.check_invalid(invalid)
+        _check_policy(invalid)
         self.invalid: Invalid = invalid
-        self._counts = np.zeros(len(self.features), np.int64) if invalid == "skip" else None
+        refuses = invalid == "raise" and all(
+            feature.invalid in (None, "raise") for feature in self.features
+        )
+        self._counts = None if refuses else np.zeros(len(self.features), np.int64)
         self._state = self._compile(tables, encoded)
 
     @property
@@ -221,7 +241,7 @@ class EmbeddingBagCollection:
 
     @property
     def n_invalid(self) -> dict[str, int]:
-        """How many ids of each feature were skipped since the collection was made."""
+        """How many ids of each feature were skipped or replaced since the collection was made."""
         counts = [0] * len(self._names) if self._counts is None else self._counts.tolist()
         return dict(zip(self._names, counts, strict=True))
 
@@ -286,16 +306,21 @@ class EmbeddingBagCollection:
         lookups = []
         for feature in self.features:
             table = encoded[feature.table]
-            padding = -1
-            if feature.padding_idx is not None:
-                with _arguments.prefix_errors(f"feature {feature.name!r}"):
-                    padding = _arguments.as_padding_row(
-                        feature.padding_idx, table.n_rows, "the table's"
-                    )
-            lookups.append(_Lookup(table, _modes.MODES[feature.mode], padding))
+            invalid = self.invalid if feature.invalid is None else feature.invalid
+            with _arguments.prefix_errors(f"feature {feature.name!r}"):
+                whose = table.n_rows, "the table's"
+                lookup = _Lookup(
+                    table,
+                    _modes.MODES[feature.mode],
+                    _arguments.as_row(feature.padding_idx, "padding_idx", *whose),
+                    *_arguments.as_invalid(invalid, *whose),
+                    _arguments.as_row(feature.default_idx, "default_idx", *whose),
+                    bool(feature.normalize),
+                )
+            lookups.append(lookup)
         compiled = tuple(
-            (table.rows, table.code, table.dim, mode.code, padding)
-            for table, mode, padding in lookups
+            (table.rows, table.code, table.dim, mode.code, *others)
+            for table, mode, *others in lookups
         )
         memory = tuple(_as_memory(table) for table in tables.values())
         return _State(
@@ -314,7 +339,8 @@ class EmbeddingBagCollection:
         include_last_offset: bool = False,
         out: NDArray[Any] | None = None,
         num_threads: int | None = None,
-    ) -> NDArray[np.float32]:
+        return_n_valid: bool = False,
+    ) -> Any:
         """Look up all features.
 
         Parameters
@@ -327,19 +353,23 @@ class EmbeddingBagCollection:
             End to end: where each bag starts, feature by feature, and where the last one ends.
             Must be None for a mapping.
         per_sample_weights : array_like, shape of `values`, or mapping of str, optional
-            A factor for each gathered row. Only for features of mode "sum". By name: a mapping
-            that may lack features.
+            A factor for each gathered row. Not for features of mode "max" or "min". By name: a
+            mapping that may lack features.
         include_last_offset : bool, optional
             By name: if True, all offsets have one more entry, the end of the last bag.
         out : ndarray of float32, shape (batch, dim), optional
             The array to write the result to: C-contiguous, sharing no memory with any input.
         num_threads : int, optional
             The largest number of threads for this call, instead of `get_num_threads`.
+        return_n_valid : bool, optional
+            If True, also return how many ids count in each bag.
 
         Returns
         -------
         ndarray of float32, shape (batch, dim)
             The reduced features side by side: feature ``name`` is in the columns ``slices[name]``.
+        n_valid : ndarray of int64, shape (batch, n_features)
+            With `return_n_valid`: how many ids of each bag are neither padding nor skipped.
 
         Raises
         ------
@@ -351,7 +381,7 @@ class EmbeddingBagCollection:
             num_threads = _arguments.as_count(num_threads, "num_threads")
         state = self._state  # read once: another thread may replace a table
         result: NDArray[np.float32] | None = None
-        if self._has_empty_rows:
+        if self._has_empty_rows or return_n_valid is not False:
             pass
         elif type(values) is np.ndarray and type(offsets) is np.ndarray:
             if include_last_offset is False and (per_sample_weights is None or self._takes_weights):
@@ -370,7 +400,9 @@ class EmbeddingBagCollection:
             )
         if result is not None:
             return result
-        _arguments.check_flags(include_last_offset=include_last_offset)
+        _arguments.check_flags(
+            include_last_offset=include_last_offset, return_n_valid=return_n_valid
+        )
         if isinstance(values, Mapping):
             calls = self._calls_by_name(
                 state, values, offsets, per_sample_weights, include_last_offset
@@ -381,7 +413,8 @@ class EmbeddingBagCollection:
         else:
             calls = self._calls_end_to_end(state, values, offsets, per_sample_weights)
             keys = [""] * len(calls)
-        return self._pool(state, calls, keys, out, num_threads)
+        result, n_valid = self._pool(state, calls, keys, out, num_threads, return_n_valid)
+        return result if n_valid is None else (result, n_valid)
 
     def _pool_named(
         self,
@@ -469,7 +502,7 @@ class EmbeddingBagCollection:
                     f"got {calls[0].bags.n_bags} for {self.features[0].name!r} "
                     f"and {bags.n_bags} for {name!r}"
                 )
-            calls.append(lookup.call(bags, sample, weights.get(name), self._counts is None))
+            calls.append(lookup.call(bags, sample, weights.get(name)))
         return calls
 
     def _check_keys(self, mapping: Mapping[str, Any], argument: str) -> None:
@@ -517,7 +550,7 @@ class EmbeddingBagCollection:
                 start=start,
             )
             weights = None if sample is None else sample[start:stop]
-            calls.append(lookup.call(bags, weights, per_sample_weights, self._counts is None))
+            calls.append(lookup.call(bags, weights, per_sample_weights))
         return calls
 
     def _check_weighted(self, per_sample_weights: Any) -> None:
@@ -542,9 +575,11 @@ class EmbeddingBagCollection:
         keys: list[str],
         out: Any,
         num_threads: int | None,
-    ) -> NDArray[np.float32]:
-        """Run the calls of all features, into one array."""
+        counts_valid: bool,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Run the calls of all features, into one array; and count the entries that count."""
         shape = (calls[0].bags.n_bags if calls else 0, self.dim)
+        n_valid = np.zeros((shape[0], len(calls)), np.int64) if counts_valid else None
         if out is None:
             result = _arguments.new_array(np.empty, shape, _FLOAT32)
         else:
@@ -564,6 +599,7 @@ class EmbeddingBagCollection:
             bags = slice(pieces[0].start, pieces[0].start + pieces[0].n)
             n_indices = sum(piece.n_used for piece in pieces)
             team = self._team_for(n_indices, pieces[0].n * len(pieces), num_threads)
+            counts = np.zeros((len(pieces), pieces[0].n), np.int64) if counts_valid else None
             done = threads.run(
                 state.compiled.pool_each,
                 team,
@@ -572,11 +608,14 @@ class EmbeddingBagCollection:
                 bounds_kind,
                 tuple(piece.sample for piece in pieces),
                 result[bags],
+                counts,
             )
             if not done:
                 self._check(calls)
                 _arguments.raise_for_change()
-        return result
+            if n_valid is not None and counts is not None:
+                n_valid[bags] = counts.T
+        return result, n_valid
 
     def _as_columns(self, calls: list[Call]) -> list[Call]:
         """Return the calls with ragged bags only: arrays become columns."""
@@ -671,6 +710,11 @@ def _list_memory(state: _State, calls: list[Call], keys: list[str]) -> tuple[lis
 
 def _as_memory(table: Table) -> NDArray[Any]:
     return table.packed if isinstance(table, QuantizedTable) else table
+
+
+def _check_policy(invalid: Any) -> None:
+    if type(invalid) is not str or invalid not in ("raise", "skip"):
+        raise ValueError(f"invalid must be 'raise' or 'skip', got {_arguments.describe(invalid)}")
 
 
 def _as_features(features: Any) -> tuple[Feature, ...]:

@@ -40,6 +40,9 @@ def embedding_bag(
     out_dtype: DTypeLike | None = ...,
     invalid: Invalid = ...,
     return_n_invalid: Literal[False] = ...,
+    default_idx: int | None = ...,
+    return_n_valid: Literal[False] = ...,
+    normalize: bool = ...,
 ) -> NDArray[Any]: ...
 @overload
 def embedding_bag(
@@ -62,6 +65,9 @@ def embedding_bag(
     out_dtype: DTypeLike | None = ...,
     invalid: Invalid = ...,
     return_n_invalid: bool = ...,
+    default_idx: int | None = ...,
+    return_n_valid: bool = ...,
+    normalize: bool = ...,
 ) -> Any: ...
 def embedding_bag(
     input: Ids,
@@ -83,6 +89,9 @@ def embedding_bag(
     out_dtype: DTypeLike | None = None,
     invalid: Invalid = "raise",
     return_n_invalid: bool = False,
+    default_idx: int | None = None,
+    return_n_valid: bool = False,
+    normalize: bool = False,
 ) -> Any:
     """Gather rows of a table and reduce them per bag.
 
@@ -111,12 +120,15 @@ def embedding_bag(
         The p of this p-norm: greater than 0, or ``inf``.
     scale_grad_by_freq, sparse : bool, optional
         Options of the gradient. They do not change the result. Both must be False with
-        ``mode="max"``.
-    mode : {"mean", "sum", "max"}, optional
-        How the rows of a bag are reduced.
+        ``mode="max"`` and ``mode="min"``.
+    mode : {"mean", "sum", "sqrtn", "max", "min"}, optional
+        How the rows of a bag are reduced. "mean" is the sum divided by the number of rows, or
+        with weights by the sum of the weights; "sqrtn" is the sum divided by the root of the
+        number of rows, or with weights by the root of the sum of their squares. If that is 0,
+        the result is zeros.
     per_sample_weights : array_like, shape of `input`, optional
-        A factor for each gathered row, computed in the dtype of sums. Only with
-        ``mode="sum"``. For a ragged `input` the weights are ragged too; the weights of a CSR
+        A factor for each gathered row, computed in the dtype of sums. Not with ``mode="max"``
+        and ``mode="min"``. For a ragged `input` the weights are ragged too; the weights of a CSR
         matrix are its data.
     include_last_offset : bool, optional
         If True, `offsets` has one more entry: the end of the last bag. Ids after it are in no
@@ -130,18 +142,27 @@ def embedding_bag(
         The array to write the result to. It is C-contiguous, has the dtype of the result and
         shares no memory with any input.
     return_max_indices : bool, optional
-        If True, also return the row that each maximum comes from. Only with ``mode="max"``.
+        If True, also return the row that each maximum or minimum comes from. Only with
+        ``mode="max"`` and ``mode="min"``.
     num_threads : int, optional
         The largest number of threads for this call, instead of `get_num_threads`. Concurrent
         calls share the threads of `get_num_threads`, but not these.
     out_dtype : data-type, optional
         The dtype of the result: float32, float16 or bfloat16. Sums in float32 are rounded to
         it, to nearest, ties to even. For a float64 table it is float64.
-    invalid : {"raise", "skip"}, optional
+    invalid : {"raise", "skip"} or int, optional
         What to do with ids out of range. "raise" raises an IndexError. "skip" skips them like
-        padding; `input` is not modified.
+        padding. A number is a row that stands for all of them. `input` is not modified.
     return_n_invalid : bool, optional
-        If True, also return the number of ids skipped by ``invalid="skip"``.
+        If True, also return the number of ids out of range.
+    default_idx : int, optional
+        The row of a bag in which no id counts, with weight 1; a negative number counts from the
+        end. By default the result of such a bag is zeros.
+    return_n_valid : bool, optional
+        If True, also return how many ids count in each bag.
+    normalize : bool, optional
+        If True, divide each row of the result by its Euclidean norm, computed in float64. A row
+        of zeros stays.
 
     Returns
     -------
@@ -152,8 +173,10 @@ def embedding_bag(
     max_indices : ndarray of int64, shape (n_bags, dim)
         With `return_max_indices`: the row that each maximum comes from, -1 for empty bags.
     n_invalid : int
-        With `return_n_invalid`: the number of ids in bags that were skipped because they are
-        out of range. 0 with ``invalid="raise"``.
+        With `return_n_invalid`: the number of ids in bags that were skipped or replaced because
+        they are out of range. 0 with ``invalid="raise"``.
+    n_valid : ndarray of int64, shape (n_bags,)
+        With `return_n_valid`: how many ids of each bag are neither padding nor skipped.
 
     Raises
     ------
@@ -254,6 +277,9 @@ def embedding_bag(
         out_dtype,
         invalid,
         return_n_invalid,
+        default_idx,
+        return_n_valid,
+        normalize,
     )
     if result is not None:
         return result
@@ -276,4 +302,7 @@ def embedding_bag(
         out_dtype,
         invalid,
         return_n_invalid,
+        default_idx,
+        return_n_valid,
+        normalize,
     )

@@ -35,12 +35,12 @@ class EmbeddingBag:
         The p of this p-norm: greater than 0, or ``inf``.
     scale_grad_by_freq : bool, optional
         If True, `backward` divides the gradient of each row by the number of its occurrences.
-        Not with ``mode="max"``.
-    mode : {"mean", "sum", "max"}, optional
+        Not with ``mode="max"`` and ``mode="min"``.
+    mode : {"mean", "sum", "sqrtn", "max", "min"}, optional
         How the rows of a bag are reduced.
     sparse : bool, optional
         If True, `backward` returns the gradient of the table as `SparseRows`. Not with
-        ``mode="max"``.
+        ``mode="max"`` and ``mode="min"``.
     _weight : ndarray of float32 or float64, optional
         The table, which is not copied. Prefer `from_pretrained`.
     include_last_offset : bool, optional
@@ -150,7 +150,7 @@ include_last_offset, padding_idx
         self.include_last_offset = bool(include_last_offset)
         self.padding_idx = None
         if padding_idx is not None:
-            self.padding_idx = _arguments.as_padding_row(padding_idx, self.num_embeddings)
+            self.padding_idx = _arguments.as_row(padding_idx, "padding_idx", self.num_embeddings)
         shape = self.num_embeddings, self.embedding_dim
         if _weight is None:
             self.weight = _draw(shape, dtype, rng)

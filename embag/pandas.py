@@ -57,6 +57,8 @@ class SeriesAccessor:
         num_threads: int | None = None,
         invalid: Invalid = "raise",
         null_empty: bool = False,
+        default_idx: int | None = None,
+        normalize: bool = False,
     ) -> pd.Series:
         """Gather rows of a table and reduce them per list.
 
@@ -65,20 +67,25 @@ class SeriesAccessor:
         weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
             The table, of shape (n_rows, dim). It is read in place if its layout allows (see
             `embag.embedding_bag`).
-        mode : {"mean", "sum", "max"}, optional
+        mode : {"mean", "sum", "sqrtn", "max", "min"}, optional
             How the rows of a list are reduced.
         per_sample_weights : pandas.Series, optional
-            Lists as long as those of ids, with the same index: a factor for each gathered row. Only
-            with ``mode="sum"``.
+            Lists as long as those of ids, with the same index: a factor for each gathered row. Not
+            with ``mode="max"`` and ``mode="min"``.
         padding_idx : int, optional
             A row that is skipped; a negative number counts from the end.
         num_threads : int, optional
             The largest number of threads for this call.
-        invalid : {"raise", "skip"}, optional
-            What to do with ids out of range: raise an IndexError, or skip them like padding.
+        invalid : {"raise", "skip"} or int, optional
+            What to do with ids out of range: raise an IndexError, skip them like padding, or look
+            up this row in their place.
         null_empty : bool, optional
             If True, lists without ids (missing, empty or with nulls only) become missing instead of
             zeros.
+        default_idx : int, optional
+            The row of a list in which no id counts; by default its result is zeros.
+        normalize : bool, optional
+            If True, divide each row of the result by its Euclidean norm.
 
         Returns
         -------
@@ -122,6 +129,8 @@ class SeriesAccessor:
             padding_idx=padding_idx,
             num_threads=num_threads,
             invalid=invalid,
+            default_idx=default_idx,
+            normalize=normalize,
         )
         mask = embag.empty_bags(ids) if null_empty else None
         column = pa.array(embag.to_arrow(vectors, mask=mask))

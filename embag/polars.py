@@ -47,6 +47,8 @@ class ExprNamespace:
         num_threads: int | None = None,
         invalid: Invalid = "raise",
         null_empty: bool = False,
+        default_idx: int | None = None,
+        normalize: bool = False,
     ) -> pl.Expr:
         """Gather rows of a table and reduce them per list.
 
@@ -55,21 +57,26 @@ class ExprNamespace:
         weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
             The table, of shape (n_rows, dim). It is read when the query runs, in place if its
             layout allows (see `embag.embedding_bag`).
-        mode : {"mean", "sum", "max"}, optional
+        mode : {"mean", "sum", "sqrtn", "max", "min"}, optional
             How the rows of a list are reduced.
         per_sample_weights : polars.Expr or str, optional
-            A column of lists as long as those of ids: a factor for each gathered row. Only with
-            ``mode="sum"``.
+            A column of lists as long as those of ids: a factor for each gathered row. Not with
+            ``mode="max"`` and ``mode="min"``.
         padding_idx : int, optional
             A row that is skipped; a negative number counts from the end.
         num_threads : int, optional
             The largest number of threads for each call. ``with embag.num_threads(n):`` does not
             affect the threads of polars; `embag.set_num_threads` does.
-        invalid : {"raise", "skip"}, optional
-            What to do with ids out of range: raise an IndexError, or skip them like padding.
+        invalid : {"raise", "skip"} or int, optional
+            What to do with ids out of range: raise an IndexError, skip them like padding, or look
+            up this row in their place.
         null_empty : bool, optional
             If True, lists without ids (null, empty or with nulls only) become null instead of
             zeros.
+        default_idx : int, optional
+            The row of a list in which no id counts; by default its result is zeros.
+        normalize : bool, optional
+            If True, divide each row of the result by its Euclidean norm.
 
         Returns
         -------
@@ -107,6 +114,8 @@ class ExprNamespace:
             "padding_idx": padding_idx,
             "num_threads": num_threads,
             "invalid": invalid,
+            "default_idx": default_idx,
+            "normalize": normalize,
         }
         pool = partial(_pool, weight=weight, null_empty=null_empty, options=options)
         # Pooling no bags now gives the dtype. It also raises for an invalid table or option
@@ -137,15 +146,19 @@ class SeriesNamespace:
         num_threads: int | None = None,
         invalid: Invalid = "raise",
         null_empty: bool = False,
+        default_idx: int | None = None,
+        normalize: bool = False,
     ) -> pl.Series:
         """Gather rows of a table and reduce them per list.
 
         Parameters
         ----------
-        weight, mode, padding_idx, num_threads, invalid, null_empty : optional
+        weight, mode, padding_idx, num_threads, invalid, null_empty, default_idx, \
+normalize : optional
             As in `ExprNamespace.pool`.
         per_sample_weights : polars.Series, optional
-            Lists as long as those of ids: a factor for each gathered row. Only with ``mode="sum"``.
+            Lists as long as those of ids: a factor for each gathered row. Not with
+            ``mode="max"`` and ``mode="min"``.
 
         Returns
         -------
@@ -179,6 +192,8 @@ class SeriesNamespace:
             "padding_idx": padding_idx,
             "num_threads": num_threads,
             "invalid": invalid,
+            "default_idx": default_idx,
+            "normalize": normalize,
         }
         return _pool(columns, weight=weight, null_empty=null_empty, options=options)
 

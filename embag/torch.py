@@ -66,15 +66,15 @@ def embedding_bag(
         The p of this p-norm: greater than 0, or ``inf``.
     scale_grad_by_freq : bool, optional
         If True, divide the gradient of each row by the number of its occurrences in bags. Not
-        with ``mode="max"``.
-    mode : {"mean", "sum", "max"}, optional
+        with ``mode="max"`` and ``mode="min"``.
+    mode : {"mean", "sum", "sqrtn", "max", "min"}, optional
         How the rows of a bag are reduced.
     sparse : bool, optional
         If True, the gradient of `weight` is a coalesced sparse tensor of the rows that occur. Not
-        with ``mode="max"``.
+        with ``mode="max"`` and ``mode="min"``.
     per_sample_weights : Tensor, shape of `input`, optional
-        A factor for each gathered row, computed in the dtype of `weight`. Only with
-        ``mode="sum"``. Its gradient has its own dtype.
+        A factor for each gathered row, computed in the dtype of `weight`. Not with
+        ``mode="max"`` and ``mode="min"``. Its gradient has its own dtype.
     include_last_offset : bool, optional
         If True, `offsets` has one more entry: the end of the last bag.
     padding_idx : int, optional
@@ -244,7 +244,7 @@ def _reduce(
         _as_array(per_sample_weights, weight.dtype),
         include_last_offset,
         padding_idx,
-        return_max_indices=wants_winners and mode == "max",
+        return_max_indices=wants_winners and mode in ("max", "min"),
         num_threads=_num_threads(),
     )
     if max_norm is not None:

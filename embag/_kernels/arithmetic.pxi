@@ -70,25 +70,27 @@ cdef inline bint wins(floating_ft x, floating_ft best) noexcept nogil:
     return (x > best) | ((x != x) & (best == best))
 
 
+cdef inline bint beats(const int operation, floating_ft x, floating_ft best) noexcept nogil:
+    """Whether x takes best's place as the maximum, or minimum: `wins` mirrored."""
+    if operation == MAX or operation == ARGMAX:
+        return wins(x, best)
+    return (x < best) | ((x != x) & (best == best))
+
+
 cdef inline double start_of(const int operation) noexcept nogil:
     """What every row is reduced with: the result of no rows at all, before it becomes 0."""
-    return -INFINITY if operation == MAX else 0
+    if operation == MAX:
+        return -INFINITY
+    return INFINITY if operation == MIN else 0
 
 
 cdef inline void choose(
     const Py_ssize_t n, const int operation, floating_ft* best, const floating_ft* row
 ) noexcept nogil:
     """Replace the best entries so far by those of a row that take their place."""
-    if operation == MAX:
-        take_max(n, best, row)
-
-
-cdef inline void take_max(
-    const Py_ssize_t n, floating_ft* best, const floating_ft* row
-) noexcept nogil:
     cdef Py_ssize_t d
     for d in range(n):
-        best[d] = row[d] if wins(row[d], best[d]) else best[d]
+        best[d] = row[d] if beats(operation, row[d], best[d]) else best[d]
 
 
 cdef inline void add_fused(

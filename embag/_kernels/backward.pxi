@@ -12,10 +12,13 @@ cdef enum:
 
 cdef struct Dividing:
     Bags bags
+    const void* sample     # (n_indices,) of grad's dtype, or NULL
     const char* grad       # (n_bags, dim)
     Py_ssize_t grad_stride      # bytes, of either sign
     Py_ssize_t dim
     Py_ssize_t padding     # a row, or -1
+    int divisor
+    void* divisors         # (n_bags,) of grad's dtype
 
 
 cdef bint divide_bags(
@@ -25,12 +28,15 @@ cdef bint divide_bags(
     Py_ssize_t c,
     Py_ssize_t n_chunks,
 ) noexcept nogil:
-    """Divide the gradients of a chunk of bags by their entries that are not padding. False if
-    an offset is bad."""
+    """Divide the gradients of a chunk of bags by the divisors of their sums; 0 where that is 0.
+    False if an offset is bad."""
     cdef:
         const Bags* bags = &job.bags
-        Py_ssize_t first = cut(bags.n_bags, c, n_chunks), b, start, k, n
+        const floating_ft* sample = <const floating_ft*>job.sample
+        Py_ssize_t first = cut(bags.n_bags, c, n_chunks), b, start, k
         Py_ssize_t stop = bag_bound(bags, first)
+        double total, weight
+        floating_ft divisor
     if not (0 <= stop <= bags.n_indices):
         return False
     for b in range(first, cut(bags.n_bags, c + 1, n_chunks)):
@@ -38,41 +44,59 @@ cdef bint divide_bags(
         stop = bag_bound(bags, b + 1)
         if not (start <= stop <= bags.n_indices):
             return False
-        n = stop - start
-        if job.padding >= 0:
-            n = 0
+        total = 0
+        if sample == NULL and job.padding < 0:
+            total = <double>(stop - start)
+        else:
             for k in range(start, stop):
-                n += input[k] != job.padding
-        copy_divided(job.dim, out + b * job.dim,
-                     <const floating_ft*>(job.grad + b * job.grad_stride),
-                     <floating_ft>max(n, 1))
+                if input[k] != job.padding:
+                    weight = 1 if sample == NULL else sample[k]
+                    total = total + (weight * weight if job.divisor == ROOT else weight)
+        divisor = <floating_ft>(sqrt(total) if job.divisor == ROOT else total)
+        (<floating_ft*>job.divisors)[b] = divisor
+        if divisor == 0:
+            fill(job.dim, out + b * job.dim, <floating_ft>0)
+        else:
+            copy_divided(job.dim, out + b * job.dim,
+                         <const floating_ft*>(job.grad + b * job.grad_stride), divisor)
     return True
 
 
-def divide_by_sizes(
+def divide_by_divisors(
     int n_threads,
     cnp.ndarray grad not None,       # IN   (n_bags, dim) float32 or float64, columns adjacent
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
     object offsets,                  # IN   (n_offsets,) int32 or int64; None if input is 2-D
     bint include_last_offset,
+    object per_sample_weights,       # IN   like input, of grad's dtype; or None
+    int mode,                        # one that divides
     Py_ssize_t padding,              # a row, or -1
     cnp.ndarray out not None,        # OUT  (n_bags, dim) of grad's dtype
+    cnp.ndarray divisors not None,   # OUT  (n_bags,) of grad's dtype
 ) -> bool:
-    """Fill `out` with what a mean gives each row of a bag: the bag's gradient, divided by
-    the number of its entries that are not padding. False if an offset is bad."""
+    """Fill `out` with what a mode that divides gives each row of a bag, before its weight: the
+    bag's gradient, divided by what its sum was divided by. False if an offset is bad."""
     refuse_change(is_table(grad) and is_index_array(input)
                   and (offsets is None or is_index_array(offsets)))
+    operation_of(mode, False, False)
     cdef:
         Dividing job = Dividing(
-            describe_bags(input, offsets, include_last_offset),
+            describe_bags(input, offsets, include_last_offset), NULL,
             <const char*>cnp.PyArray_DATA(grad), cnp.PyArray_STRIDE(grad, 0),
-            cnp.PyArray_DIM(grad, 1), padding)
+            cnp.PyArray_DIM(grad, 1), padding, MODES[mode].divisor,
+            cnp.PyArray_DATA(divisors))
         chunk_work work = by_types(
             cnp.PyArray_ITEMSIZE(grad) == 4, cnp.PyArray_ITEMSIZE(input) == 8,
             <chunk_work>divide_bags[int32_t, float], <chunk_work>divide_bags[int64_t, float],
             <chunk_work>divide_bags[int32_t, double], <chunk_work>divide_bags[int64_t, double])
     refuse_change(job.bags.n_bags >= 0 and cnp.PyArray_DIM(grad, 0) == job.bags.n_bags
-                  and is_result(out, job.bags.n_bags, job.dim, cnp.PyArray_TYPE(grad)))
+                  and is_result(out, job.bags.n_bags, job.dim, cnp.PyArray_TYPE(grad))
+                  and is_factors(divisors, job.bags.n_bags, cnp.PyArray_TYPE(grad))
+                  and (per_sample_weights is None
+                       or is_factors(per_sample_weights, job.bags.n_indices,
+                                     cnp.PyArray_TYPE(grad))))
+    if per_sample_weights is not None:
+        job.sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
     return run_chunks(work, &job, cnp.PyArray_DATA(input), cnp.PyArray_DATA(out), n_threads,
                       n_threads)
 

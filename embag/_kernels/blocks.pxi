@@ -119,8 +119,10 @@ cdef inline bint take_row(
         const char* row
         floating_ft scale = 1, bias = 0
     if <size_t>r >= n_rows:
-        n_left_out[0] += 1
-        return job.skip_invalid
+        if job.stand_in < 0:
+            n_left_out[0] += 1
+            return job.skip_invalid
+        r = job.stand_in
     if r == padding:
         n_left_out[0] += 1
         return True
@@ -139,6 +141,37 @@ cdef inline bint take_row(
     take_half(<const entry_ft*>row, half, operation, low, scale, bias, exact)
     take_half(<const entry_ft*>(row + shift_bytes), half, operation, high, scale, bias, exact)
     return True
+
+
+cdef double weight_of_bag(
+    const Job* job, const floating_ft* sample, Py_ssize_t start, Py_ssize_t stop
+) noexcept nogil:
+    """The sum of the weights of the entries that count, or the root of that of their squares."""
+    cdef Py_ssize_t k, r
+    cdef double total = 0, weight
+    for k in range(start, stop):
+        r = index_of(job, k)
+        if <size_t>r >= <size_t>job.n_rows:
+            if job.stand_in < 0:
+                continue
+            r = job.stand_in
+        if r != job.padding:
+            weight = sample[k]
+            total = total + (weight * weight if job.divisor == ROOT else weight)
+    return sqrt(total) if job.divisor == ROOT else total
+
+
+cdef inline double divisor_of(
+    const Job* job, const floating_ft* sample, Py_ssize_t start, Py_ssize_t stop,
+    Py_ssize_t n_left_out,
+) noexcept nogil:
+    """What the sum of a bag is divided by."""
+    cdef double n = <double>(stop - start - n_left_out)
+    if job.divisor == COUNT or (sample == NULL and job.divisor == TOTAL):
+        return n
+    if sample == NULL:
+        return sqrt(n)
+    return weight_of_bag(job, sample, start, stop)
 
 
 cdef inline bint reduce_block(
@@ -187,7 +220,7 @@ cdef inline bint reduce_block(
         Py_ssize_t bag_stop = task.bag_stop, out_step
         Py_ssize_t b, start, stop, one_stop, k, next_k, next_stop, r, n_left_out, run_stop
         Py_ssize_t segment_stop
-        floating_ft biases = 0
+        floating_ft biases = 0, divisor
 
     if 2 * half * <Py_ssize_t>sizeof(floating_ft) > EMBAG_BLOCK_BYTES:
         return False                 # this level has no such block: nothing to compile
@@ -285,9 +318,14 @@ cdef inline bint reduce_block(
         if n_left_out == stop - start:
             fill(half, low, 0)
             fill(half, high, 0)
-        elif job.divides and not chooses(operation):
-            copy_divided(half, low, low, <floating_ft>(stop - start - n_left_out))
-            copy_divided(half, high, high, <floating_ft>(stop - start - n_left_out))
+        elif job.divisor != NOTHING and not chooses(operation):
+            divisor = <floating_ft>divisor_of(job, sample, start, stop, n_left_out)
+            if divisor == 0:
+                fill(half, low, 0)
+                fill(half, high, 0)
+            else:
+                copy_divided(half, low, low, divisor)
+                copy_divided(half, high, high, divisor)
         out_row = (<char*>job.out + (b if in_order else job.out_rows[b]) * out_step
                    + task.column_start * itemsize)
         if n_planes == 1 and (are_plain(entries) or job.out_encoding == FLOAT32):
@@ -401,6 +439,8 @@ cdef inline bint reduce_entries(
         job.table + job.entries + bytes_of(kind, task.column_start))
     if job.operation == MAX:
         return reduce_as(entries, MAX, False, input, sample, job, task)
+    if job.operation == MIN:
+        return reduce_as(entries, MIN, False, input, sample, job, task)
     if chooses(job.operation):
         return False                 # it is compiled nowhere
     if are_plain(kind) and job.ones:
@@ -473,13 +513,14 @@ cdef bint reduce_int2(const Job* job, const Task* task) noexcept nogil:
     return reduce_decoded(<const int2_entries*>job.table, job, task)
 
 
-cdef bint reduce_argmax(
+cdef inline bint reduce_argmax(
+    const int operation,             # ARGMAX or ARGMIN, a literal
     const index_ft* input,           # IN   (n_indices,)
     const Job* job,                  # IN
     const Task* task,                # IN
     floating_ft* out,                # OUT  (n_bags, dim)
 ) noexcept nogil:
-    """The maximum and its row, for any number of columns. False if something is bad.
+    """The maximum, or minimum, and its row, for any number of columns. False if something is bad.
 
     Twice the state of a maximum would not stay in registers: it lives in the output
     rows, which stay in L1.
@@ -522,10 +563,10 @@ cdef bint reduce_argmax(
                 burst_at = k + burst
             r = read_index(input, k)
             if <size_t>r >= <size_t>job.n_rows:
-                if job.skip_invalid:
-                    continue
-                return False
-            if r == job.padding:
+                if not job.skip_invalid:
+                    return False
+                r = job.stand_in
+            if r < 0 or r == job.padding:
                 continue
             row = <const floating_ft*>(table + r * job.row_stride)
             if first_row < 0:
@@ -535,7 +576,7 @@ cdef bint reduce_argmax(
                     winners[d] = r
                 continue
             for d in range(n_columns):
-                won = wins(row[d], best[d])
+                won = beats(operation, row[d], best[d])
                 best[d] = row[d] if won else best[d]
                 winners[d] = r if won else winners[d]
         if first_row < 0:
@@ -545,12 +586,21 @@ cdef bint reduce_argmax(
     return True
 
 
-cdef bint reduce_argmax_of(const Job* job, const Task* task) noexcept nogil:
+cdef inline bint reduce_argmax_as(
+    const int operation, const Job* job, const Task* task
+) noexcept nogil:
     """reduce_argmax by the types of a job."""
     if job.encoding == FLOAT32 and job.wide:
-        return reduce_argmax(<const int64_t*>job.input, job, task, <float*>job.out)
+        return reduce_argmax(operation, <const int64_t*>job.input, job, task, <float*>job.out)
     if job.encoding == FLOAT32:
-        return reduce_argmax(<const int32_t*>job.input, job, task, <float*>job.out)
+        return reduce_argmax(operation, <const int32_t*>job.input, job, task, <float*>job.out)
     if job.wide:
-        return reduce_argmax(<const int64_t*>job.input, job, task, <double*>job.out)
-    return reduce_argmax(<const int32_t*>job.input, job, task, <double*>job.out)
+        return reduce_argmax(operation, <const int64_t*>job.input, job, task, <double*>job.out)
+    return reduce_argmax(operation, <const int32_t*>job.input, job, task, <double*>job.out)
+
+
+cdef bint reduce_argmax_of(const Job* job, const Task* task) noexcept nogil:
+    """reduce_argmax by the operation and the types of a job."""
+    if job.operation == ARGMAX:
+        return reduce_argmax_as(ARGMAX, job, task)
+    return reduce_argmax_as(ARGMIN, job, task)

@@ -121,6 +121,9 @@ def plain_call(
     object out_dtype,
     object invalid,
     object return_n_invalid,
+    object default_idx,
+    object return_n_valid,
+    object normalize,
 ):
     """The common lookup as a whole: its result, or None if anything about it is unusual.
 
@@ -135,8 +138,9 @@ def plain_call(
         Py_ssize_t dim, padding = -1
         double n_entries
         bint is_new = out is None, done = True
-    if not (max_norm is lengths is out_dtype is None
+    if not (max_norm is lengths is out_dtype is default_idx is None
             and scale_grad_by_freq is sparse is return_max_indices is False
+            and return_n_valid is normalize is False
             and (include_last_offset is True or include_last_offset is False)
             and (return_n_invalid is True or return_n_invalid is False)
             and type(norm_type) is float and norm_type > 0
@@ -260,12 +264,16 @@ def reduce_bags(
                                      #      or None, and so for all parts
     int mode,
     Py_ssize_t padding,              # a row, or -1
-    object n_invalid,                # OUT  (1,) int64: how many ids out of range were skipped;
+    object n_invalid,                # OUT  (1,) int64: how many ids were out of range;
                                      #      None: they are bad
     cnp.ndarray out not None,        # OUT  (n_bags, dim): the bags of all parts, in order
     int out_encoding,
     object max_indices=None,         # OUT  (n_bags, dim) int64; or None
     object out_rows=None,            # IN   (n_bags,) int64, increasing: the rows of out to fill
+    Py_ssize_t stand_in=-1,          # the row for ids out of range; -1: none, they are skipped
+    Py_ssize_t default_row=-1,       # for bags in which nothing counts; -1: zeros
+    bint normalizes=False,           # divide results by their norms; out is of the type of sums
+    object n_valid=None,             # OUT  (n_bags,) int64: how many entries count; or None
 ) -> bool:
     """Fill `out` by the bags of one or several parts. False if an offset or an id is bad;
     `out` is then half-written.
@@ -304,6 +312,10 @@ def reduce_bags(
     refuse_change(max_indices is None
                   or (is_plain(encoding) and encoding == out_encoding and out_rows is None
                       and is_result(max_indices, n_bags, dim, cnp.NPY_INT64)))
+    refuse_change((n_valid is None or is_factors(n_valid, n_bags, cnp.NPY_INT64))
+                  and padding < cnp.PyArray_DIM(rows, 0) and stand_in < cnp.PyArray_DIM(rows, 0)
+                  and default_row < cnp.PyArray_DIM(rows, 0)
+                  and (not normalizes or out_encoding == FLOAT32 or out_encoding == FLOAT64))
     jobs = <Job*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(Job))
     tasks = <Task*>malloc(n_tasks * sizeof(Task))
     counts = <int64_t*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(int64_t))
@@ -315,6 +327,9 @@ def reduce_bags(
         describe_table(&table, rows, encoding, dim)
         table.padding = padding
         table.skip_invalid = n_invalid is not None
+        table.stand_in = stand_in
+        table.default_row = default_row
+        table.normalizes = normalizes
         table.out_encoding = out_encoding
         table.out_stride = dim
         for j in range(n_jobs):
@@ -344,6 +359,8 @@ def reduce_bags(
             if max_indices is not None:
                 job.max_indices = (
                     <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>max_indices) + first * dim)
+            if n_valid is not None:
+                job.n_valid = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_valid) + first
             first += job.bags.n_bags
         refuse_change(first == n_bags)
         if done and (n_threads == 1 or dim == 0):   # without OpenMP

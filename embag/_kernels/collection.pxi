@@ -133,15 +133,16 @@ cdef class Collection:
         readonly Py_ssize_t n_columns
 
     def __cinit__(self, tuple features not None, tuple memory not None, object n_invalid):
-        """`features` holds (rows, encoding, dim, mode, padding), one for each; `memory` the
-        arrays that no output may overlap: all tables, as given; `n_invalid`, (n_features,)
-        int64, counts the ids out of range that calls skipped, or is None: they are bad."""
+        """`features` holds (rows, encoding, dim, mode, padding, refuse, stand_in, default_row,
+        normalizes), one for each; `memory` the arrays that no output may overlap: all tables,
+        as given; `n_invalid`, (n_features,) int64, counts the ids out of range that calls did
+        not refuse, or is None: nobody asks."""
         cdef Py_ssize_t f
         cdef cnp.ndarray rows
         cdef Job* job
         self.n_features = len(features)
         # Unpacked and not indexed, which is not checked: a tuple of another length raises.
-        self.tables = tuple([rows for rows, _, _, _, _ in features])
+        self.tables = tuple([rows for rows, _, _, _, _, _, _, _, _ in features])
         self.memory = memory
         self.n_invalid = n_invalid
         refuse_change(n_invalid is None
@@ -151,14 +152,20 @@ cdef class Collection:
             raise MemoryError("no memory for a collection")
         memset(self.jobs, 0, <size_t>self.n_features * sizeof(Job))
         for f in range(self.n_features):
-            rows, encoding, dim, mode, padding = features[f]
+            (rows, encoding, dim, mode, padding, refuse, stand_in, default_row,
+             normalizes) = features[f]
             job = &self.jobs[f]
             demand_encoding(encoding)
             refuse_change(rows is not None and is_encoded_table(rows, encoding, dim))
             describe_table(job, rows, encoding, dim)
             describe_operation(job, mode, False, False)
             job.padding = padding
-            job.skip_invalid = n_invalid is not None
+            job.skip_invalid = not refuse
+            job.stand_in = stand_in
+            job.default_row = default_row
+            job.normalizes = normalizes
+            refuse_change(job.padding < job.n_rows and job.stand_in < job.n_rows
+                          and job.default_row < job.n_rows)
             job.out_encoding = FLOAT32
             # For a call these become addresses.
             job.out = <void*>(self.n_columns * <Py_ssize_t>sizeof(float))
@@ -176,6 +183,7 @@ cdef class Collection:
         object offsets,              # IN   (n_features * n_bags + 1,) int32 or int64
         object per_sample_weights,   # IN   like values, float32; or None
         object out,                  # OUT  (n_bags, n_columns) float32; or None for a new one
+        object n_valid=None,         # OUT  (n_features, n_bags) int64: how many entries count
     ):
         """Pool all features; returns `out`. None if an argument is unusual or wrong: a given
         `out` is then as it was."""
@@ -199,6 +207,8 @@ cdef class Collection:
                 or (is_factors(per_sample_weights, n_indices, cnp.NPY_FLOAT32)
                     and cnp.PyArray_NDIM(<cnp.ndarray>per_sample_weights) == 1)):
             return None
+        refuse_change(n_valid is None
+                      or is_factors(n_valid, self.n_features * n_bags, cnp.NPY_INT64))
         if is_new:
             out = empty_matrix(n_bags, self.n_columns, cnp.NPY_FLOAT32)
         elif not (is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32)
@@ -226,6 +236,9 @@ cdef class Collection:
                 job.bags = bags
                 job.bags.offsets = (<const char*>bags.offsets
                                     + f * n_bags * (8 if bags.wide else 4))
+                if n_valid is not None:
+                    job.n_valid = (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_valid)
+                                   + f * n_bags)
                 # Nothing beyond a feature's last position is read as its own.
                 stop = bag_bound(&job.bags, n_bags)
                 done = done and start <= stop <= n_indices
@@ -249,6 +262,7 @@ cdef class Collection:
         int include_last_offset,     # PART: and the first may be any
         tuple per_sample_weights not None,  # IN   float32 like the input for each, or None
         cnp.ndarray out not None,    # OUT  (n_bags, n_columns) float32
+        object n_valid=None,         # OUT  (n_features, n_bags) int64: how many entries count
     ) -> bool:
         """Fill `out`. False if an offset or an index is bad; it is then half-written."""
         cdef:
@@ -269,10 +283,16 @@ cdef class Collection:
                      or is_factors(per_sample_weights[f], cnp.PyArray_SIZE(inputs[f]),
                                    cnp.NPY_FLOAT32))
             )
+        refuse_change(n_valid is None
+                      or is_factors(n_valid, self.n_features * cnp.PyArray_DIM(out, 0),
+                                    cnp.NPY_INT64))
         jobs = self.jobs_of(<char*>cnp.PyArray_DATA(out))
         try:
             for f in range(self.n_features):
                 job = &jobs[f]
+                if n_valid is not None:
+                    job.n_valid = (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_valid)
+                                   + f * cnp.PyArray_DIM(out, 0))
                 job.bags = describe_bags(inputs[f], offsets[f], include_last_offset != 0)
                 n_positions = positions_in(&job.bags, include_last_offset)
                 done = done and n_positions >= 0

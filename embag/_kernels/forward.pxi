@@ -34,7 +34,87 @@ cdef bint do_task(const Job* job, Task* task) noexcept nogil:
         task.done = reduce_paged(job, task)
     else:
         task.done = reduce_timed(job, task)
+    if task.done and (job.n_valid != NULL or job.default_row >= 0 or job.normalizes):
+        task.done = finish_task(job, task)
     return task.done
+
+
+cdef Py_ssize_t count_valid(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t most
+) noexcept nogil:
+    """How many entries of a bag count, up to `most`."""
+    cdef Py_ssize_t n = 0, k, r
+    for k in range(start, stop):
+        r = index_of(job, k)
+        if <size_t>r >= <size_t>job.n_rows:
+            r = job.stand_in
+        n += r >= 0 and r != job.padding
+        if n >= most:
+            break
+    return n
+
+
+cdef bint finish_task(const Job* job, const Task* task) noexcept nogil:
+    """Count the entries that count, reduce the default row for bags without any, and divide
+    results by their lengths. The bags are reduced, their ids in the cache. False if another
+    thread has changed the offsets."""
+    cdef:
+        Job instead = job[0]
+        Task bag = task[0]
+        int64_t default_id = job.default_row
+        Py_ssize_t n_indices = job.bags.n_indices, b, start, stop, n
+        bint counts = job.n_valid != NULL and task.column_start == 0
+    instead.bags.offsets = NULL      # one bag of one entry
+    instead.bags.bag_size = instead.bags.n_bags = instead.bags.n_indices = 1
+    instead.input = &default_id
+    instead.wide = True
+    instead.reduce_columns = reducer_of(job.encoding, job.out_encoding, True)
+    instead.sample = NULL
+    instead.ones = False
+    instead.padding = instead.default_row = instead.stand_in = -1
+    instead.out_rows = NULL
+    instead.choice = NULL
+    if job.operation == WEIGHTED_SUM:
+        instead.operation = SUM
+    bag.bag_start = 0
+    bag.bag_stop = 1
+    bag.first = False
+    stop = bag_bound(&job.bags, task.bag_start)
+    for b in range(task.bag_start, task.bag_stop):
+        start = stop
+        stop = bag_bound(&job.bags, b + 1)
+        if not (0 <= start <= stop <= n_indices):
+            return False
+        n = count_valid(job, start, stop, stop - start if counts else 1)
+        if counts:
+            job.n_valid[b] = n
+        if n == 0 and job.default_row >= 0 and task.column_start < task.column_stop:
+            instead.out = result_of(job, b)
+            if job.max_indices != NULL:
+                instead.max_indices = job.max_indices + b * job.dim
+            if not reduce_task(&instead, &bag):
+                return False
+        if job.normalizes:
+            if job.out_encoding == FLOAT64:
+                normalize(<double*>result_of(job, b), job.dim)
+            else:
+                normalize(<float*>result_of(job, b), job.dim)
+    return True
+
+
+cdef inline void* result_of(const Job* job, Py_ssize_t b) noexcept nogil:
+    """Where the result of a bag goes."""
+    cdef Py_ssize_t step = job.out_stride * (ENCODINGS[job.out_encoding].bits // 8)
+    return <char*>job.out + (b if job.out_rows == NULL else job.out_rows[b]) * step
+
+
+cdef void normalize(floating_ft* row, Py_ssize_t dim) noexcept nogil:
+    """Divide a row by its Euclidean norm, computed in float64; a row of zeros stays."""
+    cdef double norm = euclidean_norm(row, dim)
+    cdef Py_ssize_t d
+    if norm != 0:
+        for d in range(dim):
+            row[d] = <floating_ft>(<double>row[d] / norm)
 
 
 cdef inline bint reduce_timed(const Job* job, const Task* task) noexcept nogil:
@@ -136,7 +216,7 @@ cdef bint reduce_task(const Job* job, const Task* task) noexcept nogil:
         Py_ssize_t factor_bytes = ENCODINGS[job.encoding].factor_bytes
         Py_ssize_t n_bytes = n_columns * job.bits // 8 + 2 * factor_bytes
         Py_ssize_t b, block, ahead_stop
-    if job.operation == ARGMAX:
+    if job.operation >= ARGMAX:
         return reduce_argmax_of(job, task)
     if n_blocks == 1:
         return job.reduce_columns(job, task)
@@ -210,6 +290,7 @@ cdef Py_ssize_t plan(
     Py_ssize_t dim,
     Py_ssize_t itemsize,
     int n_shares,
+    bint by_columns,                 # a bag may be cut
     Task* tasks,                     # OUT  room for 3 * n_shares
 ) noexcept nogil:
     """Cut the output into tasks of about equal work; returns how many.
@@ -239,7 +320,7 @@ cdef Py_ssize_t plan(
         n_parts = min(<Py_ssize_t>max(1.0, min(size / share + 1, <double>n_shares)), n_lines)
         # One task is for the run's other bags, and one for each run to come.
         room = 3 * <Py_ssize_t>n_shares - n_tasks - 1 - (n_shares - 1 - t)
-        n_parts = min(n_parts, room)
+        n_parts = min(n_parts, room) if by_columns else 1
         if size <= share or n_parts <= 1:
             tasks[n_tasks] = Task(b, next_b, 0, dim, True, False, 0, 0)
             n_tasks += 1
@@ -287,7 +368,7 @@ cdef Py_ssize_t plan_jobs(
         first = n_tasks
         part = max(1.0, ceil(n_shares * bytes_of_job(&jobs[j]) / max(total, 1.0)))
         n_tasks += plan(&jobs[j].bags, jobs[j].dim, sum_bytes(&jobs[j]), <int>part,
-                        tasks + n_tasks)
+                        not jobs[j].normalizes, tasks + n_tasks)
         for t in range(first, n_tasks):
             tasks[t].job = j
     return n_tasks

@@ -46,16 +46,27 @@ cdef struct Job:
     bint ones              # many bags have one row: worth a way of their own
     const void* sample     # (n_indices,) of the dtype of sums, for WEIGHTED_SUM alone
     Py_ssize_t padding     # a row, or -1 for none
-    bint skip_invalid      # ids out of range are skipped, else refused
+    bint skip_invalid      # ids out of range are skipped or replaced, else refused
+    Py_ssize_t stand_in    # the row that replaces them; -1: they are skipped
+    Py_ssize_t default_row     # of a bag in which nothing counts; -1: it is zeros
     int mode
     int operation
-    bint divides           # results are divided by the number of entries that count
+    int divisor
+    bint normalizes        # results are divided by their lengths: not for rounded ones
     # Where the results go.
     void* out
     int out_encoding
     Py_ssize_t out_stride  # entries from one bag's result to the next
     const int64_t* out_rows     # where each bag's result goes in `out`; NULL: in order
-    int64_t* max_indices   # (n_bags, dim), for ARGMAX alone
+    int64_t* max_indices   # (n_bags, dim), for ARGMAX and ARGMIN alone
+    int64_t* n_valid       # (n_bags,): how many entries count; or NULL
+
+
+cdef inline Py_ssize_t index_of(const Job* job, Py_ssize_t k) noexcept nogil:
+    """The id at position k, read once."""
+    if job.wide:
+        return read_index(<const int64_t*>job.input, k)
+    return read_index(<const int32_t*>job.input, k)
 
 
 cdef inline size_t row_address(const Job* job, Py_ssize_t k) noexcept nogil:
@@ -85,6 +96,9 @@ cdef void describe_table(
     job.table_bytes = <double>job.row_bytes * <double>job.n_rows
     job.straddles = (<size_t>job.table % LINE != 0 or job.row_stride % LINE != 0
                      or job.row_bytes % LINE != 0 or job.row_bytes > EMBAG_BLOCK_BYTES)
+    job.padding = job.stand_in = job.default_row = -1
+    job.skip_invalid = job.normalizes = False
+    job.n_valid = NULL
     job.choice = NULL
     job.paged = False
     # For a few rows; see choose_strategy.
@@ -116,7 +130,7 @@ cdef int describe_operation(Job* job, int mode, bint weighted, bint selecting) e
     """Set what a job does to each row. Raises for a mode that does not do it."""
     job.mode = mode
     job.operation = operation_of(mode, weighted, selecting)
-    job.divides = MODES[mode].divides
+    job.divisor = MODES[mode].divisor
     return 0
 
 
@@ -125,10 +139,11 @@ cdef inline void set_input(Job* job, cnp.ndarray input, Py_ssize_t n_positions, 
     job.input = cnp.PyArray_DATA(input)
     job.wide = cnp.PyArray_ITEMSIZE(input) == 8
     job.n_positions = n_positions
-    job.ones = n_positions < ONES * job.bags.n_bags
     job.sample = NULL
     if sample is not None:
         job.sample = cnp.PyArray_DATA(<cnp.ndarray>sample)
+    job.ones = (n_positions < ONES * job.bags.n_bags and job.stand_in < 0
+                and (job.sample == NULL or job.divisor == NOTHING or job.divisor == COUNT))
 
 
 # --- Prefetching --------------------------------------------------------------

@@ -28,6 +28,28 @@ cdef double row_norm(const floating_ft* row, Py_ssize_t dim, double p) noexcept 
     return largest * (sqrt(total) if p == 2 else pow(total, 1 / p))
 
 
+cdef double euclidean_norm(const floating_ft* row, Py_ssize_t dim) noexcept nogil:
+    """row_norm for p = 2. Squares of floats in float64 need no scaling."""
+    cdef:
+        double lanes[NORM_LANES]
+        double total = 0
+        Py_ssize_t d, j, n_whole = dim // NORM_LANES * NORM_LANES
+    if floating_ft is double:
+        total = row_norm(row, dim, 2)
+    else:
+        for j in range(NORM_LANES):
+            lanes[j] = 0
+        for d in range(0, n_whole, 8):           # NORM_LANES, but Cython wants a literal step
+            for j in range(NORM_LANES):
+                lanes[j] = lanes[j] + <double>row[d + j] * <double>row[d + j]
+        for d in range(n_whole, dim):
+            lanes[d - n_whole] += <double>row[d] * <double>row[d]
+        for j in range(NORM_LANES):
+            total = total + lanes[j]
+        total = sqrt(total)
+    return total
+
+
 cdef void renorm_row(
     floating_ft* row, Py_ssize_t dim, double max_norm, double norm_type   # row: INOUT
 ) noexcept nogil:

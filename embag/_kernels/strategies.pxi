@@ -353,7 +353,9 @@ OPERATION_NAMES = {
     SUM: "sum",
     WEIGHTED_SUM: "weighted sum",
     MAX: "max",
+    MIN: "min",
     ARGMAX: "max with winning rows",
+    ARGMIN: "min with winning rows",
     DOT: "gradient of weights",
     IN_FLIGHT: "bytes of later features",
 }

@@ -69,22 +69,6 @@ def find_first_out_of_range(column: pa.ChunkedArray, n_rows: int) -> tuple[int, 
     raise AssertionError
 
 
-def find_lists_without_ids(
-    column: pa.ChunkedArray, n_rows: int, padding_idx: int | None
-) -> NDArray[np.bool_]:
-    """Return which lists have only ids that are null, padding or out of range, or none."""
-    found = [np.zeros(0, np.bool_)]
-    for chunk in column.chunks:
-        ids = pc.list_flatten(chunk)
-        counts = pc.is_valid(ids).to_numpy(zero_copy_only=False) & ~find_out_of_range(ids, n_rows)
-        if padding_idx is not None:
-            numbers = pc.fill_null(ids, 0).to_numpy(zero_copy_only=False)
-            counts &= numbers != padding_idx
-        before = np.concatenate([[0], np.cumsum(counts)])
-        found.append(np.diff(before[_offsets(chunk)]) == 0)
-    return np.concatenate(found)
-
-
 def drop_unweighted(
     ids: pa.ChunkedArray, weights: pa.ChunkedArray, *, skip: bool
 ) -> tuple[pa.ChunkedArray, int]:

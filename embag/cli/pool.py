@@ -70,6 +70,14 @@ class _Done(NamedTuple):
     seconds: dict[str, float]  # by stage
 
 
+def _as_invalid(ctx: click.Context, param: click.Parameter, given: str) -> str | int:
+    if given in ("raise", "skip"):
+        return given
+    if given.isascii() and given.isdigit():
+        return int(given)
+    raise click.BadParameter("must be raise, skip or a row")
+
+
 @click.command(epilog="See docs/cli.md for details and examples of output.")
 @click.argument("source", metavar="IN")
 @click.option(
@@ -97,7 +105,7 @@ class _Done(NamedTuple):
     "--weights",
     metavar="NAME",
     callback=_options.checked_name,
-    help="Name of a list column of weights, for --mode sum.",
+    help="Name of a list column of weights, for --mode sum, mean or sqrtn.",
 )
 @click.option(
     "--name",
@@ -107,11 +115,19 @@ class _Done(NamedTuple):
 )
 @click.option(
     "--invalid",
-    type=click.Choice(["raise", "skip"]),
+    metavar="raise|skip|ROW",
+    callback=_as_invalid,
     default="raise",
     show_default=True,
-    help="For ids out of range: fail, or skip and count them.",
+    help="For ids out of range: fail, skip and count them, or look up ROW in their place.",
 )
+@click.option(
+    "--default-idx",
+    metavar="ROW",
+    type=click.IntRange(0),
+    help="The row of a list without an id that counts.  [default: zeros]",
+)
+@click.option("--normalize", is_flag=True, help="Divide each vector by its Euclidean norm.")
 @click.option(
     "--padding-idx",
     metavar="ID",
@@ -155,7 +171,9 @@ def command(
     keep: tuple[str, ...],
     weights: str | None,
     name: str | None,
-    invalid: str,
+    invalid: str | int,
+    default_idx: int | None,
+    normalize: bool,
     padding_idx: int | None,
     null_weights: str,
     null_empty: bool,
@@ -199,7 +217,10 @@ def command(
             padding_idx=padding_idx,
             out_dtype=dtype,
             invalid=invalid,
+            default_idx=default_idx,
+            normalize=normalize,
             return_n_invalid=True,
+            return_n_valid=True,
             num_threads=1,
         )
         dtype_of_vectors = pool(np.zeros((0, 1), np.int64))[0].dtype  # also checks the options
@@ -214,7 +235,6 @@ def command(
         kept=kept,
         table_shape=table.shape,
         pool=pool,
-        padding_idx=padding_idx,
         null_empty=null_empty,
         field=field,
     )
@@ -246,7 +266,7 @@ def _check_options(
             "--keep and --null-empty must be left out: OUT is a .npy file, of vectors alone"
         )
     if weights is not None and not MODES[mode].takes_weights:
-        raise click.UsageError(f"--weights must come with --mode sum, got {mode}")
+        raise click.UsageError(f"--weights must come with --mode sum, mean or sqrtn, got {mode}")
     _ending.use_output("--out", target, source, table)
     return column
 
@@ -262,7 +282,6 @@ class _Run:
     kept: list[str]
     table_shape: tuple[int, int]
     pool: Callable[..., Any]  # embedding_bag with its options
-    padding_idx: int | None
     null_empty: bool
     field: pa.Field  # of the vectors
 
@@ -315,10 +334,8 @@ class _Run:
     def _pool_chunk(self, chunk: _Chunk, schema: pa.Schema) -> _Pooled:
         with report_errors(self.source):
             ids, weights, n_null_weights = self._get_lists(chunk)
-            vectors, n_invalid = self._pool_lists(ids, weights, chunk.start)
-        nulls = None
-        if self.null_empty:
-            nulls = _lists.find_lists_without_ids(ids, self.table_shape[0], self.padding_idx)
+            vectors, n_invalid, n_valid = self._pool_lists(ids, weights, chunk.start)
+        nulls = n_valid == 0 if self.null_empty else None
         pooled = _sinks.as_column(vectors, self.field, nulls)
         columns = [*(chunk.table[name] for name in self.kept), pooled]
         n_ids = pc.sum(pc.list_value_length(ids)).as_py() or 0
@@ -340,10 +357,13 @@ class _Run:
 
     def _pool_lists(
         self, ids: pa.ChunkedArray, weights: pa.ChunkedArray | None, start: int
-    ) -> tuple[NDArray[Any], int]:
-        """Return vectors and the number of ids out of range; errors name rows of the file."""
+    ) -> tuple[NDArray[Any], int, NDArray[np.int64]]:
+        """Return vectors, the number of ids out of range, and how many ids count in each list.
+
+        Errors name rows of the file.
+        """
         try:
-            vectors, n_invalid = self.pool(ids, per_sample_weights=weights)
+            vectors, n_invalid, n_valid = self.pool(ids, per_sample_weights=weights)
         except IndexError as error:
             n_rows = self.table_shape[0]
             row, found = _lists.find_first_out_of_range(ids, n_rows)
@@ -353,7 +373,7 @@ class _Run:
             ) from error
         except ValueError as error:
             raise ValueError(f"from row {start} on: {error}") from error
-        return vectors, n_invalid
+        return vectors, n_invalid, n_valid
 
 
 def _cut_chunks(
@@ -414,7 +434,9 @@ def _summarize(
     }
 
 
-def _format(summary: dict[str, Any], invalid: str, null_weights: str, null_empty: bool) -> str:
+def _format(
+    summary: dict[str, Any], invalid: str | int, null_weights: str, null_empty: bool
+) -> str:
     lines = [
         f"{summary['rows']:,} rows, {summary['ids']:,} ids -> {summary['out']}, "
         f"{format_bytes(summary['bytes_out'])}",
@@ -423,8 +445,9 @@ def _format(summary: dict[str, Any], invalid: str, null_weights: str, null_empty
     ]
     if summary["peak_memory_bytes"] is not None:
         lines.append(f"at most {format_bytes(summary['peak_memory_bytes'])} of memory")
-    if invalid == "skip":
-        lines.append(f"{summary['invalid_ids']:,} ids skipped: out of range")
+    if invalid != "raise":
+        done = "skipped" if invalid == "skip" else f"replaced by {invalid}"
+        lines.append(f"{summary['invalid_ids']:,} ids {done}: out of range")
     if null_weights == "skip":
         lines.append(f"{summary['null_weights']:,} ids skipped: their weights are null")
     if null_empty:

@@ -42,7 +42,7 @@ def test_arrow_lists_of_one_size():
     assert_pooled(series.embag.pool(TABLE), expected(rows))
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
 def test_objects(mode):
     series = pd.Series(LISTS, INDEX, name="ids")
     assert series.dtype == object

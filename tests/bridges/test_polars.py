@@ -51,7 +51,7 @@ def many(n=5000):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
 def test_lists_of_every_integer(dtype, mode):
     series = pl.Series("ids", LISTS, pl.List(getattr(pl, dtype)))
     pooled = series.embag.pool(TABLE, mode)
@@ -328,7 +328,11 @@ def test_a_missing_column_is_an_error_of_polars(frame):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((TABLE, "men"), ValueError, "mode must be 'sum', 'mean' or 'max', got 'men'"),
+        (
+            (TABLE, "men"),
+            ValueError,
+            "mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got 'men'",
+        ),
         ((TABLE[0],), ValueError, "weight must be 2-D (n_rows, dim), got shape (6,)"),
         (
             (TABLE[:, :0],),
@@ -336,9 +340,9 @@ def test_a_missing_column_is_an_error_of_polars(frame):
             "weight must have at least 1 column where polars takes the result, got 0",
         ),
         (
-            (TABLE, "mean", "factors"),
+            (TABLE, "max", "factors"),
             ValueError,
-            "per_sample_weights must be None where mode is 'mean', got",
+            "per_sample_weights must be None where mode is 'max', got",
         ),
         (
             (TABLE, "sum", None, 60),

@@ -307,7 +307,7 @@ REFUSED = {
     "no such mode": {"mode": "median"},
     "max and sparse": {"mode": "max", "sparse": True},
     "max and scale_grad_by_freq": {"mode": "max", "scale_grad_by_freq": True},
-    "weights and mean": {"per_sample_weights": torch.ones(6)},
+    "weights and max": {"mode": "max", "per_sample_weights": torch.ones(6)},
     "weights of another shape": {"mode": "sum", "per_sample_weights": torch.ones(5)},
     "padding_idx too large": {"padding_idx": 10},
     "padding_idx too small": {"padding_idx": -11},
@@ -320,6 +320,20 @@ def test_arguments_that_torch_refuses(function, change):
     input, options = small_call()
     with pytest.raises((TypeError, ValueError, IndexError, RuntimeError)):
         function(**{"input": input, "weight": table(requires_grad=False), **options, **change})
+
+
+def test_a_weighted_mean_which_torch_refuses():
+    input, options = small_call()
+    weight = table().double().detach().requires_grad_()
+    factors = torch.rand(len(input), dtype=torch.float64) + 1
+    factors.requires_grad_()
+
+    def mean(weight, factors):
+        return embag.torch.embedding_bag(
+            input, weight, **options, mode="mean", per_sample_weights=factors
+        )
+
+    assert torch.autograd.gradcheck(mean, (weight, factors))
 
 
 NO_TENSORS = {

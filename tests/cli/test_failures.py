@@ -339,9 +339,13 @@ def test_a_broken_table(folder, capsys):
     ("more", "message"),
     [
         (["--mode", "median"], "Invalid value for '--mode'"),
-        (["--weights", "user"], "--weights must come with --mode sum, got mean"),
+        (
+            ["--mode", "max", "--weights", "user"],
+            "--weights must come with --mode sum, mean or sqrtn, got max",
+        ),
         (["--null-weights", "skip"], "--null-weights must come with --weights"),
         (["--threads", "0"], "0 is not in the range"),
+        (["--invalid", "-1"], "Invalid value for '--invalid': must be raise, skip or a row"),
         (["--padding-idx", "-1"], "-1 is not in the range"),
         (["--keep", "ids,ids_vector"], "the names of --keep and of the vectors must differ"),
         (["--out", "x.npy", "--keep", "user"], "OUT is a .npy file, of vectors alone"),

@@ -23,7 +23,7 @@ def pooled(path, name="ids_vector"):
     return vectors(read(path)[name])
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_modes_and_threads(mode, threads, source, tmp_path, capsys):
     out, summary = pool(capsys, source, tmp_path, "--mode", mode, "--threads", threads)
@@ -62,6 +62,31 @@ def test_weights(tmp_path, capsys):
         per_sample_weights=np.array([0.5, 2, 4], np.float32),
     )
     np.testing.assert_array_equal(pooled(out), expected)
+
+
+def test_reductions(tmp_path, capsys):
+    lists, weights = [[1, 2], [], [3, 10**6], [10**6]], [[0.5, 2], [], [4, 1], [1]]
+    pq.write_table(pa.table({"ids": lists, "w": weights}), tmp_path / "in.parquet")
+    offsets, flat = [0, 2, 2, 4], [1, 2, 3, 10**6, 10**6]
+    factors = np.array([0.5, 2, 4, 1, 1], np.float32)
+    for policy, done in (("skip", "2 ids skipped: out of range"), ("5", "2 ids replaced by 5")):
+        options = ["--mode", "sqrtn", "--weights", "w", "--invalid", policy, "--normalize"]
+        arguments = [*options, "--default-idx", "7"]
+        out, summary = pool(capsys, tmp_path / "in.parquet", tmp_path, *arguments)
+        expected = embag.embedding_bag(
+            flat,
+            TABLE,
+            offsets,
+            mode="sqrtn",
+            per_sample_weights=factors,
+            invalid=policy if policy == "skip" else int(policy),
+            default_idx=7,
+            normalize=True,
+        )
+        np.testing.assert_array_equal(pooled(out), expected)
+        assert summary["invalid_ids"] == 2
+        arguments += ["--column", "ids", "--table", tmp_path / "table.npy", "--out", out]
+        assert done in run(capsys, "pool", tmp_path / "in.parquet", *arguments).out
 
 
 def test_weights_as_text(tmp_path, capsys):

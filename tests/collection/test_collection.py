@@ -441,8 +441,11 @@ def test_out_may_be_between_the_rows_of_a_table(level):
 
 def test_features_have_defaults():
     feature = Feature("clicked", "items")
-    assert feature == ("clicked", "items", "sum", None)
-    assert repr(feature) == "Feature(name='clicked', table='items', mode='sum', padding_idx=None)"
+    assert feature == ("clicked", "items", "sum", None, None, None, False)
+    assert repr(feature) == (
+        "Feature(name='clicked', table='items', mode='sum', padding_idx=None, "
+        "default_idx=None, invalid=None, normalize=False)"
+    )
 
 
 def test_attributes():
@@ -505,7 +508,7 @@ def test_a_table_under_two_names_is_pickled_once():
 W = np.arange(20, dtype=np.float32).reshape(10, 2)
 V = np.arange(5, dtype=np.float16).reshape(5, 1)
 T = {"w": W, "v": V}
-FEATURES = [Feature("a", "w"), Feature("b", "v", "mean"), Feature("c", "w")]
+FEATURES = [Feature("a", "w"), Feature("b", "v", "max"), Feature("c", "w")]
 KINDS = "float32, float64, float16 or bfloat16 in native byte order, or a QuantizedTable"
 
 
@@ -549,12 +552,12 @@ CONSTRUCTION = [
     (
         make([FEATURES[0], Feature("b", "w", "median")]),
         ValueError,
-        "feature 'b': mode must be 'sum', 'mean' or 'max', got 'median'",
+        "feature 'b': mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got 'median'",
     ),
     (
         make([Feature("a", "w", None)]),
         ValueError,
-        "feature 'a': mode must be 'sum', 'mean' or 'max', got None",
+        "feature 'a': mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got None",
     ),
     (
         make([Feature("a", "v", "sum", 5)]),
@@ -722,7 +725,7 @@ CALLS = [
     (
         ends(per_sample_weights=np.ones(8, np.float32)),
         ValueError,
-        "per_sample_weights must be None where feature 'b' has mode 'mean', got ndarray",
+        "per_sample_weights must be None where feature 'b' has mode 'max', got ndarray",
     ),
     (
         ends(per_sample_weights={"a": [1, 1, 1]}),
@@ -754,7 +757,7 @@ CALLS = [
     (
         named(per_sample_weights={"b": [1, 1, 1]}),
         ValueError,
-        "feature 'b': per_sample_weights must be None where mode is 'mean', got list",
+        "feature 'b': per_sample_weights must be None where mode is 'max', got list",
     ),
     (
         named(per_sample_weights={"a": [1, 1]}),

@@ -344,9 +344,9 @@ def test_weights_of_other_types():
             TypeError,
             "must be lists of numbers, got lists of strings",
         ),
-        (ids, ValueError, "must be None where mode is 'mean', got ListArray"),
+        (ids, ValueError, "must be None where mode is 'max', got ListArray"),
     ):
-        mode = "mean" if weights is ids else "sum"
+        mode = "max" if weights is ids else "sum"
         with pytest.raises(kind, match=f"^per_sample_weights {message}"):
             embag.embedding_bag(ids, W, mode=mode, per_sample_weights=weights)
     with pytest.raises(ValueError, match=r"^per_sample_weights must "):
@@ -515,8 +515,11 @@ def test_a_csr_matrix_is_multiplied(kind, dtype):
     part = embag.embedding_bag(matrix[3:9], W, mode="sum")
     assert_same_bits(part, got[3:9])
     lists = [np.flatnonzero(row).tolist() for row in dense]
-    for mode in ("mean", "max"):  # of the named rows, whatever the data
+    for mode in ("min", "max"):  # of the named rows, whatever the data
         assert_same_bits(embag.embedding_bag(matrix, W, mode=mode), pool_arrays(lists, mode=mode))
+    got = embag.embedding_bag(matrix, W, mode="mean")
+    expected = [np.average(W, axis=0, weights=row) if row.any() else 0 * W[0] for row in dense]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_matrices_of_the_plain_call(seen):
@@ -529,7 +532,7 @@ def test_matrices_of_the_plain_call(seen):
         matrix = sparse.csr_array((3, 10), dtype=np.float32)
         matrix.data, (matrix.indices, matrix.indptr) = data, parts  # the last two in no row
         for options in ({}, {"padding_idx": int(ids[0])}, {"out": np.empty((3, 6), np.float32)}):
-            for mode, weights in (("sum", data), ("mean", None), ("max", None)):
+            for mode, weights in (("sum", data), ("mean", data), ("max", None)):
                 expected = embag.embedding_bag(
                     *(parts[0], table, parts[1]),
                     mode=mode,

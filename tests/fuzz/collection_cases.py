@@ -36,8 +36,16 @@ def parts(rng):
         n_rows = rows_of(named[table])
         padding = rng.choice([None, None, 0, -1]) if n_rows else None
         mode = "sum" if all_sums else rng.choice(MODES)
-        features.append(embag.Feature(f"f{i}", table, mode, padding))
+        default = rng.choice([None, None, 0]) if n_rows else None
+        invalid = rng.choice([None, None, "skip", "raise"])
+        feature = embag.Feature(f"f{i}", table, mode, padding, default, invalid, rng.random() < 0.1)
+        features.append(feature)
     return named, features
+
+
+def policy(ebc, feature):
+    """Return what is done with ids of a feature that are out of range."""
+    return ebc.invalid if feature.invalid is None else feature.invalid
 
 
 def check_made(ebc, call):
@@ -83,6 +91,8 @@ def embedding_bag_collection_cases(rng):
     if rng.random() < 0.3:
         call["out"] = np.full((n_bags if features else 0, ebc.dim), 7, np.float32)
     call["num_threads"] = rng.choice(THREADS)
+    if rng.random() < 0.1:
+        call["return_n_valid"] = rng.random() < 0.9
     return Case(
         "EmbeddingBagCollection.__call__",
         ebc,
@@ -119,12 +129,14 @@ def flat_arguments(rng, ebc, n_bags):
         some = bags(rng, rows_of(ebc.tables[feature.table]), n_bags, two_d=False, ilo=False)
         offsets, flat = plain(some.offsets), plain(some.input)
         flat = flat if flat.size else flat.astype(np.int64)
-        if ebc.invalid == "skip":
+        if policy(ebc, feature) != "raise":
             flat = with_invalid_ids(rng, flat)
         lengths += np.diff(np.append(offsets, len(flat)).astype(np.int64)).tolist()
         ids.append(flat.astype(np.int64))
     dtypes = ["i8", "i8", "i4", ">i4"]
-    if ebc.invalid == "raise":  # NumPy converts a list with numbers beyond int64 to floats
+    if all(
+        policy(ebc, feature) == "raise" for feature in ebc.features
+    ):  # NumPy converts a list with numbers beyond int64 to floats
         dtypes.append("u8")
     values = np.concatenate([*ids, np.zeros(rng.choice([0, 0, 2]), np.int64)])
     values = values.astype(rng.choice(dtypes))
@@ -143,7 +155,7 @@ def named_arguments(rng, ebc, n_bags):
     for feature in ebc.features:
         some = bags(rng, rows_of(ebc.tables[feature.table]), n_bags, ilo=ilo)
         given = some.input
-        if ebc.invalid == "skip" and rng.random() < 0.5:
+        if policy(ebc, feature) != "raise" and rng.random() < 0.5:
             given = with_invalid_ids(rng, given)
         if some.offsets is not None:
             given = given, some.offsets
@@ -166,6 +178,9 @@ def check_split(ebc, result, call):
 
 
 def check_pooled(ebc, result, call):
+    if call.get("return_n_valid", False):
+        result, n_valid = result
+        assert n_valid.shape == (len(result), len(ebc.features))
     out = call.get("out")
     assert out is None or result is out
     assert result.dtype == np.float32
@@ -200,7 +215,8 @@ def check_pooled(ebc, result, call):
         if isinstance(table, np.ndarray):
             with np.errstate(all="ignore"):
                 table = plain(table).astype(np.float32)
-        lookup |= {"weight": table, "invalid": ebc.invalid}
+        lookup |= {"weight": table, "invalid": policy(ebc, feature)}
+        lookup |= {"default_idx": feature.default_idx, "normalize": feature.normalize}
         count = count_invalid(lookup)
         assert count in (None, ebc.n_invalid[feature.name]), (feature, count, ebc.n_invalid)
         expected = expected_forward(lookup)
@@ -212,7 +228,8 @@ def feature_cases(rng):
     """A Feature accepts anything; the collection checks it."""
 
     def check(result, call):
-        assert len(result) == 4
+        assert len(result) == 7
 
     call = {"name": "a", "table": "t", "mode": rng.choice(MODES), "padding_idx": 0}
+    call |= {"default_idx": 0, "invalid": "skip", "normalize": False}
     return Case("Feature", embag.Feature, call, check, (TypeError,))

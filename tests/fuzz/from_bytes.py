@@ -61,7 +61,7 @@ def one_packed(data):
     wide = source.ConsumeBool()
     ids = np.array(source.ConsumeIntList(source.ConsumeIntInRange(0, 20), 8 if wide else 1), "i8")
     offsets = np.array(source.ConsumeIntList(source.ConsumeIntInRange(0, 6), 1), "i8")
-    mode = source.PickValueInList(["sum", "mean", "max"])
+    mode = source.PickValueInList(["sum", "mean", "sqrtn", "max", "min"])
     rows = np.frombuffer(source.ConsumeBytes(4000), np.uint8)
     rows = rows[: len(rows) // max(1, n_bytes) * n_bytes].reshape(-1, n_bytes or 1)
     try:

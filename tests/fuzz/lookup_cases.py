@@ -13,7 +13,7 @@ from .values import BFLOAT16, integer, layouts, numbers, random_bytes
 
 RAISES = (TypeError, ValueError, IndexError, RuntimeError)
 MOST = 5000  # positions, bags and columns: the reference is slow
-MODES = ["sum", "mean", "max"]
+MODES = ["sum", "mean", "sqrtn", "max", "min"]
 THREADS = [None, None, 1, 2, 3, 8, 2**31, 2**70, np.int64(2)]
 FLOATS = ["f4", "f4", "f8"]
 NARROW = ["f2", BFLOAT16]
@@ -140,9 +140,10 @@ def forward_arguments(rng, kinds=(*FLOATS, *FLOATS, *NARROW, *PACKED)):
     is_double = plain and table.dtype.char == "d"
     if rng.random() < 0.3 and rows_of(table):
         call["padding_idx"] = rng.randrange(-rows_of(table), rows_of(table))
-    if mode == "sum" and rng.random() < 0.5:
+    selects = mode in ("max", "min")
+    if not selects and rng.random() < 0.5:
         call["per_sample_weights"] = sample_weights(rng, some.shape)
-    if mode == "max":
+    if selects:
         call["return_max_indices"] = rng.random() < 0.5
     else:
         call["sparse"], call["scale_grad_by_freq"] = rng.random() < 0.2, rng.random() < 0.2
@@ -196,11 +197,14 @@ def expected_forward(call, weight=None):
     if max(input.size, n_bags, weight.shape[1]) > MOST:
         return None
     padding, sample = call.get("padding_idx"), call.get("per_sample_weights")
+    invalid = call.get("invalid", "raise")
     options = {
         "mode": call.get("mode", "mean"),
         "padding_idx": None if padding is None else operator.index(padding),
         "include_last_offset": bool(call.get("include_last_offset", False)),
-        "invalid": call.get("invalid", "raise"),
+        "invalid": invalid if isinstance(invalid, str) else operator.index(invalid),
+        "default_idx": call.get("default_idx"),
+        "normalize": bool(call.get("normalize", False)),
     }
     if sample is not None:
         options["per_sample_weights"] = plain(sample)
@@ -243,9 +247,14 @@ def check_forward(result, call):
     if is_ragged(call["input"]) and call.get("offsets") is None:
         return  # a corrupted call; ragged_cases.py checks ragged inputs
     parts = list(result) if isinstance(result, tuple) else [result]
+    if call.get("return_n_valid", False):
+        n_valid = parts.pop()
+        assert n_valid.dtype == np.int64
+        assert (n_valid >= 0).all()
+        assert n_valid.sum() <= plain(call["input"]).size
     if call.get("return_n_invalid", False):
         count, expected = parts.pop(), 0
-        if call.get("invalid") == "skip":
+        if call.get("invalid", "raise") != "raise":
             expected = count_invalid(call)
         assert type(count) is int
         assert expected in (None, count), (count, expected)
@@ -262,7 +271,7 @@ def check_forward(result, call):
             rtol = 1e-9 if is_double else 1e-4
             weight, (expected, _) = known
             np.testing.assert_allclose(plain(call["weight"]), weight, rtol, 1e-30)
-            if dtype.char in "fd" and call.get("mode", "mean") == "max":
+            if dtype.char in "fd" and call.get("mode", "mean") in ("max", "min"):
                 np.testing.assert_allclose(result, expected, rtol, 1e-30)
         return
     expected = expected_forward(call)
@@ -282,6 +291,11 @@ def expected_backward(call):
     padding, sample = call.get("padding_idx"), call.get("per_sample_weights")
     padding = None if padding is None else operator.index(padding)
     if max(input.size, grad.size, len(weight)) > MOST:
+        return None
+    mode = call.get("mode", "mean")
+    if mode in ("sqrtn", "min") or (mode == "mean" and sample is not None):
+        return None  # tests/gradients/test_gradients_of_reductions.py compares with differences
+    if call.get("default_idx") is not None or call.get("normalize") or "invalid" in call:
         return None
     with np.errstate(all="ignore"):
         grad = grad.astype(weight.dtype)
@@ -327,11 +341,22 @@ def check_backward(result, call):
 
 def forward_cases(rng):
     call = forward_arguments(rng)
+    n_rows = rows_of(call["weight"])
+    more = call.get("max_norm") is None and n_rows > 0
     if rng.random() < 0.3:
-        call["invalid"] = rng.choice(["raise", "skip", "skip"])
+        policies = ["raise", "skip", "skip"]
+        if more:
+            policies.append(rng.randrange(-n_rows, n_rows))
+        call["invalid"] = rng.choice(policies)
         call["return_n_invalid"] = rng.choice([True, True, False, np.True_])
-        if call["invalid"] == "skip":
+        if call["invalid"] != "raise":
             call["input"] = with_invalid_ids(rng, call["input"])
+    if more and rng.random() < 0.3:
+        call["default_idx"] = rng.randrange(-n_rows, n_rows)
+    if rng.random() < 0.2:
+        call["normalize"] = rng.random() < 0.8
+    if rng.random() < 0.2:
+        call["return_n_valid"] = rng.random() < 0.8
     return Case(
         "embedding_bag",
         embag.embedding_bag,
@@ -362,10 +387,17 @@ def backward_arguments(rng):
         call["grad_output"] = np.broadcast_to(grad[:1], grad.shape)
     if dim == 0 or n_bags == 0:
         call["grad_output"] = grad
-    if call["mode"] == "max" and rng.random() < 0.5:
+    if call["mode"] in ("max", "min") and rng.random() < 0.5:
         least = -1 if rows_of(call["weight"]) else 0
         winners = [rng.randrange(-1, max(0, rows_of(call["weight"]))) for _ in range(n_bags * dim)]
         call["max_indices"] = np.array(winners, "i8").reshape(n_bags, dim) if least else None
+    if call["mode"] in ("max", "min"):
+        call["sparse"] = rng.random() < 0.3
+    n_rows = rows_of(call["weight"])
+    if rng.random() < 0.2 and n_rows:
+        call["default_idx"] = rng.choice([None, rng.randrange(-n_rows, n_rows)])
+        call["invalid"] = rng.choice(["raise", "skip", rng.randrange(-n_rows, n_rows)])
+        call["normalize"] = rng.random() < 0.5
     call["wrt"] = rng.choice([None, None, "weight"])
     if call.get("per_sample_weights") is not None and rng.random() < 0.3:
         call["wrt"] = "per_sample_weights"
@@ -377,6 +409,59 @@ def backward_cases(rng):
     return Case(
         "embedding_bag_backward", embag.embedding_bag_backward, call, check_backward, RAISES
     )
+
+
+def embedding_cases(rng):
+    """Return a call of `embedding` with ids of some shape."""
+    table = tables(rng)
+    n_rows = rows_of(table)
+    shape = rng.choice([(), (3,), (2, 2), (1, 2, 3), (0,), (2, 0)]) if n_rows else (0,)
+    ids = np.array([rng.randrange(max(1, n_rows)) for _ in range(int(np.prod(shape)))], "i8")
+    ids = ids.reshape(shape).astype(rng.choice(["i8", "i4", "u1"]))
+    call = {"input": rng.choice([ids, ids.tolist()]) if ids.size else ids, "weight": table}
+    call["num_threads"] = rng.choice(THREADS)
+    if n_rows and rng.random() < 0.3:
+        call["padding_idx"] = rng.randrange(-n_rows, n_rows)
+        call["invalid"] = rng.choice(["raise", "skip", rng.randrange(-n_rows, n_rows)])
+    plain_table = isinstance(table, np.ndarray) and table.dtype.char in "fd"
+    dtype = np.dtype("f8" if plain_table and table.dtype.char == "d" else "f4")
+    if plain_table and table.flags.writeable and rng.random() < 0.1:
+        call["max_norm"], call["norm_type"] = float("inf"), rng.choice([1.0, 2.0])
+    if rng.random() < 0.2:
+        call["out_dtype"] = dtype
+        call["out"] = np.full((*shape, table.shape[1]), 7, dtype)
+
+    def check(result, given):
+        if given["weight"].shape[1] and not is_ragged(given["input"]):
+            assert result.shape == (*np.shape(given["input"]), given["weight"].shape[1])
+        if plain_table and "invalid" not in given and given.get("max_norm") is None:
+            check_same_bits(result, plain(given["weight"])[plain(given["input"]).astype("i8")])
+
+    return Case("embedding", embag.embedding, call, check, RAISES, writes=("out",))
+
+
+def embedding_backward_cases(rng):
+    """Return a call of `embedding_backward` with ids of some shape."""
+    table = tables(rng, FLOATS)
+    n_rows, dim = table.shape
+    shape = rng.choice([(), (3,), (2, 2), (0,)]) if n_rows else (0,)
+    ids = np.array([rng.randrange(max(1, n_rows)) for _ in range(int(np.prod(shape)))], "i8")
+    call = {
+        "grad_output": np.ones((*shape, dim), table.dtype),
+        "input": ids.reshape(shape),
+        "weight": table,
+        "scale_grad_by_freq": rng.random() < 0.2,
+        "sparse": rng.random() < 0.3,
+        "num_threads": rng.choice(THREADS),
+    }
+    if n_rows and rng.random() < 0.3:
+        call["padding_idx"] = rng.randrange(-n_rows, n_rows)
+        call["invalid"] = rng.choice(["raise", "skip", rng.randrange(-n_rows, n_rows)])
+
+    def check(result, given):
+        assert result.shape == given["weight"].shape
+
+    return Case("embedding_backward", embag.embedding_backward, call, check, RAISES)
 
 
 def grads_cases(rng):
@@ -398,6 +483,10 @@ def layer_cases(rng):
     call = backward_arguments(rng) if backward else forward_arguments(rng, FLOATS)
     if call.pop("out_dtype", None) is not None:
         call.pop("out", None)
+    for name in ("default_idx", "invalid", "normalize"):
+        call.pop(name, None)
+    if call["mode"] in ("max", "min"):
+        call.pop("sparse", None)
     table = call.pop("weight")
     options = {name: call.pop(name) for name in LAYER_OPTIONS if name in call}
     for name in ("max_norm", "norm_type"):

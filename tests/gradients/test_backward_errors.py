@@ -91,9 +91,12 @@ ERRORS = [
         "offsets must have at least 1 entry where include_last_offset is True, got 0",
     ),
     # mode and flags
-    (call(mode="avg"), ValueError, "mode must be 'sum', 'mean' or 'max', got 'avg'"),
-    (call(mode=None), ValueError, "mode must be 'sum', 'mean' or 'max', got None"),
-    (call_max(sparse=True), ValueError, "sparse must be False where mode is 'max', got True"),
+    (
+        call(mode="avg"),
+        ValueError,
+        "mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got 'avg'",
+    ),
+    (call(mode=None), ValueError, "mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got None"),
     (
         call_max(scale_grad_by_freq=True),
         ValueError,
@@ -104,9 +107,9 @@ ERRORS = [
     (call(include_last_offset="no"), TypeError, "include_last_offset must be a bool, got 'no'"),
     # per_sample_weights
     (
-        call(mode="mean", per_sample_weights=[1, 2, 3]),
+        call(mode="min", per_sample_weights=[1, 2, 3]),
         ValueError,
-        "per_sample_weights must be None where mode is 'mean', got list",
+        "per_sample_weights must be None where mode is 'min', got list",
     ),
     (
         call_max(per_sample_weights=[1, 2, 3]),

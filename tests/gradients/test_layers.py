@@ -277,7 +277,11 @@ ERRORS = [
     (make(scale_grad_by_freq=1), TypeError, "scale_grad_by_freq must be a bool, got 1"),
     (make(sparse=None), TypeError, "sparse must be a bool, got None"),
     (make(include_last_offset="no"), TypeError, "include_last_offset must be a bool, got 'no'"),
-    (make(mode="avg"), ValueError, "mode must be 'sum', 'mean' or 'max', got 'avg'"),
+    (
+        make(mode="avg"),
+        ValueError,
+        "mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got 'avg'",
+    ),
     (
         make(mode="max", sparse=True),
         ValueError,
@@ -329,9 +333,9 @@ ERRORS = [
         "input[1] = 10 is out of range for a table of 10 rows (bag 0)",
     ),
     (
-        lambda: embag.EmbeddingBag(10, 3)([1], [0], [1.0]),
+        lambda: embag.EmbeddingBag(10, 3, mode="max")([1], [0], [1.0]),
         ValueError,
-        "per_sample_weights must be None where mode is 'mean', got list",
+        "per_sample_weights must be None where mode is 'max', got list",
     ),
 ]
 

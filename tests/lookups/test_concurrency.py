@@ -65,7 +65,7 @@ def test_concurrent_gradients_do_not_disturb_each_other(eager_threads):
 
 def test_many_threads_may_call_one_collection(eager_threads):
     tables = {"wide": TABLE, "half": TABLE[:, :30].astype(np.float16), "q": embag.quantize(TABLE)}
-    modes = ["sum", "mean", "max"]
+    modes = ["sum", "mean", "sqrtn", "max", "min"]
     ebc = embag.EmbeddingBagCollection(
         tables,
         [embag.Feature(f"{i}", name, modes[i % 3]) for i, name in enumerate([*tables] * 4)],

@@ -230,9 +230,17 @@ ERRORS = [
         "offsets must not exceed the 3 entries of input, got offsets[1] = 4",
     ),
     # mode and flags
-    (call(mode="avg"), ValueError, "mode must be 'sum', 'mean' or 'max', got 'avg'"),
-    (call(mode=None), ValueError, "mode must be 'sum', 'mean' or 'max', got None"),
-    (call(mode=["sum"]), ValueError, "mode must be 'sum', 'mean' or 'max', got list"),
+    (
+        call(mode="avg"),
+        ValueError,
+        "mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got 'avg'",
+    ),
+    (call(mode=None), ValueError, "mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got None"),
+    (
+        call(mode=["sum"]),
+        ValueError,
+        "mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got list",
+    ),
     (
         call(mode="max", sparse=True),
         ValueError,
@@ -254,9 +262,9 @@ ERRORS = [
     (call(return_max_indices=[]), TypeError, "return_max_indices must be a bool, got list"),
     # per_sample_weights
     (
-        call(mode="mean", per_sample_weights=[1, 2, 3]),
+        call(mode="min", per_sample_weights=[1, 2, 3]),
         ValueError,
-        "per_sample_weights must be None where mode is 'mean', got list",
+        "per_sample_weights must be None where mode is 'min', got list",
     ),
     (
         call(per_sample_weights=[1.0]),

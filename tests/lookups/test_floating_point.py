@@ -62,7 +62,7 @@ with contextlib.suppress(ImportError):
 FEATURES = [
     embag.Feature(f"{mode} of {name}", name, mode)
     for name in TABLES
-    for mode in ("sum", "mean", "max")
+    for mode in ("sum", "mean", "sqrtn", "max", "min")
 ]
 
 
@@ -141,7 +141,7 @@ for name, table in NARROW.items():
     CALLS[f"mean, {name}"] = pool(table, "mean")
     weights = {"per_sample_weights": WEIGHTS[np.float32]}
     CALLS[f"weighted sum, {name}"] = pool(table, **weights)
-for mode in ("sum", "mean", "max"):
+for mode in ("sum", "mean", "sqrtn", "max", "min"):
     for name, table in TABLES.items():
         CALLS[f"{mode}, {name}"] = pool(table, mode)
     for table in (FLOAT32, FLOAT64):

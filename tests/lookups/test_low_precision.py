@@ -717,8 +717,9 @@ def test_errors(kind):
     )
     call(
         ValueError,
-        "per_sample_weights must be None where mode is 'mean', got list",
+        "per_sample_weights must be None where mode is 'min', got list",
         per_sample_weights=[1, 1],
+        mode="min",
     )
     call(ValueError, "padding_idx must name one of weight's 10 rows, got 10", padding_idx=10)
     call(

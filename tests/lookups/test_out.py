@@ -10,7 +10,7 @@ INPUT = np.random.default_rng(1).integers(0, 30, 50)
 OFFSETS = np.array([0, 4, 4, 30])
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
 def test_out_is_filled_and_returned(mode, level, eager_threads):
     expected = embag.embedding_bag(INPUT, TABLE, OFFSETS, mode=mode)
     for n_threads in (1, 3):

@@ -26,7 +26,7 @@ def calls(draw, dtype=np.float64, max_value=100):
     return input, table, np.cumsum(lengths) - lengths
 
 
-modes = st.sampled_from(["sum", "mean", "max"])
+modes = st.sampled_from(["sum", "mean", "sqrtn", "max", "min"])
 
 
 @pytest.fixture(autouse=True, scope="module")

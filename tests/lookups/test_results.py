@@ -61,17 +61,18 @@ def test_bursts_of_prefetches_change_no_bits(level, eager_threads):
         lengths = np.concatenate([rng.geometric(0.03, 100) - 1, [0, 500, 1]])
         input = rng.integers(0, n_rows, lengths.sum())
         offsets = np.cumsum(lengths) - lengths
-        for mode in ("sum", "mean", "max"):
+        for mode in ("sum", "mean", "sqrtn", "max", "min"):
             expected, rows = reference.embedding_bag(input, table, offsets, mode=mode)
             for n_threads in (1, 3):
                 result = embag.embedding_bag(
                     input, table, offsets, mode=mode, num_threads=n_threads
                 )
                 assert_same_bits(result, expected, f"{n_rows} x {dim}, {mode}, {n_threads}")
-        _, max_indices = embag.embedding_bag(
-            input, table, offsets, mode="max", return_max_indices=True
-        )
-        np.testing.assert_array_equal(max_indices, rows)
+            if mode in ("max", "min"):
+                _, max_indices = embag.embedding_bag(
+                    input, table, offsets, mode=mode, return_max_indices=True
+                )
+                np.testing.assert_array_equal(max_indices, rows)
         options = {"mode": "sum", "per_sample_weights": rng.random(len(input), np.float32)}
         options["padding_idx"] = int(input[5])
         expected, _ = reference.embedding_bag(input, table, offsets, **options)
@@ -89,13 +90,14 @@ def test_special_values(dtype, level):
     input = rng.integers(0, 40, 300)
     offsets = np.arange(0, 300, 3)
     with np.errstate(invalid="ignore"):
-        for mode in ("sum", "mean", "max"):
+        for mode in ("sum", "mean", "sqrtn", "max", "min"):
             expected, rows = reference.embedding_bag(input, table, offsets, mode=mode)
             assert_same_bits(embag.embedding_bag(input, table, offsets, mode=mode), expected)
-        _, max_indices = embag.embedding_bag(
-            input, table, offsets, mode="max", return_max_indices=True
-        )
-    np.testing.assert_array_equal(max_indices, rows)
+            if mode in ("max", "min"):
+                _, max_indices = embag.embedding_bag(
+                    input, table, offsets, mode=mode, return_max_indices=True
+                )
+                np.testing.assert_array_equal(max_indices, rows)
 
 
 def test_sums_start_at_positive_zero(level):
@@ -107,7 +109,7 @@ def test_sums_start_at_positive_zero(level):
 def test_padding_rows_may_hold_nan(level):
     table = np.ones((3, 40), np.float32)
     table[1] = np.nan
-    for mode in ("sum", "mean", "max"):
+    for mode in ("sum", "mean", "sqrtn", "max", "min"):
         result = embag.embedding_bag([1, 0, 1, 1], table, [0, 2], mode=mode, padding_idx=1)
         np.testing.assert_array_equal(result, [[1] * 40, [0] * 40])
     result = embag.embedding_bag(

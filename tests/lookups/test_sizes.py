@@ -53,7 +53,7 @@ def test_tables_of_more_than_two_billion_entries(shape, dtype, level):
     for index_dtype in [np.int64, np.int32] if shape[0] < 2**31 else [np.int64]:
         ids = np.concatenate([rows, rows[::-1]]).astype(index_dtype)
         same = np.concatenate([np.arange(len(rows)), np.arange(len(rows))[::-1]])
-        for mode in ("sum", "mean", "max"):
+        for mode in ("sum", "mean", "sqrtn", "max", "min"):
             for options in ({}, {"padding_idx": -1}):
                 expected = embag.embedding_bag(same, few, [0, 3], mode=mode, **options)
                 result = embag.embedding_bag(ids, table, [0, 3], mode=mode, **options)

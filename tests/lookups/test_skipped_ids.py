@@ -108,7 +108,7 @@ def test_bursts_and_bags_of_one_row(dtype, level, eager_threads):
     for lengths in (np.ones(400, int), rng.geometric(0.03, 60) - 1):
         input = invalidate(rng.integers(0, n_rows, lengths.sum()), n_rows)
         offsets = np.cumsum(lengths) - lengths
-        for mode in ("sum", "mean", "max"):
+        for mode in ("sum", "mean", "sqrtn", "max", "min"):
             expected, _ = reference.embedding_bag(input, floats, offsets, mode=mode, invalid="skip")
             for n_threads in (1, 3):
                 result = embag.embedding_bag(
@@ -119,7 +119,7 @@ def test_bursts_and_bags_of_one_row(dtype, level, eager_threads):
 
 def test_bags_of_invalid_ids_are_zeros(level):
     table = np.full((3, 40), np.nan, np.float32)
-    for mode in ("sum", "mean", "max"):
+    for mode in ("sum", "mean", "sqrtn", "max", "min"):
         result = embag.embedding_bag([[3, -1], [7, 2**62]], table, mode=mode, invalid="skip")
         np.testing.assert_array_equal(result, np.zeros((2, 40)))
         nothing = embag.embedding_bag([[0, -1]], table[:0], mode=mode, invalid="skip")
@@ -166,8 +166,8 @@ def test_bad_offsets_are_errors():
 
 def test_the_policy_is_checked():
     table = np.zeros((3, 2), np.float32)
-    for wrong in ("ignore", None, True, 1, np.array("skip")):
-        with pytest.raises(ValueError, match="invalid must be 'raise' or 'skip', got"):
+    for wrong in ("ignore", None, True, 1.0, np.array("skip")):
+        with pytest.raises(ValueError, match="invalid must be 'raise', 'skip' or a row, got"):
             embag.embedding_bag([[0]], table, invalid=wrong)
         with pytest.raises(ValueError, match="invalid must be 'raise' or 'skip', got"):
             EmbeddingBagCollection({"t": table}, [], invalid=wrong)

@@ -169,9 +169,11 @@ def offsets_that_shrink_after_the_check():
             assert looked_up is None, bounds
             assert not done, bounds
             shares = np.zeros_like(grad)
-            done = kernels.divide_by_sizes(n_threads, grad, *bags, 1, shares)
-            sizes = 1 / shares[:, 0] if done else np.zeros(1)  # 1 for an empty bag
-            assert sizes.sum() <= n_threads * n_positions + len(grad)
+            mean, divisors = kernels.MODE_CODES["mean"], np.empty(len(grad), np.float32)
+            done = kernels.divide_by_divisors(
+                n_threads, grad, *bags, None, mean, 1, shares, divisors
+            )
+            assert not done or divisors.sum() <= n_threads * n_positions
 
 
 # --- Layouts that change during the conversion of another argument --------------------

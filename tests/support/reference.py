@@ -6,6 +6,7 @@ float16 or bfloat16 table is defined as `table.astype(np.float32)`. The referenc
 against literals in tests/lookups/test_reference.py.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,36 +28,73 @@ def embedding_bag(
     per_sample_weights: NDArray[Any] | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
-    invalid: str = "raise",
+    invalid: str | int = "raise",
+    default_idx: int | None = None,
+    normalize: bool = False,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the reduced bags and, for ``mode="max"``, the winning rows (else -1)."""
+    """Return the reduced bags and, where the mode selects rows, the winning rows (else -1)."""
     n_rows, dim = weight.shape
     bags = bags_of(np.asarray(input), offsets, include_last_offset)
     flat = np.asarray(input).reshape(-1)
-    if invalid == "skip":
+    if isinstance(invalid, int):
+        flat = np.where((flat >= 0) & (flat < n_rows), flat, invalid % n_rows)
+    elif invalid == "skip":
         bags = [[k for k in bag if 0 <= int(flat[k]) < n_rows] for bag in bags]
     if max_norm is not None:
         renorm(weight, {int(flat[k]) for bag in bags for k in bag}, max_norm, norm_type)
     padding = None if padding_idx is None else padding_idx % n_rows
     out = np.zeros((len(bags), dim), weight.dtype)
     max_indices = np.full((len(bags), dim), -1, np.int64)
+    one = weight.dtype.type(1)
     for b, bag in enumerate(bags):
-        kept = [k for k in bag if int(flat[k]) != padding]
-        for k in kept:
-            row = weight[int(flat[k])]
-            if mode == "max":
+        kept = [int(flat[k]) for k in bag if int(flat[k]) != padding]
+        factors = [one] * len(kept)
+        if per_sample_weights is not None:
+            given = np.asarray(per_sample_weights).reshape(-1)
+            factors = [given[k].astype(weight.dtype) for k in bag if int(flat[k]) != padding]
+        if not kept and default_idx is not None:
+            kept, factors = [default_idx % n_rows], [one]
+        for r, factor in zip(kept, factors, strict=True):
+            row = weight[r]
+            if mode in ("max", "min"):
                 take = max_indices[b] == -1
-                take |= (row > out[b]) | (np.isnan(row) & ~np.isnan(out[b]))
+                better = row > out[b] if mode == "max" else row < out[b]
+                take |= better | (np.isnan(row) & ~np.isnan(out[b]))
                 out[b][take] = row[take]
-                max_indices[b][take] = flat[k]
+                max_indices[b][take] = r
             elif per_sample_weights is not None:
-                factor = np.asarray(per_sample_weights).reshape(-1)[k].astype(weight.dtype)
                 out[b] = out[b] + factor * row
             else:
                 out[b] = out[b] + row
-        if mode == "mean" and kept:
-            out[b] = out[b] / weight.dtype.type(len(kept))
+        if mode in ("mean", "sqrtn") and kept:
+            out[b] = divided(out[b], mode, factors)
+        if normalize:
+            out[b] = normalized(out[b])
     return out, max_indices
+
+
+def divided(total: NDArray[Any], mode: str, factors: list[Any]) -> NDArray[Any]:
+    """Return a sum divided by its weights, or by the root of the sum of their squares."""
+    divisor = 0.0
+    for factor in factors:
+        divisor += float(factor) ** (1 if mode == "mean" else 2)
+    divisor = total.dtype.type(divisor if mode == "mean" else math.sqrt(divisor))
+    return total / divisor if divisor != 0 else np.zeros_like(total)
+
+
+def normalized(row: NDArray[Any]) -> NDArray[Any]:
+    """Return a row divided by its Euclidean norm, summed in eight lanes in float64."""
+    wide = row.astype(np.float64)
+    largest = np.abs(wide).max(initial=0.0) if row.dtype == np.float64 else 1.0
+    with np.errstate(all="ignore"):
+        if largest == 0 or not math.isfinite(largest):
+            norm = largest
+        else:
+            lanes = [0.0] * 8
+            for d, x in enumerate(wide / largest):
+                lanes[d % 8] += x * x
+            norm = largest * math.sqrt(sum(lanes))
+        return row if norm == 0 else (wide / norm).astype(row.dtype)
 
 
 def quantized_embedding_bag(
@@ -67,7 +105,9 @@ def quantized_embedding_bag(
     per_sample_weights: NDArray[Any] | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
-    invalid: str = "raise",
+    invalid: str | int = "raise",
+    default_idx: int | None = None,
+    normalize: bool = False,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the result of `embedding_bag` for a table of `scale * q + bias`."""
     q, scale, bias = unpack(table.packed, table.bits, table.dim, table.layout)
@@ -77,33 +117,43 @@ def quantized_embedding_bag(
     padding = None if padding_idx is None else padding_idx % n_rows
     out = np.zeros((len(bags), dim), np.float32)
     with np.errstate(all="ignore"):
-        if mode == "max":
+        if mode in ("max", "min"):
             return embedding_bag(
                 input,
                 scale[:, None] * q + bias[:, None],
                 offsets,
-                mode="max",
+                mode=mode,
                 include_last_offset=include_last_offset,
                 padding_idx=padding_idx,
                 invalid=invalid,
+                default_idx=default_idx,
+                normalize=normalize,
             )
+        if isinstance(invalid, int):
+            flat = np.where((flat >= 0) & (flat < n_rows), flat, invalid % n_rows)
         for b, bag in enumerate(bags):
-            n_kept = 0
+            factors = []
             biases = np.float32(0)
             for place, k in enumerate(bag, start=1):
                 r = int(flat[k])
                 if r != padding and (invalid == "raise" or 0 <= r < n_rows):
-                    n_kept += 1
                     factor = np.float32(1)
                     if per_sample_weights is not None:
                         factor = np.float32(np.asarray(per_sample_weights).reshape(-1)[k])
+                    factors.append(factor)
                     out[b] = fma(q[r], factor * scale[r], out[b])
                     biases = biases + factor * bias[r]
                 if place % RUN == 0 or place == len(bag):
                     out[b] = out[b] + biases
                     biases = np.float32(0)
-            if mode == "mean" and n_kept:
-                out[b] = out[b] / np.float32(n_kept)
+            if not factors and default_idx is not None:
+                r = default_idx % n_rows
+                out[b] = fma(q[r], scale[r], out[b]) + bias[r]
+                factors = [np.float32(1)]
+            if mode in ("mean", "sqrtn") and factors:
+                out[b] = divided(out[b], mode, factors)
+            if normalize:
+                out[b] = normalized(out[b])
     return out, np.full((len(bags), dim), -1, np.int64)
 
 

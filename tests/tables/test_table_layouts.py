@@ -54,7 +54,7 @@ def test_any_layout_gives_the_same_bits(layout, dtype, level, eager_threads):
     table = dense(dtype)
     view = layout(table)
     np.testing.assert_array_equal(view, table)
-    for mode in ("sum", "mean", "max"):
+    for mode in ("sum", "mean", "sqrtn", "max", "min"):
         for n_threads in (1, 3):
             np.testing.assert_array_equal(
                 embag.embedding_bag(INPUT, view, OFFSETS, mode=mode, num_threads=n_threads),
