@@ -99,8 +99,9 @@ def ragged_lookup_cases(rng):
         call.pop(name, None)
     n_rows = lookup_cases.rows_of(call["weight"])
     some = bags(rng, n_rows)
-    weighted = call["mode"] == "sum" and rng.random() < 0.5
-    matrix = rng.random() < 0.15 and call["mode"] == "sum"
+    sums = call["mode"] not in ("max", "min")
+    weighted = sums and rng.random() < 0.5
+    matrix = rng.random() < 0.15 and sums
     if matrix:
         # A matrix has no nulls, and its data are weights.
         some = Bags([[i for i in bag or () if i is not None] for bag in some.lists], None)
@@ -123,10 +124,9 @@ def ragged_lookup_cases(rng):
 
     def check(result, call):
         if call.get("input") is given[0] and call.get("per_sample_weights") is given[1]:
-            of_sum = (
-                call.get("mode", "mean") == "sum"
-            )  # otherwise the data of a matrix are not weights
-            lookup_cases.check_forward(result, {**call, **some.arrays(weighted and of_sum)})
+            # The data of a matrix are weights, except for maxima and minima.
+            takes = weighted and call.get("mode", "mean") not in ("max", "min")
+            lookup_cases.check_forward(result, {**call, **some.arrays(takes)})
 
     return Case(
         "embedding_bag", embag.embedding_bag, call, check, lookup_cases.RAISES, writes=("out",)

@@ -51,7 +51,7 @@ def embedding_bag(
         factors = [one] * len(kept)
         if per_sample_weights is not None:
             given = np.asarray(per_sample_weights).reshape(-1)
-            factors = [given[k].astype(weight.dtype) for k in bag if int(flat[k]) != padding]
+            factors = [weight.dtype.type(given[k]) for k in bag if int(flat[k]) != padding]
         if not kept and default_idx is not None:
             kept, factors = [default_idx % n_rows], [one]
         for r, factor in zip(kept, factors, strict=True):
