@@ -4,6 +4,9 @@ run.py         run a process per contender, in turn, and compare neighbouring ro
 operations/    single lookups and gradients: the workloads and the contenders
 pipeline/      from a Parquet file of ids to one of vectors, end to end
 callers/       concurrent calls, the CPU time of idle threads, import time and memory
+decoding/      rows of few bits, beside a bare loop that decodes and adds them
+pages/         tables that do not fit in memory
+child.py       a process that is asked by lines, as contenders and services are
 published.py   the published results, in results/: a file for each processor
 picture.py     draw the README's picture of speed from them
 charts.py      draw a bar chart for each processor

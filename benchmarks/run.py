@@ -182,7 +182,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def verdicts(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the best peer, the targets that are missed, and a limit that is none."""
+    """Yield the best peer, each missed target, and each contender faster than the limit."""
     best = published.best_peer(result)
     if best:
         yield f"embag is {best[1]:.2f} times as fast as the best peer, {best[0]}"

@@ -35,7 +35,7 @@ import numpy as np
 import embag
 from benchmarks import machine
 from benchmarks.callers import busy
-from benchmarks.operations.worker import ROOT
+from benchmarks.child import ROOT
 from embag._process import _teams, threads
 
 DIM, N_ROWS, BAG_SIZE = 64, 200_000, 40

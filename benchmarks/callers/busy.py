@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.child import Child
 from benchmarks.operations.contenders import CONTENDERS
-from benchmarks.operations.worker import ROOT
 from benchmarks.operations.workloads import assert_result, get_workload, make_batches
 
 WORKLOAD = "sum-d64-2m"
@@ -54,38 +54,24 @@ SETTINGS = {
 }
 
 
-class Service:
+class Service(Child):
     """A process that makes calls when it is asked to; the constructor returns when it is ready."""
 
     def __init__(self, setting: str, quick: bool):
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.callers.busy", setting, str(int(quick))],
-            cwd=ROOT,
-            env=kept | SETTINGS[setting].variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        super().__init__(
+            f"the service of {setting}",
+            "benchmarks.callers.busy",
+            [setting, str(int(quick))],
+            kept | SETTINGS[setting].variables,
         )
-        self._read()
+        self.answer()
 
     def begin(self, n_callers: int, call: str, seconds: float) -> None:
-        self.process.stdin.write(json.dumps([n_callers, call, seconds]) + "\n")
-        self.process.stdin.flush()
+        self.ask(json.dumps([n_callers, call, seconds]))
 
     def end(self) -> "Calls":
-        return Calls(*map(np.array, self._read()))
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def _read(self) -> Any:
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a service failed with status {self.process.wait()}")
-        return json.loads(line)
+        return Calls(*map(np.array, self.answer()))
 
 
 class Calls(NamedTuple):

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.child import ROOT
 from benchmarks.operations.contenders import CONTENDERS, Contender
-from benchmarks.operations.worker import ROOT, Worker
+from benchmarks.operations.worker import Worker
 from benchmarks.operations.workloads import Batch, Workload, make_batches
 from benchmarks.run import median_ratio
 

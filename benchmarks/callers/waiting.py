@@ -20,7 +20,7 @@ import numpy as np
 
 import embag
 from benchmarks import machine
-from benchmarks.operations.worker import ROOT
+from benchmarks.child import ROOT
 
 SETTINGS: dict[str, dict[str, str]] = {
     "one thread": {"OMP_NUM_THREADS": "1"},

@@ -7,52 +7,34 @@ processor time, so several can run in turn.
 
 import json
 import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from benchmarks.child import Child
 from benchmarks.operations.contenders import CONTENDERS
 from benchmarks.operations.workloads import get_workload, make_batches
 
-ROOT = Path(__file__).resolve().parents[2]
 THREAD_VARIABLES = ("OMP", "MKL", "OPENBLAS", "NUMBA")
 
 
-class Worker:
+class Worker(Child):
     """A child process for a contender; the constructor returns when it is ready."""
 
     def __init__(self, workload: str, contender: str, n_threads: int = 1, quick: bool = False):
-        self.name = f"{contender} at {workload}"
         variables = {f"{name}_NUM_THREADS": str(n_threads) for name in THREAD_VARIABLES}
-        arguments = [workload, contender, str(n_threads), *(["quick"] if quick else [])]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.operations.worker", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **variables},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        super().__init__(
+            f"{contender} at {workload}",
+            "benchmarks.operations.worker",
+            [workload, contender, str(n_threads), *(["quick"] if quick else [])],
+            {**os.environ, **variables},
         )
-        self.facts: dict[str, Any] = self._read()
+        self.facts: dict[str, Any] = self.answer()
 
     def seconds(self) -> float:
         """Run one round in the child; return its seconds."""
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def _read(self) -> Any:
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} failed with status {self.process.wait()}")
-        return json.loads(line)
+        self.ask("run")
+        return self.answer()
 
 
 def main(workload_name: str, contender_name: str, n_threads: int, quick: bool) -> None:

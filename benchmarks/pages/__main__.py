@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.operations.worker import ROOT
+from benchmarks.child import ROOT
 from benchmarks.pages import files
 from benchmarks.pages.one import STATES, WORK
 

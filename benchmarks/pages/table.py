@@ -6,10 +6,10 @@ would. No figure is typed by hand.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import published
 from benchmarks.operations.table import insert
 
 STATES = {"cold": "none in memory", "half": "half", "warm": "all"}
@@ -21,12 +21,9 @@ def main() -> None:
     parser.add_argument("page", type=Path, help="a file with the markers")
     parser.add_argument("--check", action="store_true", help="fail if the table differs")
     arguments = parser.parse_args()
-    old = arguments.page.read_text()
-    new = insert(old, "pages table", render(json.loads(arguments.results.read_text())))
-    if not arguments.check:
-        arguments.page.write_text(new)
-    elif new != old:
-        sys.exit(f"{arguments.page} does not match {arguments.results}")
+    table = render(json.loads(arguments.results.read_text()))
+    page = insert(arguments.page.read_text(), "pages table", table)
+    published.update(arguments.page, page, arguments.check)
 
 
 def render(results: dict[str, Any]) -> str:

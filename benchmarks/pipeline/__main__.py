@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.operations.worker import ROOT
+from benchmarks.child import ROOT
 from benchmarks.pipeline.contenders import CONTENDERS, PYTHON, Contender
 from benchmarks.run import median_ratio
 
