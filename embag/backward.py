@@ -233,7 +233,7 @@ def _gradients(
     scale_grad_by_freq: bool,
     sparse: bool,
 ) -> EmbeddingBagGrads:
-    """Return the gradients that are asked for; all arguments are checked, except for ids."""
+    """Return the requested gradients. The arguments have been checked, but not every id."""
     bags: Any = call.bags
     positions, shape = None, bags.indices.shape
     n_entries = (bags.indices.size + bags.n_bags) * grad.shape[1]
@@ -248,13 +248,16 @@ def _gradients(
     grad_sample: NDArray[Any] | None = None
     wants_weight = wrt != "per_sample_weights"
     wants_sample = call.weights is not None and wrt != "weight"
+    quotients, divisors = grad, None
+    if call.mode.divides and backward.n_positions > 0:
+        quotients, divisors = _divide(backward, grad)
     if wants_weight and call.mode.sums:
-        grad_weight = _sum_rows(backward, grad)
+        grad_weight = _sum_rows(backward, quotients)
     elif wants_weight:
         assert call.mode.selects  # a mode of another kind needs a gradient of its own here
         grad_weight = _scatter_to_winners(backward, grad, weight, winners)
     if wants_sample:
-        grad_sample = _grad_of_weights(backward, grad, weight)
+        grad_sample = _grad_of_weights(backward, grad, divisors, weight)
         if grad_sample is not None and positions is not None:
             grad_sample = _at_positions(grad_sample, positions, shape)
     if (wants_weight and grad_weight is None) or (wants_sample and grad_sample is None):
@@ -339,11 +342,7 @@ def _through_normalization(
     backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]
 ) -> NDArray[Any]:
     """Return the gradient of the results before they are divided by their norms."""
-    table = _encodings.as_table(weight)
-    results = np.empty(backward.call.shape, grad.dtype)
-    call = dataclasses.replace(backward.call, table=table, normalizes=False)
-    _call.run(call, _call.Outputs(results))
-    wide = results.astype(np.float64)
+    wide = _results(backward, weight).astype(np.float64)
     with np.errstate(all="ignore"):
         norms = np.sqrt(np.einsum("bd,bd->b", wide, wide))[:, None]
         units = wide / norms
@@ -352,7 +351,17 @@ def _through_normalization(
     return passed.astype(grad.dtype)
 
 
-def _divide(backward: _Backward, grad: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def _results(
+    backward: _Backward, weight: NDArray[Any], winners: NDArray[np.int64] | None = None
+) -> NDArray[Any]:
+    """Return the results of the lookup before they are normalized; fill the winning rows."""
+    call = dataclasses.replace(backward.call, table=_encodings.as_table(weight), normalizes=False)
+    results = _arguments.new_array(np.empty, call.shape, weight.dtype)
+    _call.run(call, _call.Outputs(results, winners))
+    return results
+
+
+def _divide(backward: _Backward, grad: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the gradient divided by the divisor of each bag, and the divisors."""
     quotients = _arguments.new_array(np.empty, grad.shape, grad.dtype)
     divisors = _arguments.new_array(np.empty, grad.shape[:1], grad.dtype)
@@ -367,7 +376,9 @@ def _divide(backward: _Backward, grad: NDArray[Any]) -> tuple[NDArray[Any], NDAr
         quotients,
         divisors,
     )
-    return (quotients, divisors) if done else None
+    if not done:
+        _call.blame(backward.call)
+    return quotients, divisors
 
 
 def _column_team(backward: _Backward, grad: NDArray[Any]) -> threads.Team:
@@ -381,11 +392,6 @@ def _column_team(backward: _Backward, grad: NDArray[Any]) -> threads.Team:
 
 def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseRows | None:
     """Return the gradient of the table where every row of a bag contributes."""
-    if backward.call.mode.divides and backward.n_positions > 0:
-        divided = _divide(backward, grad)
-        if divided is None:
-            return None
-        grad = divided[0]
     column_team = _column_team(backward, grad)
     many_threads = backward.team.n > SCATTER_GAIN * column_team.n
     if backward.sparse or backward.scale_grad_by_freq or many_threads:
@@ -479,20 +485,15 @@ def _scatter_to_winners(
     backward: _Backward, grad: NDArray[Any], weight: NDArray[Any], winners: NDArray[np.int64] | None
 ) -> NDArray[Any] | SparseRows | None:
     """Add each entry of the gradient to the row that it came from."""
-    call = dataclasses.replace(backward.call, table=_encodings.as_table(weight), normalizes=False)
     if winners is None:
-        winners = np.empty(call.shape, np.int64)
-        _call.run(call, _call.Outputs(np.empty(call.shape, grad.dtype), winners))
-    n_rows, rows, padding = call.n_rows, None, call.padding
+        winners = np.empty(backward.call.shape, np.int64)
+        _results(backward, weight, winners)
+    n_rows, rows, padding = backward.n_rows, None, backward.call.padding
     if backward.sparse:
-        rows, numbers = np.unique(winners, return_inverse=True)
+        # -1 names no row; where it occurs, it is the first number.
+        rows, numbers = np.unique(np.where(winners == padding, -1, winners), return_inverse=True)
         n_left_out = int((rows < 0).sum())
-        rows, winners = rows[n_left_out:], numbers.reshape(call.shape) - n_left_out
-        winners = np.maximum(winners, -1)
-        if padding >= 0 and padding in rows:
-            at = int(np.searchsorted(rows, padding))
-            rows = np.delete(rows, at)
-            winners = np.where(winners == at, -1, winners - (winners > at))
+        rows, winners = rows[n_left_out:], numbers.reshape(winners.shape) - n_left_out
         n_rows, padding = len(rows), -1
     result = _arguments.new_array(np.zeros, (n_rows, grad.shape[1]), grad.dtype)
     team = _column_team(backward, grad)
@@ -501,23 +502,17 @@ def _scatter_to_winners(
     )
     if not done or rows is None:
         return result if done else None
-    return SparseRows._of_groups(rows, result, (call.n_rows, grad.shape[1]))
+    return SparseRows._of_groups(rows, result, (backward.n_rows, grad.shape[1]))
 
 
 def _grad_of_weights(
-    backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]
+    backward: _Backward, grad: NDArray[Any], divisors: NDArray[Any] | None, weight: NDArray[Any]
 ) -> NDArray[Any] | None:
     """Return the gradient of each position's weight; None if an id is invalid."""
     products = _dot_rows(backward, grad, weight)
-    if products is None or not backward.call.mode.divides:
+    if products is None or divisors is None:
         return products
-    divided = _divide(backward, grad)
-    if divided is None:
-        return None
-    divisors = divided[1]
-    results = np.empty(backward.call.shape, grad.dtype)
-    call = dataclasses.replace(backward.call, table=_encodings.as_table(weight), normalizes=False)
-    _call.run(call, _call.Outputs(results))
+    call, results = backward.call, _results(backward, weight)
     shares = np.einsum("bd,bd->b", grad.astype(np.float64), results.astype(np.float64))
     flat, ids = products.reshape(-1), backward.bags.indices.reshape(-1)
     bags = _bag_of_positions(backward.bags)

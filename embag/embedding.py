@@ -8,6 +8,8 @@ Tested in tests/lookups/test_embedding.py.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -112,7 +114,7 @@ def embedding(
         names, arrays = ("input", "input", "weight", "weight"), (input, ids, weight, table.rows)
         _arguments.check_out(out, shape, dtype, names, arrays)
         target = np.ndarray.view(out, np.ndarray).reshape(ids.size, table.dim)
-    try:
+    with _places_in(input, ids, table.n_rows):
         rows = embedding_bag(
             ids.reshape(-1, 1),
             weight,
@@ -124,9 +126,6 @@ def embedding(
             invalid=invalid,
             num_threads=num_threads,
         )
-    except IndexError:
-        _raise_out_of_range(input, ids, table.n_rows)
-        raise
     return rows.reshape(shape) if out is None else out
 
 
@@ -193,7 +192,7 @@ def embedding_backward(
     grad = np.asarray(grad_output)
     if grad.shape != (*ids.shape, dim):
         raise ValueError(f"grad_output must have shape {(*ids.shape, dim)}, got {grad.shape}")
-    try:
+    with _places_in(input, ids, n_rows):
         grads = embedding_bag_backward(
             grad.reshape(ids.size, dim),
             ids.reshape(-1, 1),
@@ -205,9 +204,6 @@ def embedding_backward(
             num_threads=num_threads,
             invalid=invalid,
         )
-    except IndexError:
-        _raise_out_of_range(input, ids, n_rows)
-        raise
     result: NDArray[Any] | SparseRows = grads.weight
     return result
 
@@ -225,10 +221,16 @@ def _as_ids(input: Any) -> NDArray[Any]:
         raise
 
 
-def _raise_out_of_range(given: Any, ids: NDArray[Any], n_rows: int) -> None:
-    """Raise for the first id out of range, by its place in the ids as given."""
-    k = kernels.first_bad_index(ids, n_rows)
-    if k >= 0:
+@contextlib.contextmanager
+def _places_in(given: Any, ids: NDArray[Any], n_rows: int) -> Iterator[None]:
+    """Name the place of the first id out of range in the ids as given, in errors about it."""
+    try:
+        yield
+    except IndexError:
+        k = kernels.first_bad_index(ids, n_rows)
+        if k < 0:
+            raise
         place = tuple(int(i) for i in np.unravel_index(k, ids.shape))
         shown = f"[{', '.join(map(str, place))}]" if place else ""
-        _arguments.raise_out_of_range(f"input{shown}", _arguments.integer_at(given, place), n_rows)
+        seen = _arguments.integer_at(given, place)
+        _arguments.raise_out_of_range(f"input{shown}", seen, n_rows)

@@ -98,8 +98,8 @@ def tune(weight: Table, n_threads: int | None = None) -> list[Tuned]:
     )
     if table.n_rows == 0 or table.dim == 0 or strategies.pinned() is not None:
         return []
-    if isinstance(weight, np.ndarray) and not weight.flags.c_contiguous:
-        weight = np.ascontiguousarray(weight)  # once, not at each call
+    if isinstance(weight, np.ndarray) and not np.may_share_memory(weight, table.rows):
+        weight = np.ascontiguousarray(weight)  # else each call would copy it
     rng = np.random.default_rng(0)
     return [
         tuned

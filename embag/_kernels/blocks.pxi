@@ -24,11 +24,9 @@ ctypedef fused input_ft:
 cdef inline Py_ssize_t index_at(
     const input_ft* input, const Job* job, Py_ssize_t k
 ) noexcept nogil:
-    """The id at position k, read once: the value that is checked is the value that is used."""
+    """The id at position k, read once: see index_of."""
     if input_ft is any_index:
-        if job.wide:
-            return read_index(<const int64_t*>job.input, k)
-        return read_index(<const int32_t*>job.input, k)
+        return index_of(job, k)
     else:
         return read_index(input, k)
 

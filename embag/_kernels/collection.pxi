@@ -183,7 +183,6 @@ cdef class Collection:
         object offsets,              # IN   (n_features * n_bags + 1,) int32 or int64
         object per_sample_weights,   # IN   like values, float32; or None
         object out,                  # OUT  (n_bags, n_columns) float32; or None for a new one
-        object n_valid=None,         # OUT  (n_features, n_bags) int64: how many entries count
     ):
         """Pool all features; returns `out`. None if an argument is unusual or wrong: a given
         `out` is then as it was."""
@@ -207,8 +206,6 @@ cdef class Collection:
                 or (is_factors(per_sample_weights, n_indices, cnp.NPY_FLOAT32)
                     and cnp.PyArray_NDIM(<cnp.ndarray>per_sample_weights) == 1)):
             return None
-        refuse_change(n_valid is None
-                      or is_factors(n_valid, self.n_features * n_bags, cnp.NPY_INT64))
         if is_new:
             out = empty_matrix(n_bags, self.n_columns, cnp.NPY_FLOAT32)
         elif not (is_result(out, n_bags, self.n_columns, cnp.NPY_FLOAT32)
@@ -236,9 +233,6 @@ cdef class Collection:
                 job.bags = bags
                 job.bags.offsets = (<const char*>bags.offsets
                                     + f * n_bags * (8 if bags.wide else 4))
-                if n_valid is not None:
-                    job.n_valid = (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_valid)
-                                   + f * n_bags)
                 # Nothing beyond a feature's last position is read as its own.
                 stop = bag_bound(&job.bags, n_bags)
                 done = done and start <= stop <= n_indices

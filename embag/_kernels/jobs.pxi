@@ -63,7 +63,7 @@ cdef struct Job:
 
 
 cdef inline Py_ssize_t index_of(const Job* job, Py_ssize_t k) noexcept nogil:
-    """The id at position k, read once."""
+    """The id at position k, read once: the value that is checked is the value that is used."""
     if job.wide:
         return read_index(<const int64_t*>job.input, k)
     return read_index(<const int32_t*>job.input, k)
@@ -188,10 +188,7 @@ cdef inline void touch_rows(const Job* job, Py_ssize_t start, Py_ssize_t n) noex
     if job.fetching.way != AFTER_LOAD:
         return
     for k in range(start, min(start + n, job.bags.n_indices)):
-        if job.wide:
-            r = read_index(<const int64_t*>job.input, k)
-        else:
-            r = read_index(<const int32_t*>job.input, k)
+        r = index_of(job, k)
         if <size_t>r < <size_t>job.n_rows:
             embag_touch(job.table + r * job.row_stride)
 
@@ -209,10 +206,7 @@ cdef void fetch_pages(const Job* job, Py_ssize_t start, Py_ssize_t stop) noexcep
     range of pages could be another's memory: ids are checked."""
     cdef Py_ssize_t k, r
     for k in range(start, stop):
-        if job.wide:
-            r = read_index(<const int64_t*>job.input, k)
-        else:
-            r = read_index(<const int32_t*>job.input, k)
+        r = index_of(job, k)
         if <size_t>r < <size_t>job.n_rows and r != job.padding:
             embag_prefetch_pages(<size_t>job.table + <size_t>(r * job.row_stride),
                                  <size_t>job.row_bytes)

@@ -25,7 +25,7 @@ cdef bint fill_ids(object sequence, int64_t* ids) except *:
     return True
 
 
-def ids_of_list(object ids):
+cdef object ids_of_list(object ids):
     """An int64 array of a list or tuple of ints; None of anything else."""
     cdef cnp.ndarray array
     if not is_sequence(ids):
