@@ -113,14 +113,18 @@ static void *embag_wait_for_lock(void *lock) {
     return NULL;
 }
 
-/* Return how many of n threads, with stacks of this size (0: the default), can exist at once.
- * Some memory is held back meanwhile, for OpenMP's own bookkeeping. */
+/* Memory for what OpenMP and the other threads of the process allocate between the trial of a
+ * team's threads and its start. The C library reserves as much for a thread's first allocation. */
+#define EMBAG_SPARE_BYTES ((size_t)64 << 20)
+
+/* Return how many of n threads, with stacks of this size (0: the default), can exist at once
+ * beside EMBAG_SPARE_BYTES. */
 static int embag_try_threads(int n, size_t stack_bytes) {
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     pthread_attr_t attributes;
     int n_started = 0;
     pthread_t *threads = (pthread_t *)malloc((size_t)n * sizeof(pthread_t));
-    void *spare = malloc(1 << 20);
+    void *spare = malloc(EMBAG_SPARE_BYTES); /* never touched */
     if (threads == NULL || spare == NULL) {
         free(threads);
         free(spare);
