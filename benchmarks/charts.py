@@ -18,6 +18,7 @@ HEADINGS = {
     "forward": "Lookups",
     "inference": "Inference",
     "gradients": "Gradients",
+    "gathers": "Rows without bags",
     "matrices": "Sparse matrices",
     "threads": "On two threads",
 }

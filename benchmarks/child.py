@@ -1,4 +1,4 @@
-"""A child process that is asked by lines, and answers by lines of JSON."""
+"""A child process that reads requests as lines, and answers with lines of JSON."""
 
 import json
 import subprocess

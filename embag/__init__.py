@@ -15,8 +15,9 @@ A lookup passes through these files, top to bottom:
 
     _arguments.py          checks of single arguments, with every error message
     _bags.py               the bags of a call: ids, offsets, weights
-    _modes.py              the table of modes (sum, mean, max)
+    _modes.py              the table of modes (sum, mean, max, ...)
     _encodings.py          the table of encodings (how rows are stored)
+    _performance.py        `PerformanceWarning`: a lookup copies its table
     _types.py              the types that public signatures name
 
 The rest of the public API:
@@ -24,9 +25,11 @@ The rest of the public API:
     backward.py            `embedding_bag_backward`: the gradients (_grouping.py groups ids)
     sparse_rows.py         `SparseRows`: a gradient that holds only the rows in use
     embedding.py           `embedding`, `embedding_backward`: rows without bags
+    segments.py            `segment_reduce`: reduce the rows of an array per segment
     layers.py              `EmbeddingBag`: a table with the options of its lookups
     collection.py          `EmbeddingBagCollection`: many tables and features in one call
     quantized.py           `quantize`, `QuantizedTable`: tables of 8, 4 or 2 bits an entry
+    remapped.py            `RemappedTable`: a table with a map from ids to rows
     memory.py              `aligned_empty`, `aligned_copy`: memory that is fast to gather from
     tables.py              `save_table`, `load_table`: tables in files, mapped or copied
     ragged.py, arrow.py    `empty_bags`; `to_arrow`: the result as an Arrow column
@@ -38,7 +41,7 @@ not imported here. The folders:
 
     _kernels/              the kernels (_core.pyx includes them), the choice of a level and of
                            prefetch strategies
-    _columns/              readers of ragged inputs
+    _columns/              readers of ragged inputs, and of columns as tables
     _files/                headers of table files, atomic replacement
     _process/              threads: how many, teams, forks, limits of containers
     cli/                   the command line, `embag` or `python -m embag`
@@ -48,6 +51,7 @@ differences, with reasons.
 """
 
 from embag._config import show_config
+from embag._performance import PerformanceWarning
 from embag._process.threads import get_num_threads, num_threads, set_num_threads
 from embag._version import __version__
 from embag.arrow import to_arrow
@@ -59,6 +63,8 @@ from embag.layers import EmbeddingBag
 from embag.memory import aligned_copy, aligned_empty
 from embag.quantized import QuantizationError, QuantizedTable, quantize
 from embag.ragged import empty_bags
+from embag.remapped import RemappedTable
+from embag.segments import SegmentReduceGrads, segment_reduce, segment_reduce_backward
 from embag.sparse_rows import SparseRows
 from embag.tables import load_table, save_table
 from embag.tuning import tune
@@ -68,8 +74,11 @@ __all__ = [
     "EmbeddingBagCollection",
     "EmbeddingBagGrads",
     "Feature",
+    "PerformanceWarning",
     "QuantizationError",
     "QuantizedTable",
+    "RemappedTable",
+    "SegmentReduceGrads",
     "SparseRows",
     "__version__",
     "aligned_copy",
@@ -84,6 +93,8 @@ __all__ = [
     "num_threads",
     "quantize",
     "save_table",
+    "segment_reduce",
+    "segment_reduce_backward",
     "set_num_threads",
     "show_config",
     "to_arrow",

@@ -17,7 +17,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ AnyArray = NDArray[Any]
 _INT64 = np.dtype(np.int64)
 _FLOAT64 = np.dtype(np.float64)
 _BOOLS = frozenset((bool, np.bool_))
+
+# There is one offset more, and their number must fit int64.
+MOST_SEGMENTS = 2**63 - 2
 
 
 def describe(value: Any) -> str:
@@ -94,7 +97,7 @@ def check_table(
     if not is_known(weight.dtype):
         raise TypeError(
             f"{name} must be {dtypes}, "
-            f"got {weight.dtype.str if weight.dtype.kind == 'f' else weight.dtype}"
+            f"got {weight.dtype.str if weight.dtype.char in 'efdg' else weight.dtype}"
         )
     if weight.ndim != 2:
         raise ValueError(f"{name} must be 2-D (n_rows, dim), got shape {weight.shape}")
@@ -274,12 +277,12 @@ def check_layouts(
         raise RuntimeError("arrays must not change during the call, got a change of layout")
 
 
-def check_wrt(wrt: Any, sample: AnyArray | None) -> None:
-    """Raise unless `wrt` names a gradient that exists."""
-    if wrt is None or (type(wrt) is str and wrt == "weight"):
+def check_wrt(wrt: Any, sample: AnyArray | None, rows: str = "weight") -> None:
+    """Raise unless `wrt` names a gradient that exists; `rows` is the name of the table."""
+    if wrt is None or (type(wrt) is str and wrt == rows):
         return
     if type(wrt) is not str or wrt != "per_sample_weights":
-        raise ValueError(f"wrt must be 'weight', 'per_sample_weights' or None, got {describe(wrt)}")
+        raise ValueError(f"wrt must be '{rows}', 'per_sample_weights' or None, got {describe(wrt)}")
     if sample is None:
         raise ValueError("per_sample_weights must be given where wrt names it, got None")
 
@@ -307,7 +310,9 @@ def check_flags(**flags: Any) -> None:
             raise TypeError(f"{name} must be a bool, got {describe(flag)}")
 
 
-def as_invalid(invalid: Any, n_rows: int, whose: str = "weight's") -> tuple[bool, int]:
+def as_invalid(
+    invalid: Any, n_rows: int, whose: str = "weight's", first_id: int = 0
+) -> tuple[bool, int]:
     """Return whether ids out of range are refused, and the row that replaces them, or -1."""
     if type(invalid) is str and invalid in ("raise", "skip"):
         return invalid == "raise", -1
@@ -317,7 +322,7 @@ def as_invalid(invalid: Any, n_rows: int, whose: str = "weight's") -> tuple[bool
         row = None
     if row is None:
         raise ValueError(f"invalid must be 'raise', 'skip' or a row, got {describe(invalid)}")
-    return False, as_row(row, "invalid", n_rows, whose)
+    return False, as_row(row, "invalid", n_rows, whose, first_id)
 
 
 def check_castable(name: str, seen: np.dtype[Any], dtype: np.dtype[Any]) -> None:
@@ -364,14 +369,16 @@ def as_count(value: Any, name: str) -> int:
     return count
 
 
-def as_row(value: Any, name: str, n_rows: int, whose: str = "weight's") -> int:
+def as_row(value: Any, name: str, n_rows: int, whose: str = "weight's", first_id: int = 0) -> int:
     """Return the row that an argument names, counted from the start; -1 for None."""
     if value is None:
         return -1
     row = as_integer(value, name)
-    if not -n_rows <= row < n_rows:
-        raise ValueError(f"{name} must name one of {whose} {n_rows} rows, got {describe(row)}")
-    return row % n_rows
+    stop = first_id + n_rows
+    if not (-n_rows <= row < 0 or first_id <= row < stop):
+        ids = f" of the ids {first_id} to {stop - 1}" if first_id > 0 else ""
+        raise ValueError(f"{name} must name one of {whose} {n_rows} rows{ids}, got {describe(row)}")
+    return row if row >= 0 else stop + row
 
 
 def as_number(value: Any, name: str) -> float:
@@ -487,9 +494,68 @@ def as_offsets(lengths: Any, input: AnyArray, offsets: Any, include_last_offset:
     return bounds
 
 
-def rows_in_range(rows: AnyArray, n_rows: int) -> slice:
+class SegmentsLabel(NamedTuple):
+    """How messages call the entries of segments, and the number of segments."""
+
+    positions: str
+    n: str
+
+
+BAGS = SegmentsLabel("position of input", "n_bags")
+
+
+def check_segment_options(
+    segment_ids: Any, n_bags: Any, offsets: Any, lengths: Any, include_last_offset: Any
+) -> None:
+    """Raise unless `segment_ids` is given without offsets or lengths."""
+    if segment_ids is None:
+        raise ValueError("segment_ids must be given where n_bags is given, got None")
+    for name, seen in (("offsets", offsets), ("lengths", lengths)):
+        if seen is not None:
+            raise ValueError(
+                f"{name} must be None where segment_ids is given, got {describe(seen)}"
+            )
+    if include_last_offset:
+        raise ValueError("include_last_offset must be False where segment_ids is given, got True")
+
+
+def as_segment_ids(
+    segment_ids: Any, n: int, n_segments: Any, label: SegmentsLabel = BAGS
+) -> tuple[AnyArray, int]:
+    """Return the segment of each of `n` positions, and how many segments there are.
+
+    By default, the number is the largest segment id plus 1. The values of `segment_ids` are not
+    checked.
+    """
+    ids = as_indices(segment_ids, "segment_ids")
+    if ids.shape != (n,):
+        raise ValueError(
+            f"segment_ids must have shape ({n},), one for each {label.positions}, got {ids.shape}"
+        )
+    if n_segments is None:
+        return ids, min(int(ids.max(initial=-1)) + 1, MOST_SEGMENTS)
+    count = as_integer(n_segments, label.n)
+    if not 0 <= count <= MOST_SEGMENTS:
+        raise ValueError(f"{label.n} must be 0 to {MOST_SEGMENTS}, got {describe(count)}")
+    return ids, count
+
+
+def raise_for_segment(
+    segment_ids: AnyArray, given: Any, n_segments: int, label: SegmentsLabel = BAGS
+) -> NoReturn:
+    """Raise for the first segment id out of range; the message quotes `given`."""
+    k = kernels.first_bad_index(segment_ids, n_segments)
+    if k < 0:
+        raise_for_change()
+    raise ValueError(
+        f"segment_ids must be at least 0 and less than {label.n} = {n_segments}, "
+        f"got segment_ids[{k}] = {integer_at(given, k)}"
+    )
+
+
+def rows_in_range(rows: AnyArray, n_rows: int, first_id: int = 0) -> slice:
     """Return the slice of these sorted integers that are in range."""
-    start, stop = np.searchsorted(rows, [0, n_rows])
+    start, stop = np.searchsorted(rows, [first_id, first_id + n_rows])
     return slice(int(start), int(stop))
 
 
@@ -520,10 +586,13 @@ def _raise_for_offset(offsets: Any, i: int, n_indices: int, input_name: str) -> 
     raise ValueError(f"offsets must not exceed the {n_indices} entries of {input_name}, {seen}")
 
 
-def raise_out_of_range(place: str, seen: int, n_rows: int, bag: str = "") -> NoReturn:
+def raise_out_of_range(
+    place: str, seen: int, n_rows: int, bag: str = "", first_id: int = 0
+) -> NoReturn:
     """Raise for an id out of range; `place` is its position, `bag` names its bag."""
     bag = f" ({bag})" if bag else ""
-    raise IndexError(f"{place} = {seen} is out of range for a table of {n_rows} rows{bag}")
+    ids = f", of the ids {first_id} to {first_id + n_rows - 1}" if first_id > 0 else ""
+    raise IndexError(f"{place} = {seen} is out of range for a table of {n_rows} rows{ids}{bag}")
 
 
 def raise_for_change() -> NoReturn:

@@ -53,7 +53,7 @@ class Call:
 
     @property
     def n_rows(self) -> int:
-        """The number of rows of the table."""
+        """The number of rows of the table; of ids, if these are mapped."""
         return self.table.n_rows
 
     def pieces(self) -> Iterator[Piece]:
@@ -63,9 +63,11 @@ class Call:
 
     def check(self) -> None:
         """Raise for the first invalid offset or id, otherwise for the first invalid weight."""
-        self.bags.check(self.n_rows, self.refuse)
-        for _ in self.pieces():  # converts, and so checks, ragged weights
-            pass
+        self.bags.check(self.n_rows, self.refuse, self.table.first_id)
+        named = [row for row in (self.stand_in, self.default) if row >= 0]
+        self.table.check_map(np.array(named, np.int64))
+        for piece in self.pieces():  # converts, and so checks, ragged weights
+            self.table.check_map(piece.used)
 
     def memory(self) -> list[tuple[str, Any]]:
         """Return the arrays of the call except the table's, each with its role."""
@@ -94,16 +96,27 @@ def make(
     invalid: Any = "raise",
     default_idx: Any = None,
     normalize: Any = False,
+    segment_ids: Any = None,
+    n_bags: Any = None,
     ragged: bool = True,
 ) -> Call:
     """Check the arguments of a lookup. Without `ragged`, ragged inputs are refused."""
     _arguments.check_flags(include_last_offset=include_last_offset, normalize=normalize)
     mode = _modes.as_mode(mode)
-    bags = as_bags(input, offsets, lengths, include_last_offset, ragged=ragged)
-    bags, weights = add_weights(
-        bags, per_sample_weights, mode, table.n_rows, table.sums_dtype, ragged
+    bags = as_bags(
+        input,
+        offsets,
+        lengths,
+        include_last_offset,
+        ragged=ragged,
+        segment_ids=segment_ids,
+        n_bags=n_bags,
     )
-    refuse, stand_in = _arguments.as_invalid(invalid, table.n_rows)
+    bags, weights = add_weights(
+        bags, per_sample_weights, mode, table.first_id + table.n_rows, table.sums_dtype, ragged
+    )
+    ids: Any = table.n_rows, "weight's", table.first_id
+    refuse, stand_in = _arguments.as_invalid(invalid, *ids)
     if num_threads is not None:
         num_threads = _arguments.as_count(num_threads, "num_threads")
     return Call(
@@ -111,10 +124,10 @@ def make(
         bags,
         weights,
         mode,
-        padding=_arguments.as_row(padding_idx, "padding_idx", table.n_rows),
+        padding=_arguments.as_row(padding_idx, "padding_idx", *ids),
         refuse=refuse,
         stand_in=stand_in,
-        default=_arguments.as_row(default_idx, "default_idx", table.n_rows),
+        default=_arguments.as_row(default_idx, "default_idx", *ids),
         normalizes=bool(normalize),
         num_threads=num_threads,
         given_weights=per_sample_weights,
@@ -166,9 +179,12 @@ def _reduce(
     table, (result, max_indices, n_valid) = call.table, outputs
     inputs, offsets, samples = zip(*(piece.arrays for piece in pieces), strict=True)
     target, code = _encodings.as_result(result)
-    if max_indices is not None and not table.encoding.is_plain:
+    if max_indices is not None and not table.is_plain:
         return _reduce_decoded(call, pieces, team, counter, outputs)
-    if result.dtype != table.sums_dtype and (table.encoding.is_plain or call.normalizes):
+    chooses_scaled = call.mode.selects and table.has_scaled_ids
+    if result.dtype != table.sums_dtype and (
+        table.encoding.is_plain or call.normalizes or chooses_scaled
+    ):
         # NumPy rounds the sums afterwards, to nearest, ties to even.
         sums = _arguments.new_array(np.empty, result.shape, table.sums_dtype)
         if not _reduce(call, pieces, team, counter, outputs._replace(result=sums)):
@@ -197,6 +213,8 @@ def _reduce(
         call.default,
         call.normalizes,
         n_valid,
+        table.mapping,
+        table.scales,
     )
 
 
@@ -207,24 +225,36 @@ def _reduce_decoded(
     counter: NDArray[np.int64] | None,
     outputs: Outputs,
 ) -> bool:
-    """Return the winning rows of a table of narrower entries, as `_reduce` does for others.
+    """Return the winning rows of any table, as `_reduce` does for plain ones.
 
-    No kernel does that for such tables, as it is rarely needed. So the rows in use are decoded
-    to float32 and looked up under new numbers.
+    This is rarely needed, so no kernel does it for tables of narrower entries or with mapped ids.
+    The rows in use are decoded instead, and looked up under new numbers.
     """
     table, max_indices = call.table, outputs.max_indices
     assert max_indices is not None
-    named = [row for row in (call.padding, call.stand_in, call.default) if row >= 0]
+    left_out, named = call.padding, [call.padding, call.stand_in, call.default]
+    named = [row for row in named if row >= 0]
     used = [np.array(named, np.int64), *(piece.used for piece in pieces)]
     rows, numbers = np.unique(np.concatenate(used), return_inverse=True)
     # Ids out of range stay out of range: their numbers are negative, or too large.
-    in_range = _arguments.rows_in_range(rows, table.n_rows)
+    in_range = _arguments.rows_in_range(rows, table.n_rows, table.first_id)
     rows, numbers = rows[in_range], numbers.reshape(-1)[len(named) :] - in_range.start
+    rows = rows.astype(np.int64, copy=False)
 
     def number_of(row: int) -> int:
         return int(np.searchsorted(rows, row)) if row >= 0 else -1
 
-    rows = rows.astype(np.int64, copy=False)
+    pruned = np.zeros(0, np.int64)
+    if table.mapping is not None:
+        # Ids without a row are skipped: they all get the number of the padding.
+        pruned = np.flatnonzero(table.mapping.is_pruned(rows))
+        if left_out < 0 and len(pruned):
+            left_out = int(rows[pruned[0]])
+        numbers = np.where(np.isin(numbers, pruned), number_of(left_out), numbers)
+
+    def number_with_row(row: int, otherwise: int) -> int:
+        return otherwise if number_of(row) in pruned else number_of(row)
+
     values = _arguments.new_array(np.empty, (len(rows), table.dim), table.sums_dtype)
     if not table.decode(rows, values, team):
         return False
@@ -238,9 +268,9 @@ def _reduce_decoded(
     decoded = replace(
         call,
         table=_encodings.as_table(values),
-        padding=number_of(call.padding),
-        stand_in=number_of(call.stand_in),
-        default=number_of(call.default),
+        padding=number_of(left_out),
+        stand_in=number_with_row(call.stand_in, number_of(left_out)),
+        default=number_with_row(call.default, -1),
     )
     if not _reduce(decoded, renumbered, team, counter, outputs):
         return False
@@ -271,6 +301,8 @@ def embedding_bag(
     default_idx: Any,
     return_n_valid: Any,
     normalize: Any,
+    segment_ids: Any,
+    n_bags: Any,
 ) -> Any:
     """Do what `embag.embedding_bag` documents, for all arguments."""
     _arguments.check_flags(
@@ -293,6 +325,8 @@ def embedding_bag(
         invalid=invalid,
         default_idx=default_idx,
         normalize=normalize,
+        segment_ids=segment_ids,
+        n_bags=n_bags,
     )
     _modes.check_options(call.mode, sparse, scale_grad_by_freq, return_max_indices)
     norm_type = _arguments.as_norm_type(norm_type)
@@ -300,9 +334,9 @@ def embedding_bag(
     if max_norm is not None:
         max_norm = _arguments.as_max_norm(max_norm, weight)
 
-    result = _as_result(out, call, dtype, weight)
+    result = as_result(out, call, dtype, weight)
     winners = _arguments.new_array(np.empty, call.shape, _INT64) if return_max_indices else None
-    decodes = winners is not None and not call.table.encoding.is_plain
+    decodes = winners is not None and not call.table.is_plain
     if max_norm is not None:
         call = _renorm(_detach_from_table(call, weight), weight, max_norm, norm_type)
     elif out is not None or decodes or call.table.dim == 0:
@@ -320,17 +354,19 @@ def embedding_bag(
     return (result, *others) if others else result
 
 
-def _as_result(out: Any, call: Call, dtype: np.dtype[Any], weight: Any) -> AnyArray:
+def as_result(
+    out: Any, call: Call, dtype: np.dtype[Any], weight: Any, name: str = "weight"
+) -> AnyArray:
     """Return the array for the result: a new one, or `out`.
 
-    Raises unless `out` fits and shares no memory with the arguments.
+    Raises unless `out` fits and shares no memory with the arguments. `name` is that of the table.
     """
     if out is None:
         return _arguments.new_array(np.empty, call.shape, dtype)
     # The arrays before and after conversion: either may own the memory.
-    names = {"ids": "input", "offsets": "offsets", "weights": "per_sample_weights"}
-    memory = [(names[role], array) for role, array in call.memory()]
-    memory += [("weight", weight), ("weight", call.table.rows)]
+    names = {"ids": "input", "weights": "per_sample_weights"}
+    memory = [(names.get(role, role), array) for role, array in call.memory()]
+    memory += [(name, array) for array in (weight, *call.table.memory())]
     _arguments.check_out(out, call.shape, dtype, *zip(*memory, strict=True))
     return out  # type: ignore[no-any-return]
 
@@ -377,4 +413,4 @@ def _renorm(call: Call, weight: Any, max_norm: float, norm_type: float) -> Call:
         ids = np.arange(len(rows))
         threads.run(kernels.renorm, team, copies, ids, max_norm, norm_type)
         weight[rows] = copies
-    return replace(call, table=_encodings.as_table(weight))
+    return replace(call, table=_encodings.as_table(weight, kept=True))

@@ -48,10 +48,24 @@ def dot_rows(
     out: NDArray[Any],
 ) -> bool: ...
 def encoding_traits(encoding: int) -> Any: ...
-def first_bad_index(input: NDArray[Any], n_rows: int) -> int: ...
+def first_bad_index(input: NDArray[Any], n_rows: int, first_id: int = 0) -> int: ...
 def first_bad_offset(offsets: NDArray[Any], n_indices: int) -> int: ...
 def first_bad_row(weight: NDArray[Any], bits: int) -> int: ...
 def forget_strategies(key: Any = None) -> Any: ...
+def gather(
+    n_threads: int,
+    rows: NDArray[Any],
+    encoding: int,
+    dim: int,
+    input: NDArray[Any],
+    out: NDArray[Any],
+    out_encoding: int,
+    n_invalid: Any,
+    stand_in: int = -1,
+    normalizes: bool = False,
+    mapping: Any = None,
+    row_scales: Any = None,
+) -> bool: ...
 def group_by_row(
     n_threads: int,
     input: NDArray[Any],
@@ -103,6 +117,19 @@ def plain_call(
     return_n_valid: Any,
     normalize: Any,
 ) -> Any: ...
+def plain_gather(
+    runs_alone: Any,
+    entries_per_thread: int,
+    input: Any,
+    weight: Any,
+    padding_idx: Any,
+    max_norm: Any,
+    norm_type: Any,
+    out: Any,
+    out_dtype: Any,
+    invalid: Any,
+    num_threads: Any,
+) -> Any: ...
 def prefetch_pages_above(n_bytes: float) -> Any: ...
 def quantize(n_threads: int, weight: NDArray[Any], bits: int, out: NDArray[Any]) -> bool: ...
 def reduce_bags(
@@ -125,6 +152,8 @@ def reduce_bags(
     default_row: int = -1,
     normalizes: bool = False,
     n_valid: Any = None,
+    mapping: Any = None,
+    row_scales: Any = None,
 ) -> bool: ...
 def renorm(
     n_threads: int,

@@ -23,8 +23,10 @@ The parts, each using only those above it:
     entries.pxi      the entries of a row, decoded
     blocks.pxi       the walk: bags reduced over a block of columns
     forward.pxi      jobs cut into tasks, and tasks into blocks
+    mapping.pxi      ids that are not numbers of rows
     calls.pxi        lookups in one table, as Python calls them
     lists.pxi        lists of Python's ints, as arrays
+    gather.pxi       lookups without bags: a row for each id
     collection.pxi   many tables in one call
     grouping.pxi     positions grouped by row: a radix sort
     backward.pxi     what the gradients need beside those
@@ -50,7 +52,7 @@ docs/design.md has the reasons, with figures. Tested against tests/support/refer
 from cpython.ref cimport PyObject
 from libc.math cimport INFINITY, ceil, fabs, pow, sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -96,6 +98,9 @@ cdef extern from "_kernels/platform.h" nogil:
     void embag_halves_to_floats(const Py_ssize_t n, const char* halves, float* to)
     void embag_floats_to_halves(const Py_ssize_t n, const float* source, uint16_t* to)
     void embag_bytes_to_floats(const int bits, const Py_ssize_t n, const char* source, float* to)
+    void embag_int8s_to_floats(const Py_ssize_t n, const char* source, float* to)
+    void embag_e4m3s_to_floats(const Py_ssize_t n, const char* source, float* to)
+    void embag_e5m2s_to_floats(const Py_ssize_t n, const char* source, float* to)
     float embag_fma(float a, float b, float c)
     int embag_cpu_level()
     enum: EMBAG_BLOCK_BYTES
@@ -129,8 +134,10 @@ include "_kernels/jobs.pxi"
 include "_kernels/entries.pxi"
 include "_kernels/blocks.pxi"
 include "_kernels/forward.pxi"
+include "_kernels/mapping.pxi"
 include "_kernels/calls.pxi"
 include "_kernels/lists.pxi"
+include "_kernels/gather.pxi"
 include "_kernels/collection.pxi"
 include "_kernels/grouping.pxi"
 include "_kernels/backward.pxi"

@@ -1,9 +1,10 @@
-"""Group positions by row: find the positions of `input` that name each row.
+"""Group positions by row or by segment, with a radix sort (`_kernels/grouping.pxi`).
 
-The gradient of a row is a sum over these positions. A radix sort finds them
-(`_kernels/grouping.pxi`). Time and memory do not grow with the number of rows of the table.
+`group_by_row` finds the positions of `input` that name each row: the gradient of a row is a sum
+over them. Time and memory do not grow with the number of rows of the table.
+`group_by_segment` finds the positions of each bag in long format.
 
-Tested in tests/gradients/.
+Tested in tests/gradients/ and tests/lookups/test_segment_ids.py.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embag import _arguments
 from embag._kernels.dispatch import kernels
 from embag._process import threads
 
@@ -74,3 +76,38 @@ def group_by_row(
         return None
     numbers, starts, members = groups
     return Groups(occurring.astype(np.int64)[numbers], starts, members)
+
+
+class Segments(NamedTuple):
+    """The positions of each segment: ``order[offsets[s]:offsets[s + 1]]``, ascending."""
+
+    order: NDArray[np.int64] | None  # (n_positions,); None: all positions, ascending
+    offsets: NDArray[np.int64]  # (n_segments + 1,)
+
+
+def group_by_segment(segment_ids: NDArray[Any], n_segments: int) -> Segments | None:
+    """Group positions by segment.
+
+    `segment_ids` is a 1-D index array. Returns None if an id is out of range. Another thread may
+    change the array meanwhile: the offsets are valid nevertheless. It uses one thread: the sort
+    takes a quarter of the time of a lookup, and several threads would often wait for each other.
+    """
+    ids = segment_ids
+    order = None
+    if (ids[1:] < ids[:-1]).any():
+        groups = group_by_row(ids, len(ids), n_segments)
+        if groups is None:
+            return None
+        order, starts, segments = groups.members, groups.starts, groups.rows
+    else:
+        first = np.flatnonzero(ids[1:] != ids[:-1]) + 1
+        starts = np.concatenate([np.zeros(min(1, len(ids)), np.int64), first, [len(ids)]])
+        segments = ids[starts[:-1]]
+    # Empty segments begin where the next segment does.
+    repeats = np.diff(segments, prepend=-1, append=n_segments)
+    if (repeats < 1).any():
+        return None
+    offsets = _arguments.new_array(
+        lambda *_: np.repeat(starts, repeats), (n_segments + 1,), np.dtype(np.int64)
+    )
+    return Segments(order, offsets)

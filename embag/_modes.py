@@ -29,11 +29,11 @@ MODES = {
 }
 
 
-def as_mode(mode: Any) -> Mode:
-    """Return the mode of this name."""
+def as_mode(mode: Any, *others: str) -> Mode:
+    """Return the mode of this name; messages also name the `others`."""
     found = MODES.get(mode) if type(mode) is str else None
     if found is None:
-        *names, last = map(repr, MODES)
+        *names, last = map(repr, (*MODES, *others))
         raise ValueError(f"mode must be {', '.join(names)} or {last}, got {describe(mode)}")
     return found
 

@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from embag._modes import ModeName
 from embag.quantized import QuantizedTable
+from embag.remapped import RemappedTable
 
 Ids: TypeAlias = ArrayLike | Any  # integers: an array or a ragged input of any library
 SampleWeights: TypeAlias = ArrayLike | Any  # numbers, as many as there are ids
-Table: TypeAlias = NDArray[Any] | QuantizedTable
+# Any stands for a column of vectors and for a frame.
+Table: TypeAlias = NDArray[Any] | QuantizedTable | RemappedTable | Any
 Mode: TypeAlias = ModeName
 Invalid: TypeAlias = Literal["raise", "skip"] | int
 

@@ -29,6 +29,7 @@ from embag._grouping import Groups, group_by_row
 from embag._kernels.dispatch import kernels
 from embag._process import threads
 from embag._types import Invalid, Mode
+from embag.remapped import RemappedTable
 from embag.sparse_rows import SparseRows
 
 # Grouping pays off where it can use this many times the threads that can share the columns
@@ -48,7 +49,7 @@ class EmbeddingBagGrads(NamedTuple):
 def embedding_bag_backward(
     grad_output: "ArrayLike",
     input: "ArrayLike",
-    weight: NDArray[Any],
+    weight: "NDArray[Any] | RemappedTable",
     offsets: "ArrayLike | None" = None,
     *,
     scale_grad_by_freq: bool = False,
@@ -63,6 +64,8 @@ def embedding_bag_backward(
     invalid: Invalid = "raise",
     default_idx: int | None = None,
     normalize: bool = False,
+    segment_ids: "ArrayLike | None" = None,
+    n_bags: int | None = None,
 ) -> EmbeddingBagGrads:
     """Return the gradients of `embedding_bag`, given the gradient of its output.
 
@@ -74,9 +77,10 @@ def embedding_bag_backward(
         result of ``np.broadcast_to``.
     input : array_like of int, shape (n_indices,) or (n_bags, bag_size)
         The ids of the lookup. Ragged inputs are not supported.
-    weight : ndarray of float32 or float64, shape (n_rows, dim)
+    weight : ndarray of float32 or float64, shape (n_rows, dim), or RemappedTable
         The table. Its values are read for the gradient of `per_sample_weights`, with
         `normalize`, and with ``mode="max"`` and ``mode="min"`` if `max_indices` is not given.
+        For a RemappedTable of such an array, the gradient is that of the array.
     offsets : array_like of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`.
     scale_grad_by_freq : bool, optional
@@ -99,7 +103,7 @@ def embedding_bag_backward(
     max_indices : array_like of int, shape (n_bags, dim), optional
         With ``mode="max"`` and ``mode="min"``: the rows that the entries came from, as
         ``embedding_bag(..., return_max_indices=True)`` returns them. By default they are
-        computed again.
+        computed again. Not with a RemappedTable.
     wrt : {"weight", "per_sample_weights"}, optional
         The only gradient to compute. By default both are computed.
     num_threads : int, optional
@@ -111,6 +115,10 @@ def embedding_bag_backward(
         is the padding row.
     normalize : bool, optional
         Whether each row of the output was divided by its norm. A row of zeros passes nothing on.
+    segment_ids : array_like of int, shape (n_indices,), optional
+        The bag of each position, in any order, instead of `offsets`.
+    n_bags : int, optional
+        The number of bags, with `segment_ids`; by default the largest segment id plus 1.
 
     Returns
     -------
@@ -127,13 +135,19 @@ def embedding_bag_backward(
     TypeError
         If an argument has the wrong kind or dtype.
     ValueError
-        If a shape, an offset or an option is wrong, or arguments contradict each other.
+        If a shape, an offset, a segment id or an option is wrong, or arguments contradict each
+        other.
     IndexError
         If an id is out of range. The message names the first.
     MemoryError
         If there is not enough memory.
     RuntimeError
         If another thread changes an array during the call, and embag notices it.
+
+    Warns
+    -----
+    PerformanceWarning
+        If the values of a `weight` of more than 1 MiB are read, and must be copied for its layout.
 
     See Also
     --------
@@ -142,18 +156,20 @@ def embedding_bag_backward(
 
     Notes
     -----
-    The gradient of a row starts at 0 and adds its terms in the order of positions, in the dtype
-    of the table. `scale_grad_by_freq` divides the sum. With ``mode="mean"`` a term is the
-    gradient of the bag, truly divided by the number of ids that are not padding. With
-    ``mode="max"`` each entry of the gradient goes to the row of the maximum. Dot products are
-    summed in 16 lanes, folded in halves. The result has the same bits (except for the sign and
-    payload of a NaN) for any number of threads and at any instruction-set level. Dense and
-    sparse gradients have the same bits, too.
+    The gradient of a row starts at 0 and adds its terms in the order of positions (with
+    `segment_ids` in the order of bags), in the dtype of the table. `scale_grad_by_freq` divides
+    the sum. With ``mode="mean"`` a term is the gradient of the bag, truly divided by the number of
+    ids that are not padding. With ``mode="max"`` each entry of the gradient goes to the row of the
+    maximum. Dot products are summed in 16 lanes, folded in halves. The result has the same bits
+    (except for the sign and payload of a NaN) for any number of threads and at any
+    instruction-set level. Dense and sparse gradients have the same bits, too.
 
     In addition to its result, a sparse gradient takes 16 bytes for each id (24 with
     `per_sample_weights`) and 16 for each row that occurs. A dense gradient with
     `scale_grad_by_freq` takes as much. ``mode="mean"`` takes a copy of `grad_output`, and
     ``mode="max"`` without `max_indices` takes the memory of the forward call that finds them.
+    For a RemappedTable, the rows of all ids that occur are copied. Terms are added by id first, and
+    then by row, in the order of ids.
 
     References
     ----------
@@ -186,8 +202,33 @@ def embedding_bag_backward(
     >>> weight[1]
     array([ -5.5, -11. ], dtype=float32)
     """
+    if issubclass(type(weight), RemappedTable):
+        if max_indices is not None:
+            raise ValueError(
+                "max_indices must be None where weight is a RemappedTable, "
+                f"got {_arguments.describe(max_indices)}"
+            )
+        return _backward_of_remapped(
+            grad_output,
+            input,
+            weight,  # type: ignore[arg-type]
+            offsets,
+            scale_grad_by_freq=scale_grad_by_freq,
+            mode=mode,
+            sparse=sparse,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=include_last_offset,
+            padding_idx=padding_idx,
+            wrt=wrt,
+            num_threads=num_threads,
+            invalid=invalid,
+            default_idx=default_idx,
+            normalize=normalize,
+            segment_ids=segment_ids,
+            n_bags=n_bags,
+        )
     _arguments.check_table(weight)
-    (n_rows, dim), dtype = weight.shape, weight.dtype
+    weight = np.asarray(weight)
     _arguments.check_flags(scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
     call = _call.make(
         input,
@@ -201,8 +242,24 @@ def embedding_bag_backward(
         invalid=invalid,
         default_idx=default_idx,
         normalize=normalize,
+        segment_ids=segment_ids,
+        n_bags=n_bags,
         ragged=False,
     )
+    return gradients_of(call, grad_output, weight, max_indices, wrt, scale_grad_by_freq, sparse)
+
+
+def gradients_of(
+    call: Call,
+    grad_output: Any,
+    weight: NDArray[Any],
+    max_indices: Any,
+    wrt: Any,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> EmbeddingBagGrads:
+    """Check the other arguments of a backward pass, and return the gradients of the lookup."""
+    (n_rows, dim), dtype = weight.shape, weight.dtype
     _modes.check_options(call.mode, sparse and call.mode.sums, scale_grad_by_freq)
     bags: Any = call.bags
     n_indices = bags.indices.size
@@ -235,19 +292,21 @@ def _gradients(
 ) -> EmbeddingBagGrads:
     """Return the requested gradients. The arguments have been checked, but not every id."""
     bags: Any = call.bags
-    positions, shape = None, bags.indices.shape
+    positions, order, shape = None, bags.order, bags.indices.shape
     n_entries = (bags.indices.size + bags.n_bags) * grad.shape[1]
     team = threads.team_for(n_entries, call.num_threads)
     if not call.refuse or call.default >= 0:
         call, positions = _counting_entries(call)
         bags = call.bags
     backward = _Backward(call, bags, bags.used.size, team, scale_grad_by_freq, sparse)
+    wants_weight = wrt != "per_sample_weights"
+    wants_sample = call.weights is not None and wrt != "weight"
+    if call.normalizes or wants_sample or (call.mode.selects and winners is None):
+        weight = _encodings.as_table(weight).rows  # copied at most once
     if call.normalizes:
         grad = _through_normalization(backward, grad, weight)
     grad_weight: NDArray[Any] | SparseRows | None = None
     grad_sample: NDArray[Any] | None = None
-    wants_weight = wrt != "per_sample_weights"
-    wants_sample = call.weights is not None and wrt != "weight"
     quotients, divisors = grad, None
     if call.mode.divides and backward.n_positions > 0:
         quotients, divisors = _divide(backward, grad)
@@ -260,9 +319,109 @@ def _gradients(
         grad_sample = _grad_of_weights(backward, grad, divisors, weight)
         if grad_sample is not None and positions is not None:
             grad_sample = _at_positions(grad_sample, positions, shape)
+        if grad_sample is not None and order is not None:
+            grad_sample = _at_positions(grad_sample, order, shape)
     if (wants_weight and grad_weight is None) or (wants_sample and grad_sample is None):
         _call.blame(call)
     return EmbeddingBagGrads(grad_weight, grad_sample)
+
+
+def _backward_of_remapped(
+    grad_output: Any,
+    input: Any,
+    weight: RemappedTable,
+    offsets: Any,
+    *,
+    mode: Mode,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+    per_sample_weights: Any,
+    wrt: Any,
+    num_threads: Any,
+    normalize: bool,
+    **options: Any,
+) -> EmbeddingBagGrads:
+    """Return the gradients of a lookup in a RemappedTable.
+
+    The scaled rows of the ids that occur form a table. Its gradient is computed first, and then
+    added to the rows of the inner table.
+    """
+    rows: Any = weight.table
+    _arguments.check_table(rows, "weight.table")
+    call = _call.make(
+        input,
+        weight._encoded,
+        offsets,
+        mode=mode,
+        per_sample_weights=per_sample_weights,
+        num_threads=num_threads,
+        normalize=normalize,
+        ragged=False,
+        **options,
+    )
+    _modes.check_options(call.mode, sparse and call.mode.sums, scale_grad_by_freq)
+    sample: Any = call.weights
+    _arguments.check_wrt(wrt, sample)
+    call.check()
+    mapping: Any = call.table.mapping
+    if call.default >= 0 and mapping.is_pruned(np.array(call.default)):
+        call = dataclasses.replace(call, default=-1)  # the result is zeros
+    given: Any = call.bags
+    counting, positions = _counting_entries(call)
+    bags: Any = counting.bags
+    sample = counting.weights
+    ids, numbers = np.unique(bags.indices, return_inverse=True)
+    values = _arguments.new_array(np.empty, (len(ids), call.table.dim), rows.dtype)
+    team = threads.team_for(values.size, call.num_threads)
+    if not call.table.decode(ids, values, team):
+        _arguments.raise_for_change()
+    grads = embedding_bag_backward(
+        grad_output,
+        numbers.reshape(-1),
+        values,
+        bags.offsets,
+        mode=mode,
+        sparse=True,
+        per_sample_weights=sample,
+        include_last_offset=True,
+        wrt=wrt,
+        num_threads=num_threads,
+        normalize=normalize,
+    )
+    of_weights = grads.per_sample_weights
+    if of_weights is not None:
+        of_weights = _at_positions(of_weights, positions, given.indices.shape)
+        if given.order is not None:
+            of_weights = _at_positions(of_weights, given.order, given.indices.shape)
+    if grads.weight is None:
+        return EmbeddingBagGrads(None, of_weights)
+    # The default may be the padding row: it has a value, but no gradient.
+    passes = ids[grads.weight.indices] != call.padding
+    places = ids[grads.weight.indices[passes]] - weight.first_id
+    terms = grads.weight.values[passes]
+    if weight.scales is not None:
+        terms = terms * weight.scales[places][:, None]
+    if weight.index_map is not None:
+        places = weight.index_map[places]
+    of_rows = embedding_bag_backward(
+        terms,
+        places.reshape(-1, 1),
+        rows,
+        mode="sum",
+        sparse=sparse,
+        wrt="weight",
+        num_threads=num_threads,
+    ).weight
+    if scale_grad_by_freq:
+        occurring = bags.indices[bags.indices != call.padding] - weight.first_id
+        if weight.index_map is not None:
+            occurring = weight.index_map[occurring]
+        used, counts = np.unique(occurring, return_counts=True)
+        if sparse:
+            of_rows.values[:] /= counts[:, None]
+        else:
+            of_rows[used] /= counts[:, None]
+    return EmbeddingBagGrads(of_rows, of_weights)
 
 
 class _Backward(NamedTuple):
@@ -303,11 +462,14 @@ def _counting_entries(call: Call) -> tuple[Call, NDArray[np.int64]]:
     if ends is None:
         ends = np.arange(bags.n_bags + 1) * bags.indices.shape[1]
     ends = ends.astype(np.int64)
-    is_valid = (ids >= 0) & (ids < call.n_rows)
+    is_valid = (ids >= call.table.first_id) & (ids < call.table.first_id + call.n_rows)
     if call.stand_in >= 0:
         ids[~is_valid] = call.stand_in
         is_valid[:] = True
     is_valid &= ids != call.padding
+    mapping = call.table.mapping
+    if mapping is not None:
+        is_valid[is_valid] = ~mapping.is_pruned(ids[is_valid])
     is_valid[: ends[0]] = is_valid[ends[-1] :] = False
     positions = np.flatnonzero(is_valid)
     ends = np.searchsorted(positions, ends)
@@ -490,7 +652,7 @@ def _scatter_to_winners(
         _results(backward, weight, winners)
     n_rows, rows, padding = backward.n_rows, None, backward.call.padding
     if backward.sparse:
-        # -1 names no row; where it occurs, it is the first number.
+        # -1 stands for no row; if it occurs, it sorts first.
         rows, numbers = np.unique(np.where(winners == padding, -1, winners), return_inverse=True)
         n_left_out = int((rows < 0).sum())
         rows, winners = rows[n_left_out:], numbers.reshape(winners.shape) - n_left_out
@@ -548,7 +710,7 @@ def _dot_rows(backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]) -> 
     done = threads.run(
         kernels.dot_rows,
         backward.team,
-        _arguments.as_table(weight),
+        weight,
         *backward.bag_arrays,
         grad,
         backward.n_positions,

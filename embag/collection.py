@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,11 +25,12 @@ from numpy.typing import ArrayLike, NDArray
 from embag import _arguments, _encodings, _modes
 from embag._bags import FEATURE_IDS, VALUES, ArrayBags, add_weights, as_bags
 from embag._call import Call
+from embag._columns import frames, vectors
 from embag._columns.pieces import Column, Piece, zip_chunks
 from embag._kernels.dispatch import kernels
 from embag._process import threads
 from embag._types import Invalid, Mode, Table
-from embag.quantized import QuantizedTable
+from embag._unpooled import Unpooled
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -48,12 +49,13 @@ class Feature(NamedTuple):
         The name, for `EmbeddingBagCollection.slices` and messages.
     table : str
         The name of the table. Features may share a table.
-    mode : {"sum", "mean", "sqrtn", "max", "min"}, optional
-        How the rows of a bag are reduced.
+    mode : {"sum", "mean", "sqrtn", "max", "min", "none"}, optional
+        How the rows of a bag are reduced. "none": it has no bags, and returns a row for each id.
     padding_idx : int, optional
-        A row that is skipped; a negative number counts from the end.
+        A row that is skipped; a negative number counts from the end. For "none", a row like any
+        other.
     default_idx : int, optional
-        The row of a bag in which no id counts.
+        The row of a bag in which no id counts. Not for "none".
     invalid : {"raise", "skip"} or int, optional
         What to do with ids out of range; by default what the collection does.
     normalize : bool, optional
@@ -69,7 +71,7 @@ class Feature(NamedTuple):
 
     name: str
     table: str
-    mode: Mode = "sum"
+    mode: Mode | Literal["none"] = "sum"
     padding_idx: int | None = None
     default_idx: int | None = None
     invalid: Invalid | None = None
@@ -100,7 +102,8 @@ class _State(NamedTuple):
 
     tables: Mapping[str, Table]
     encoded: dict[str, _encodings.Table]
-    lookups: tuple[_Lookup, ...]  # one for each feature
+    lookups: tuple[_Lookup, ...]  # one for each feature with bags
+    unpooled: tuple[Unpooled, ...]  # the others
     compiled: Any
 
 
@@ -109,11 +112,12 @@ class EmbeddingBagCollection:
 
     Parameters
     ----------
-    tables : mapping of str to ndarray or QuantizedTable
+    tables : mapping of str to ndarray, QuantizedTable or RemappedTable
         The tables, by name. Each is a table as for `embedding_bag`, of any dtype and width. A
         table that `embedding_bag` reads in place is read in place; any other is copied once.
     features : sequence of Feature
-        The features, in the order of their columns in the result.
+        The features, in the order of their columns in the result. Those of mode "none" have no
+        columns.
     invalid : {"raise", "skip"}, optional
         What to do with ids out of range, of features that do not say. "raise" raises an
         IndexError. "skip" skips them like padding and counts them in `n_invalid`.
@@ -123,9 +127,9 @@ class EmbeddingBagCollection:
     features : tuple of Feature
         The features.
     slices : mapping of str to slice
-        The columns of each feature in the result.
+        The columns of each feature with bags in the result.
     dim : int
-        The number of columns of the result: the sum of the widths of the features.
+        The number of columns of the result: the sum of the widths of these features.
     invalid : str
         What happens to ids out of range.
 
@@ -191,26 +195,35 @@ class EmbeddingBagCollection:
     ) -> None:
         if not isinstance(tables, Mapping):
             raise TypeError(f"tables must be a mapping, got {_arguments.describe(tables)}")
-        tables = dict(tables)
+        tables = {
+            name: vectors.as_array(table, f"tables[{name!r}]", kept=True)
+            for name, table in tables.items()
+        }
         encoded = {
-            name: _encodings.as_table(table, f"tables[{name!r}]").to_keep()
+            name: _encodings.as_table(table, f"tables[{name!r}]", kept=True).to_keep()
             for name, table in tables.items()
         }
         self.features = _as_features(features)
+        self._pooled = tuple(feature for feature in self.features if _has_bags(feature))
         slices: dict[str, slice] = {}
+        names: set[str] = set()
         self.dim = 0
         for feature in self.features:
             where = f"feature {feature.name!r}"
-            if feature.name in slices:
+            if feature.name in names:
                 raise ValueError(f"features must have different names, got two of {feature.name!r}")
             if feature.table not in encoded:
                 raise ValueError(
                     f"{where}: table must be a key of tables, "
                     f"got {_arguments.describe(feature.table)}"
                 )
+            names.add(feature.name)
             with _arguments.prefix_errors(where):
-                _modes.as_mode(feature.mode)
                 _arguments.check_flags(normalize=feature.normalize)
+                if not _has_bags(feature):
+                    _check_unpooled(feature)
+                    continue
+                _modes.as_mode(feature.mode, "none")
             dim = encoded[feature.table].dim
             slices[feature.name] = slice(self.dim, self.dim + dim)
             self.dim += dim
@@ -220,18 +233,26 @@ class EmbeddingBagCollection:
             )
         self.slices: Mapping[str, slice] = MappingProxyType(slices)
         self._takes_weights = all(
-            _modes.MODES[feature.mode].takes_weights for feature in self.features
+            _modes.MODES[feature.mode].takes_weights for feature in self._pooled
         )
         # Kernels do not read rows without columns, so ids of these are checked before.
-        self._has_empty_rows = any(encoded[feature.table].dim == 0 for feature in self.features)
-        self._mean_dim = self.dim // max(1, len(self.features))
+        self._has_empty_rows = any(encoded[feature.table].dim == 0 for feature in self._pooled)
+        self._has_unpooled = len(self._pooled) < len(self.features)
+        self._is_plain = not (self._has_empty_rows or self._has_unpooled)
+        self._mean_dim = self.dim // max(1, len(self._pooled))
         self._names = tuple(slices)
         _check_policy(invalid)
         self.invalid: Invalid = invalid
         refuses = invalid == "raise" and all(
-            feature.invalid in (None, "raise") for feature in self.features
+            feature.invalid in (None, "raise") for feature in self._pooled
         )
-        self._counts = None if refuses else np.zeros(len(self.features), np.int64)
+        self._counts = None if refuses else np.zeros(len(self._pooled), np.int64)
+        # An array for each feature: a kernel adds to it in one step.
+        self._unpooled_counts = {
+            feature.name: np.zeros(1, np.int64)
+            for feature in self.features
+            if not _has_bags(feature)
+        }
         self._state = self._compile(tables, encoded)
 
     @property
@@ -243,7 +264,9 @@ class EmbeddingBagCollection:
     def n_invalid(self) -> dict[str, int]:
         """How many ids of each feature were skipped or replaced since the collection was made."""
         counts = [0] * len(self._names) if self._counts is None else self._counts.tolist()
-        return dict(zip(self._names, counts, strict=True))
+        found = dict(zip(self._names, counts, strict=True))
+        found |= {name: int(count[0]) for name, count in self._unpooled_counts.items()}
+        return {feature.name: found[feature.name] for feature in self.features}
 
     def replace(self, name: str, table: Table) -> None:
         """Replace one table, while other threads may be calling.
@@ -255,7 +278,7 @@ class EmbeddingBagCollection:
         ----------
         name : str
             The name of the table.
-        table : ndarray or QuantizedTable
+        table : ndarray, QuantizedTable or RemappedTable
             The new table. It has the same number of columns; its rows may be more or fewer, and its
             dtype another. It is read in place or copied once, as in the constructor.
 
@@ -287,7 +310,8 @@ class EmbeddingBagCollection:
             raise TypeError(f"name must be a str, got {_arguments.describe(name)}")
         if name not in self._state.tables:
             raise ValueError(f"name must be a key of tables, got {_arguments.describe(name)}")
-        new = _encodings.as_table(table, "table").to_keep()
+        table = vectors.as_array(table, "table", kept=True)
+        new = _encodings.as_table(table, "table", kept=True).to_keep()
         dim = self._state.encoded[name].dim
         if new.dim != dim:
             raise ValueError(
@@ -303,30 +327,33 @@ class EmbeddingBagCollection:
 
     def _compile(self, tables: Mapping[str, Table], encoded: dict[str, _encodings.Table]) -> _State:
         """Return the state for some tables."""
-        lookups = []
+        lookups, unpooled = [], []
         for feature in self.features:
             table = encoded[feature.table]
             invalid = self.invalid if feature.invalid is None else feature.invalid
             with _arguments.prefix_errors(f"feature {feature.name!r}"):
-                whose = table.n_rows, "the table's"
-                lookup = _Lookup(
-                    table,
-                    _modes.MODES[feature.mode],
-                    _arguments.as_row(feature.padding_idx, "padding_idx", *whose),
-                    *_arguments.as_invalid(invalid, *whose),
-                    _arguments.as_row(feature.default_idx, "default_idx", *whose),
-                    bool(feature.normalize),
-                )
-            lookups.append(lookup)
+                whose: Any = table.n_rows, "the table's", table.first_id
+                padding = _arguments.as_row(feature.padding_idx, "padding_idx", *whose)
+                policy = _arguments.as_invalid(invalid, *whose)
+                default = _arguments.as_row(feature.default_idx, "default_idx", *whose)
+            normalizes = bool(feature.normalize)
+            # The result is float32.
+            table = table._replace(mapping=_in_float32(table.mapping))
+            if _has_bags(feature):
+                mode = _modes.MODES[feature.mode]
+                lookups.append(_Lookup(table, mode, padding, *policy, default, normalizes))
+            else:
+                unpooled.append(Unpooled(feature.name, table, *policy, normalizes))
         compiled = tuple(
-            (table.rows, table.code, table.dim, mode.code, *others)
+            (table.rows, table.code, table.dim, mode.code, *others, table.mapping, table.scales)
             for table, mode, *others in lookups
         )
-        memory = tuple(_as_memory(table) for table in tables.values())
+        memory = tuple(array for table in tables.values() for array in _encodings.memory_of(table))
         return _State(
             MappingProxyType(dict(tables)),
             encoded,
             tuple(lookups),
+            tuple(unpooled),
             kernels.Collection(compiled, memory, self._counts),
         )
 
@@ -345,16 +372,20 @@ class EmbeddingBagCollection:
 
         Parameters
         ----------
-        values : array_like of int, shape (n_indices,), or mapping of str
+        values : array_like of int, shape (n_indices,), mapping of str, or frame
             End to end: the ids of the first feature for the whole batch, then those of the
-            second, and so on. By name: for each feature either ids of shape (batch, bag_size), a
-            pair ``(ids, offsets)``, or a ragged input as for `embedding_bag`.
+            second, and so on. By name: for each feature, ids of shape (batch, bag_size), a pair
+            ``(ids, offsets)``, a ragged input as for `embedding_bag`, or a column of integers of
+            Arrow, polars or pandas, with one id in each row, where a null is an empty bag. A frame
+            has a column with the name of each feature; other columns are ignored, and so is the
+            index of a pandas frame. With features of mode "none", `values` must be a mapping; the
+            ids of these features may have any shape.
         offsets : array_like of int, shape (n_features * batch + 1,), optional
             End to end: where each bag starts, feature by feature, and where the last one ends.
-            Must be None for a mapping.
+            Must be None for a mapping or a frame.
         per_sample_weights : array_like, shape of `values`, or mapping of str, optional
-            A factor for each gathered row. Not for features of mode "max" or "min". By name: a
-            mapping that may lack features.
+            A factor for each gathered row. Not for features of mode "max", "min" or "none". By
+            name: a mapping that may lack features.
         include_last_offset : bool, optional
             By name: if True, all offsets have one more entry, the end of the last bag.
         out : ndarray of float32, shape (batch, dim), optional
@@ -368,8 +399,11 @@ class EmbeddingBagCollection:
         -------
         ndarray of float32, shape (batch, dim)
             The reduced features side by side: feature ``name`` is in the columns ``slices[name]``.
+        unpooled : dict of str to ndarray of float32, shape ``ids.shape + (width,)``
+            If there are features of mode "none": the rows of each, by name.
         n_valid : ndarray of int64, shape (batch, n_features)
-            With `return_n_valid`: how many ids of each bag are neither padding nor skipped.
+            With `return_n_valid`: how many ids of each bag are neither padding nor skipped. It
+            has no columns for features of mode "none".
 
         Raises
         ------
@@ -381,7 +415,7 @@ class EmbeddingBagCollection:
             num_threads = _arguments.as_count(num_threads, "num_threads")
         state = self._state  # read once: another thread may replace a table
         result: NDArray[np.float32] | None = None
-        if self._has_empty_rows or return_n_valid is not False:
+        if not self._is_plain or return_n_valid is not False:
             pass
         elif type(values) is np.ndarray and type(offsets) is np.ndarray:
             if include_last_offset is False and (per_sample_weights is None or self._takes_weights):
@@ -403,9 +437,73 @@ class EmbeddingBagCollection:
         _arguments.check_flags(
             include_last_offset=include_last_offset, return_n_valid=return_n_valid
         )
-        if isinstance(values, Mapping):
+        ids: list[NDArray[Any]] = []
+        if self._has_unpooled:
+            values, ids = self._take_unpooled(state, values, per_sample_weights)
+            given_out: Any = out
+            for feature, own in zip(state.unpooled, ids, strict=True):
+                if _arguments.is_array(out) and _arguments.shares_memory(given_out, own):
+                    raise ValueError(
+                        f"out must share no memory with values[{feature.name!r}], got an overlap"
+                    )
+            if not (self._has_empty_rows or return_n_valid) and offsets is out is None:
+                result = self._pool_named(
+                    state, values, per_sample_weights, include_last_offset, num_threads
+                )
+        n_valid = None
+        if result is None:
+            result, n_valid = self._pool_any(
+                *(state, values, offsets, per_sample_weights, include_last_offset),
+                *(out, num_threads, return_n_valid),
+            )
+        if not self._has_unpooled:
+            return result if n_valid is None else (result, n_valid)
+        rows = {
+            feature.name: feature.gather(own, self._unpooled_counts[feature.name], num_threads)
+            for feature, own in zip(state.unpooled, ids, strict=True)
+        }
+        return (result, rows) if n_valid is None else (result, rows, n_valid)
+
+    def _take_unpooled(
+        self, state: _State, values: Any, per_sample_weights: Any
+    ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Return the values of the features with bags, and the ids of the others, checked."""
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"values must be a mapping where feature {state.unpooled[0].name!r} has mode "
+                f"'none', got {_arguments.describe(values)}"
+            )
+        rest, ids = dict(values), []
+        for feature in state.unpooled:
+            name = feature.name
+            if isinstance(per_sample_weights, Mapping) and name in per_sample_weights:
+                raise ValueError(
+                    f"per_sample_weights must have no weights for feature {name!r} of mode "
+                    f"'none', got {_arguments.describe(per_sample_weights[name])}"
+                )
+            if name not in rest:
+                raise ValueError(f"values must have ids for every feature, got none for {name!r}")
+            ids.append(feature.read(rest.pop(name)))
+        return rest, ids
+
+    def _pool_any(
+        self,
+        state: _State,
+        values: Any,
+        offsets: Any,
+        per_sample_weights: Any,
+        include_last_offset: bool,
+        out: Any,
+        num_threads: int | None,
+        return_n_valid: bool,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Look up the features with bags, for all arguments; see `_pool`."""
+        named = values if isinstance(values, Mapping) else None
+        if named is None and offsets is None:
+            named = frames.read_columns(values, self._names, FEATURE_IDS.name)
+        if named is not None:
             calls = self._calls_by_name(
-                state, values, offsets, per_sample_weights, include_last_offset
+                state, named, offsets, per_sample_weights, include_last_offset
             )
             keys = [f"[{name!r}]" for name in self._names]
         elif include_last_offset:
@@ -413,8 +511,7 @@ class EmbeddingBagCollection:
         else:
             calls = self._calls_end_to_end(state, values, offsets, per_sample_weights)
             keys = [""] * len(calls)
-        result, n_valid = self._pool(state, calls, keys, out, num_threads, return_n_valid)
-        return result if n_valid is None else (result, n_valid)
+        return self._pool(state, calls, keys, out, num_threads, return_n_valid)
 
     def _pool_named(
         self,
@@ -443,23 +540,41 @@ class EmbeddingBagCollection:
         )
         return result if done else None
 
-    def split(self, out: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the columns of each feature.
+    def split(self, out: Any) -> dict[str, NDArray[Any]]:
+        """Return the result of each feature.
 
         Parameters
         ----------
-        out : ndarray, shape (..., dim)
-            The result of a call.
+        out : ndarray, shape (..., dim), or tuple
+            The result of a call: its array, or a tuple that begins with it and, if there are
+            features of mode "none", the dict of their rows.
 
         Returns
         -------
         dict of str to ndarray
-            By name of the feature, views of `out` of shape (..., width of the feature).
+            By name of the feature: a view of the array, of shape (..., width of the feature), or
+            the rows of a feature of mode "none", if `out` has them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `out` is not the result of a call.
         """
+        rows: Any = {}
+        if isinstance(out, tuple) and len(out) > 1:
+            out, rows = out[0], out[1] if self._has_unpooled else {}
+            if not isinstance(rows, Mapping) or rows.keys() != self._unpooled_counts.keys():
+                raise ValueError(
+                    "out must have the rows of each feature of mode 'none', "
+                    f"got {_arguments.describe(rows)}"
+                )
         _arguments.check_array(out, "out")
         if out.shape[-1:] != (self.dim,):
             raise ValueError(f"out must have {self.dim} columns, got shape {out.shape}")
-        return {name: out[..., columns] for name, columns in self.slices.items()}
+        parts = {name: out[..., columns] for name, columns in self.slices.items()} | dict(rows)
+        return {
+            feature.name: parts[feature.name] for feature in self.features if feature.name in parts
+        }
 
     def _team_for(self, n_indices: int, n_bags: int, num_threads: int | None) -> threads.Team:
         return threads.team_for((n_indices + n_bags) * self._mean_dim, num_threads)
@@ -494,12 +609,14 @@ class EmbeddingBagCollection:
             with _arguments.prefix_errors(f"feature {name!r}"):
                 bags = as_bags(given, given_offsets, None, include_last_offset, FEATURE_IDS)
                 bags, sample = add_weights(
-                    bags, weights.get(name), lookup.mode, lookup.table.n_rows, _FLOAT32
+                    *(bags, weights.get(name), lookup.mode),
+                    lookup.table.first_id + lookup.table.n_rows,
+                    _FLOAT32,
                 )
             if calls and bags.n_bags != calls[0].bags.n_bags:
                 raise ValueError(
                     f"values must have the same number of bags for every feature, "
-                    f"got {calls[0].bags.n_bags} for {self.features[0].name!r} "
+                    f"got {calls[0].bags.n_bags} for {self._names[0]!r} "
                     f"and {bags.n_bags} for {name!r}"
                 )
             calls.append(lookup.call(bags, sample, weights.get(name)))
@@ -525,14 +642,14 @@ class EmbeddingBagCollection:
         offsets = _arguments.as_index_array(given_offsets, "offsets").astype(np.int64)
         if indices.ndim != 1:
             raise ValueError(f"values must be 1-D, got shape {indices.shape}")
-        n_bags = _count_bags(offsets, len(self.features))
+        n_bags = _count_bags(offsets, len(self._names))
         sample = None
         if per_sample_weights is not None:
             self._check_weighted(per_sample_weights)
             sample = _arguments.as_sample_weights(per_sample_weights, indices, _FLOAT32, "values'")
         i = kernels.first_bad_offset(offsets, len(indices))
         if i >= 0:
-            place = f"feature {self.features[(i - 1) // n_bags].name!r}" if i > 0 else ""
+            place = f"feature {self._names[(i - 1) // n_bags]!r}" if i > 0 else ""
             with _arguments.prefix_errors(place):
                 _arguments.check_offsets(offsets, len(indices), given_offsets, "values")
         calls = []
@@ -560,7 +677,7 @@ class EmbeddingBagCollection:
                 "per_sample_weights must be an array where values is one, "
                 f"got {_arguments.describe(per_sample_weights)}"
             )
-        for feature in self.features:
+        for feature in self._pooled:
             if not _modes.MODES[feature.mode].takes_weights:
                 raise ValueError(
                     f"per_sample_weights must be None where feature {feature.name!r} "
@@ -654,7 +771,7 @@ class EmbeddingBagCollection:
         """Raise for the first invalid offset or id, feature by feature."""
         for name, call in zip(self._names, calls, strict=True):
             with _arguments.prefix_errors(f"feature {name!r}"):
-                call.bags.check(call.n_rows, call.refuse)
+                call.check()
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(EmbeddingBagCollection, invalid=self.invalid)
@@ -664,6 +781,18 @@ class EmbeddingBagCollection:
         return (
             f"EmbeddingBagCollection({len(self.tables)} tables, "
             f"{len(self.features)} features, dim={self.dim})"
+        )
+
+
+def _has_bags(feature: Feature) -> bool:
+    return type(feature.mode) is not str or feature.mode != "none"
+
+
+def _check_unpooled(feature: Feature) -> None:
+    if feature.default_idx is not None:
+        raise ValueError(
+            "default_idx must be None where mode is 'none', "
+            f"got {_arguments.describe(feature.default_idx)}"
         )
 
 
@@ -695,7 +824,9 @@ def _count_bags(offsets: NDArray[np.int64], n_features: int) -> int:
 def _list_memory(state: _State, calls: list[Call], keys: list[str]) -> tuple[list[str], list[Any]]:
     """Return the names and the arrays that `out` must share no memory with."""
     memory: list[tuple[str, Any]] = [
-        (f"tables[{name!r}]", _as_memory(table)) for name, table in state.tables.items()
+        (f"tables[{name!r}]", array)
+        for name, table in state.tables.items()
+        for array in _encodings.memory_of(table)
     ]
     for call, key in zip(calls, keys, strict=True):
         ids = f"values{key}"
@@ -708,8 +839,11 @@ def _list_memory(state: _State, calls: list[Call], keys: list[str]) -> tuple[lis
     return [name for name, _ in memory], [array for _, array in memory]
 
 
-def _as_memory(table: Table) -> NDArray[Any]:
-    return table.packed if isinstance(table, QuantizedTable) else table
+def _in_float32(mapping: _encodings.Mapping | None) -> _encodings.Mapping | None:
+    """Return how ids are mapped, with scales in the dtype of the result."""
+    if mapping is None or mapping.scales is None:
+        return mapping
+    return mapping._replace(scales=_arguments.cast(mapping.scales, _FLOAT32))
 
 
 def _check_policy(invalid: Any) -> None:

@@ -1,7 +1,8 @@
 """`embedding` and `embedding_backward`: rows of a table, without bags.
 
-A lookup without bags is one with a bag for each id: the maximum of one row is the row itself,
-bit by bit. So these functions shape the arguments, and `embedding_bag` does the work.
+The kernels copy or decode a row for each id (_kernels/gather.pxi). One compiled function does the
+common lookup, and returns None for any other. The gradient is that of a lookup with a bag for
+each id.
 
 Tested in tests/lookups/test_embedding.py.
 """
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from embag import _arguments, _encodings
-from embag._columns import readers
+from embag._columns import readers, vectors
 from embag._columns.pieces import Column
 from embag._kernels.dispatch import kernels
+from embag._process import threads
 from embag._types import Invalid, Table
 from embag.backward import embedding_bag_backward
 from embag.functional import embedding_bag
@@ -44,7 +46,7 @@ def embedding(
     input : array_like of int
         The ids, of any shape: which rows to gather, each in ``0 .. n_rows - 1``. Contiguous int32
         and int64 arrays are read in place.
-    weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
+    weight : ndarray, QuantizedTable or RemappedTable
         The table, of shape (n_rows, dim). See `embedding_bag`.
     padding_idx : int, optional
         A row without a gradient; a negative number counts from the end. It is gathered like
@@ -88,6 +90,12 @@ def embedding(
     embedding_bag : Gather rows and reduce them per bag.
     embedding_backward : The gradient.
 
+    Notes
+    -----
+    The result has the bits of ``weight[input]``. Rows of low-precision tables are decoded to
+    float32, unless `out_dtype` is the dtype of `weight`. A call that raises has not modified
+    `weight` or `out`, unless it is the RuntimeError.
+
     References
     ----------
     The definition is that of ``torch.nn.functional.embedding``.
@@ -104,29 +112,81 @@ def embedding(
            [[20., 21.],
             [10., 11.]]], dtype=float32)
     """
-    ids = _as_ids(input)
-    table = _encodings.as_table(weight)
-    _arguments.as_row(padding_idx, "padding_idx", table.n_rows)
+    rows = kernels.plain_gather(
+        *(threads.runs_alone, threads.ENTRIES_PER_THREAD),
+        *(input, weight, padding_idx, max_norm, norm_type, out, out_dtype, invalid, num_threads),
+    )
+    if rows is not None:
+        return rows  # type: ignore[no-any-return]
+    ids = as_ids(input)
+    weight = vectors.as_array(weight, "weight")  # once
+    table = _encodings.as_table(weight, kept=max_norm is not None)
+    whose: Any = table.n_rows, "weight's", table.first_id
+    _arguments.as_row(padding_idx, "padding_idx", *whose)
+    _arguments.as_norm_type(norm_type)
+    refuse, stand_in = _arguments.as_invalid(invalid, *whose)
+    if num_threads is not None:
+        num_threads = _arguments.as_count(num_threads, "num_threads")
+    dtype = _encodings.as_out_dtype(out_dtype, table.sums_dtype)
     shape = (*ids.shape, table.dim)
-    target = None
-    if out is not None:
-        dtype = _encodings.as_out_dtype(out_dtype, table.sums_dtype)
-        names, arrays = ("input", "input", "weight", "weight"), (input, ids, weight, table.rows)
-        _arguments.check_out(out, shape, dtype, names, arrays)
-        target = np.ndarray.view(out, np.ndarray).reshape(ids.size, table.dim)
-    with _places_in(input, ids, table.n_rows):
-        rows = embedding_bag(
-            ids.reshape(-1, 1),
-            weight,
-            max_norm=max_norm,
-            norm_type=norm_type,
-            mode="max",
-            out=target,
-            out_dtype=out_dtype,
-            invalid=invalid,
-            num_threads=num_threads,
-        )
-    return rows.reshape(shape) if out is None else out
+    if out is None:
+        result = _arguments.new_array(np.empty, shape, dtype)
+    else:
+        memory = [weight, *table.memory()]
+        names = ["input", "input", *["weight"] * len(memory)]
+        _arguments.check_out(out, shape, dtype, names, [input, ids, *memory])
+        result = np.ndarray.view(out, np.ndarray)
+    counter = None if refuse else np.zeros(1, np.int64)
+    if out is not None or max_norm is not None or table.dim == 0:
+        # Nothing may be written if an id is invalid; and rows without columns are not read.
+        check_ids(input, ids, table, refuse=refuse, stand_in=stand_in)
+    rounds = dtype != table.sums_dtype and (table.encoding.is_plain or table.has_scaled_ids)
+    if max_norm is not None or rounds:
+        # `embedding_bag` scales and rounds rows. The maximum of one row is the row itself.
+        readable = weight
+        if max_norm is None and _arguments.is_array(weight) and table.rows is not weight:
+            readable = table.rows.view(weight.dtype)  # not copied again
+        with _name_places(input, ids, table):
+            embedding_bag(
+                ids.reshape(-1, 1),
+                readable,
+                max_norm=max_norm,
+                norm_type=norm_type,
+                mode="max",
+                out=result.reshape(ids.size, table.dim),
+                out_dtype=out_dtype,
+                invalid=invalid,
+                num_threads=num_threads,
+            )
+    elif not gather(table, ids, result, counter, stand_in, num_threads):
+        check_ids(input, ids, table, refuse=refuse, stand_in=stand_in)
+        _arguments.raise_for_change()
+    return result if out is None else out
+
+
+def gather(
+    table: _encodings.Table,
+    ids: NDArray[Any],
+    result: NDArray[Any],
+    counter: NDArray[np.int64] | None,
+    stand_in: int,
+    num_threads: int | None,
+    *,
+    normalizes: bool = False,
+) -> bool:
+    """Write the row of each id to `result`; return False if an id is invalid.
+
+    With a `counter`, ids out of range are valid, and their number is added to it. They give the
+    row `stand_in`, or zeros if that is -1.
+    """
+    target, code = _encodings.as_result(result)
+    team = threads.team_for(2 * ids.size * table.dim, num_threads)
+    return threads.run(
+        kernels.gather,
+        team,
+        *(table.rows, table.code, table.dim, ids, target, code, counter, stand_in, normalizes),
+        *(table.mapping, table.scales),
+    )
 
 
 def embedding_backward(
@@ -186,13 +246,13 @@ def embedding_backward(
            [ 0.,  0.],
            [11., 22.]], dtype=float32)
     """
-    ids = _as_ids(input)
+    ids = as_ids(input)
     _arguments.check_table(weight)
-    n_rows, dim = weight.shape
+    dim = weight.shape[1]
     grad = np.asarray(grad_output)
     if grad.shape != (*ids.shape, dim):
         raise ValueError(f"grad_output must have shape {(*ids.shape, dim)}, got {grad.shape}")
-    with _places_in(input, ids, n_rows):
+    with _name_places(input, ids, _encodings.shape_of(weight)):
         grads = embedding_bag_backward(
             grad.reshape(ids.size, dim),
             ids.reshape(-1, 1),
@@ -208,29 +268,48 @@ def embedding_backward(
     return result
 
 
-def _as_ids(input: Any) -> NDArray[Any]:
+def as_ids(input: Any, name: str = "input") -> NDArray[Any]:
     """Return ids of any shape as the kernels read them."""
     try:
-        return _arguments.as_indices(input, "input")
+        return _arguments.as_indices(input, name)
     except (TypeError, ValueError):
-        if type(readers.as_input(input, "input")) is Column:
+        if type(readers.as_input(input, name)) is Column:
             raise TypeError(
-                "input must be an array of integers, got a ragged input; "
+                f"{name} must be an array of integers, got a ragged input; "
                 "flatten it, or use embedding_bag to reduce its lists"
             ) from None
         raise
 
 
-@contextlib.contextmanager
-def _places_in(given: Any, ids: NDArray[Any], n_rows: int) -> Iterator[None]:
-    """Name the place of the first id out of range in the ids as given, in errors about it."""
-    try:
-        yield
-    except IndexError:
-        k = kernels.first_bad_index(ids, n_rows)
-        if k < 0:
-            raise
+def check_ids(
+    given: Any,
+    ids: NDArray[Any],
+    table: _encodings.Table,
+    name: str = "input",
+    *,
+    refuse: bool = True,
+    stand_in: int = -1,
+) -> None:
+    """Raise for the first id out of range; the message has its position in the ids as given.
+
+    Without `refuse`, ids out of range are valid. `stand_in` is the id that stands for them.
+    """
+    k = kernels.first_bad_index(ids, table.n_rows, table.first_id)
+    if k >= 0 and refuse:
         place = tuple(int(i) for i in np.unravel_index(k, ids.shape))
         shown = f"[{', '.join(map(str, place))}]" if place else ""
         seen = _arguments.integer_at(given, place)
-        _arguments.raise_out_of_range(f"input{shown}", seen, n_rows)
+        _arguments.raise_out_of_range(f"{name}{shown}", seen, table.n_rows, first_id=table.first_id)
+    table.check_map(ids)
+    if stand_in >= 0:
+        table.check_map(np.array([stand_in]))
+
+
+@contextlib.contextmanager
+def _name_places(given: Any, ids: NDArray[Any], table: _encodings.Table) -> Iterator[None]:
+    """Report ids out of range by their positions in the ids as given."""
+    try:
+        yield
+    except IndexError:
+        check_ids(given, ids, table)
+        raise

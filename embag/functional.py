@@ -43,6 +43,8 @@ def embedding_bag(
     default_idx: int | None = ...,
     return_n_valid: Literal[False] = ...,
     normalize: bool = ...,
+    segment_ids: ArrayLike | None = ...,
+    n_bags: int | None = ...,
 ) -> NDArray[Any]: ...
 @overload
 def embedding_bag(
@@ -68,6 +70,8 @@ def embedding_bag(
     default_idx: int | None = ...,
     return_n_valid: bool = ...,
     normalize: bool = ...,
+    segment_ids: ArrayLike | None = ...,
+    n_bags: int | None = ...,
 ) -> Any: ...
 def embedding_bag(
     input: Ids,
@@ -92,23 +96,28 @@ def embedding_bag(
     default_idx: int | None = None,
     return_n_valid: bool = False,
     normalize: bool = False,
+    segment_ids: ArrayLike | None = None,
+    n_bags: int | None = None,
 ) -> Any:
     """Gather rows of a table and reduce them per bag.
 
     Parameters
     ----------
     input : array_like of int, shape (n_indices,) or (n_bags, bag_size), or a ragged input
-        The ids: which rows to gather, each in ``0 .. n_rows - 1``. 1-D ids need `offsets` or
-        `lengths`; each row of 2-D ids is a bag. Contiguous int32 and int64 arrays are read in
-        place; other integers are converted. Each list of a ragged input is a bag. Ragged
-        inputs are list columns of Arrow (from any library), CSR matrices of SciPy, awkward
-        arrays, nested tensors of torch, ragged tensors of TensorFlow, and sequences of lists,
-        arrays, series or tensors.
-    weight : ndarray of float32, float64, float16 or bfloat16, or QuantizedTable
-        The table, of shape (n_rows, dim). It is read in place if the entries of each row are
-        adjacent, whatever the distance between rows. It may be read-only or memory-mapped.
-        Any other layout (Fortran order, misaligned) is copied at each call. bfloat16 is the
-        dtype of the package ``ml_dtypes``.
+        The ids: which rows to gather, each in ``0 .. n_rows - 1``. 1-D ids need `offsets`,
+        `lengths` or `segment_ids`; each row of 2-D ids is a bag. Contiguous int32 and int64
+        arrays are read in place; other integers are converted. Each list of a ragged input is a
+        bag. Ragged inputs are list and map columns of Arrow (from any library), CSR matrices of
+        SciPy, awkward arrays, nested tensors of torch, ragged tensors of TensorFlow, and sequences
+        of lists, arrays, series or tensors.
+    weight : ndarray, QuantizedTable or RemappedTable
+        The table, of shape (n_rows, dim): an array of float32, float64, float16, bfloat16, int8,
+        uint8, float8_e4m3fn or float8_e5m2, or an object of these classes. An array is read in
+        place if the entries of each row are adjacent, whatever the distance between rows. It may
+        be read-only or memory-mapped. Any other layout (Fortran order, misaligned) is copied at
+        each call. bfloat16 and the 8-bit floats are dtypes of the package ``ml_dtypes``. A
+        FixedSizeList column of Arrow, an Array column of polars and a pandas frame of numbers are
+        tables, too.
     offsets : array_like of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`. The first offset is 0, and offsets never decrease.
         The last bag ends at the end of `input`.
@@ -128,8 +137,9 @@ def embedding_bag(
         the result is zeros.
     per_sample_weights : array_like, shape of `input`, optional
         A factor for each gathered row, computed in the dtype of sums. Not with ``mode="max"``
-        and ``mode="min"``. For a ragged `input` the weights are ragged too; the weights of a CSR
-        matrix are its data.
+        and ``mode="min"``. For a ragged `input` the weights are ragged too. Must be
+        None for a CSR matrix, whose data are the weights, and for an Arrow column that holds ids
+        and weights: maps, lists of structs, or structs of two lists.
     include_last_offset : bool, optional
         If True, `offsets` has one more entry: the end of the last bag. Ids after it are in no
         bag and are not read.
@@ -163,6 +173,12 @@ def embedding_bag(
     normalize : bool, optional
         If True, divide each row of the result by its Euclidean norm, computed in float64. A row
         of zeros stays.
+    segment_ids : array_like of int, shape (n_indices,), optional
+        The bag of each position of a 1-D `input`, in any order, instead of `offsets`. Additions
+        keep the order of positions within a bag.
+    n_bags : int, optional
+        The number of bags, with `segment_ids`. By default it is the largest segment id plus 1,
+        so empty bags at the end are not in the result.
 
     Returns
     -------
@@ -183,7 +199,8 @@ def embedding_bag(
     TypeError
         If an argument has the wrong kind or dtype.
     ValueError
-        If a shape, an offset or an option is wrong, or arguments contradict each other.
+        If a shape, an offset, a segment id or an option is wrong, arguments contradict each
+        other, or a column of vectors has nulls.
     IndexError
         If an id is out of range and `invalid` is "raise". The message names the first.
     MemoryError
@@ -191,10 +208,16 @@ def embedding_bag(
     RuntimeError
         If another thread changes an array during the call, and embag notices it.
 
+    Warns
+    -----
+    PerformanceWarning
+        If `weight` has more than 1 MiB and is copied because of its layout or its chunks.
+
     See Also
     --------
     aligned_copy : Copy a table into memory that is faster to gather from.
     quantize : Make a table with 8, 4 or 2 bits an entry.
+    RemappedTable : Map ids to the rows of a table.
     empty_bags : Find the bags without ids.
     to_arrow : Convert the result to an Arrow column.
     set_num_threads : Limit the threads of the process.
@@ -205,19 +228,21 @@ def embedding_bag(
     A sum starts at 0 and adds rows in the order of positions, in float64 for a float64 table
     and in float32 for any other. A weighted row is multiplied, then added. For a
     `QuantizedTable`, ``scale * q`` is added by a fused multiply-add; the biases are summed
-    apart and added after every 32 positions of a bag and at its end. A mean is the sum divided
-    by the number of ids that are not skipped. A maximum keeps the first of equal values; a NaN
-    in a bag gives NaN. The result has the same bits (except for the sign and payload of a NaN)
-    for any number of threads and at any instruction-set level.
+    apart and added after every 32 positions of a bag and at its end. In a symmetric table, which
+    has no biases, ``scale * q`` is rounded, then added. A mean is the sum divided by the number of
+    ids that are not skipped, or by the sum of the weights. A maximum keeps the first of equal
+    values; a NaN in a bag gives NaN. The result has the same bits (except for the sign and payload
+    of a NaN) for any number of threads and at any instruction-set level.
 
     A call that raises has not modified `weight` or `out`. The exception is the RuntimeError
     for arrays that another thread changed.
 
     A call takes memory for its result and for copies of the arguments that cannot be read in
-    place; ragged inputs are copied in blocks of about a million ids. `max_norm` also takes a
-    sorted copy of `input`. For a float32 table, another `out_dtype` takes a float32 copy of
-    the result. For a table of narrower entries, `return_max_indices` takes a float32 copy of
-    the rows in use.
+    place. Segment ids are converted to offsets. If they decrease anywhere, that takes 16 bytes for
+    each position and copies of `input` and the weights. Ragged inputs are copied in blocks of about
+    a million ids. `max_norm` also takes a sorted copy of `input`. For a float32 table, another
+    `out_dtype` takes a float32 copy of the result. For a table of narrower entries, or a
+    RemappedTable, `return_max_indices` takes a decoded copy of the rows in use.
 
     The mask of a masked array is ignored.
 
@@ -250,39 +275,47 @@ def embedding_bag(
            [ 0.,  0.],
            [30., 31.]], dtype=float32)
 
+    In long format, each id comes with its bag:
+
+    >>> embag.embedding_bag([1, 3, 2], weight, segment_ids=[2, 0, 2], mode="sum")
+    array([[30., 31.],
+           [ 0.,  0.],
+           [30., 32.]], dtype=float32)
+
     Ids out of range can be skipped and counted:
 
     >>> embag.embedding_bag([[0, 1], [2, 9]], weight, invalid="skip", return_n_invalid=True)
     (array([[ 5.,  6.],
            [20., 21.]], dtype=float32), 1)
     """
-    result = kernels.plain_call(
-        threads.runs_alone,
-        threads.ENTRIES_PER_THREAD,
-        input,
-        weight,
-        offsets,
-        max_norm,
-        norm_type,
-        scale_grad_by_freq,
-        mode,
-        sparse,
-        per_sample_weights,
-        include_last_offset,
-        padding_idx,
-        lengths,
-        out,
-        return_max_indices,
-        num_threads,
-        out_dtype,
-        invalid,
-        return_n_invalid,
-        default_idx,
-        return_n_valid,
-        normalize,
-    )
-    if result is not None:
-        return result
+    if segment_ids is None and n_bags is None:
+        result = kernels.plain_call(
+            threads.runs_alone,
+            threads.ENTRIES_PER_THREAD,
+            input,
+            weight,
+            offsets,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            mode,
+            sparse,
+            per_sample_weights,
+            include_last_offset,
+            padding_idx,
+            lengths,
+            out,
+            return_max_indices,
+            num_threads,
+            out_dtype,
+            invalid,
+            return_n_invalid,
+            default_idx,
+            return_n_valid,
+            normalize,
+        )
+        if result is not None:
+            return result
     return _call.embedding_bag(
         input,
         weight,
@@ -305,4 +338,6 @@ def embedding_bag(
         default_idx,
         return_n_valid,
         normalize,
+        segment_ids,
+        n_bags,
     )

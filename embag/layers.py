@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from embag import _arguments, _modes
-from embag._types import Ids, Mode, SampleWeights
+from embag._types import Ids, Invalid, Mode, SampleWeights
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.functional import embedding_bag
 from embag.memory import aligned_empty
@@ -48,6 +48,13 @@ class EmbeddingBag:
     padding_idx : int, optional
         A row that lookups skip; a negative number counts from the end. In a new table it is
         zeros.
+    default_idx : int, optional
+        The row of a bag in which no id counts; a negative number counts from the end.
+    invalid : {"raise", "skip"} or int, optional
+        What to do with ids out of range: raise an IndexError, skip them like padding, or look up
+        this row.
+    normalize : bool, optional
+        If True, each row of the result is divided by its Euclidean norm.
     dtype : data-type, optional
         The dtype of a new table: float32 or float64.
     rng : int, Generator or other seed, optional
@@ -59,8 +66,8 @@ class EmbeddingBag:
         The table. A new one is drawn from the standard normal distribution, in memory from
         `aligned_empty`.
     num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, \
-include_last_offset, padding_idx
-        The parameters of the same names. `padding_idx` is counted from the start.
+include_last_offset, padding_idx, default_idx, invalid, normalize
+        The parameters of the same names. Rows are counted from the start.
 
     Raises
     ------
@@ -117,6 +124,9 @@ include_last_offset, padding_idx
     sparse: bool
     include_last_offset: bool
     padding_idx: int | None
+    default_idx: int | None
+    invalid: Invalid
+    normalize: bool
     weight: NDArray[Any]
 
     def __init__(
@@ -132,6 +142,9 @@ include_last_offset, padding_idx
         include_last_offset: bool = False,
         padding_idx: int | None = None,
         *,
+        default_idx: int | None = None,
+        invalid: Invalid = "raise",
+        normalize: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
@@ -142,15 +155,18 @@ include_last_offset, padding_idx
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
             include_last_offset=include_last_offset,
+            normalize=normalize,
         )
         _modes.check_options(_modes.as_mode(mode), sparse, scale_grad_by_freq)
         self.scale_grad_by_freq = bool(scale_grad_by_freq)
         self.mode = mode
         self.sparse = bool(sparse)
         self.include_last_offset = bool(include_last_offset)
-        self.padding_idx = None
-        if padding_idx is not None:
-            self.padding_idx = _arguments.as_row(padding_idx, "padding_idx", self.num_embeddings)
+        self.padding_idx = _as_row(padding_idx, "padding_idx", self.num_embeddings)
+        self.default_idx = _as_row(default_idx, "default_idx", self.num_embeddings)
+        _, stand_in = _arguments.as_invalid(invalid, self.num_embeddings)
+        self.invalid = stand_in if stand_in >= 0 else invalid
+        self.normalize = bool(normalize)
         shape = self.num_embeddings, self.embedding_dim
         if _weight is None:
             self.weight = _draw(shape, dtype, rng)
@@ -177,6 +193,9 @@ include_last_offset, padding_idx
         sparse: bool = False,
         include_last_offset: bool = False,
         padding_idx: int | None = None,
+        default_idx: int | None = None,
+        invalid: Invalid = "raise",
+        normalize: bool = False,
     ) -> EmbeddingBag:
         """Return a layer on an existing table, without a copy.
 
@@ -188,7 +207,8 @@ include_last_offset, padding_idx
         ----------
         embeddings : ndarray of float32 or float64, shape (num_embeddings, embedding_dim)
             The table. The layer shares its memory and does not change its padding row.
-        max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx
+        max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx, \
+default_idx, invalid, normalize
             As in the constructor.
 
         Returns
@@ -226,6 +246,9 @@ include_last_offset, padding_idx
             embeddings,
             include_last_offset,
             padding_idx,
+            default_idx=default_idx,
+            invalid=invalid,
+            normalize=normalize,
         )
 
     @overload
@@ -237,6 +260,8 @@ include_last_offset, padding_idx
         *,
         out: NDArray[Any] | None = ...,
         return_max_indices: Literal[False] = ...,
+        return_n_invalid: Literal[False] = ...,
+        return_n_valid: Literal[False] = ...,
         num_threads: int | None = ...,
     ) -> NDArray[Any]: ...
     @overload
@@ -247,9 +272,11 @@ include_last_offset, padding_idx
         per_sample_weights: SampleWeights | None = ...,
         *,
         out: NDArray[Any] | None = ...,
-        return_max_indices: bool,
+        return_max_indices: bool = ...,
+        return_n_invalid: bool = ...,
+        return_n_valid: bool = ...,
         num_threads: int | None = ...,
-    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]: ...
+    ) -> Any: ...
     def forward(
         self,
         input: Ids,
@@ -258,13 +285,16 @@ include_last_offset, padding_idx
         *,
         out: NDArray[Any] | None = None,
         return_max_indices: bool = False,
+        return_n_invalid: bool = False,
+        return_n_valid: bool = False,
         num_threads: int | None = None,
-    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]]:
+    ) -> Any:
         """Gather rows of the table and reduce them per bag. Calling the layer does the same.
 
         Parameters
         ----------
-        input, offsets, per_sample_weights, out, return_max_indices, num_threads
+        input, offsets, per_sample_weights, out, return_max_indices, return_n_invalid, \
+return_n_valid, num_threads
             As in `embedding_bag`.
 
         Returns
@@ -273,6 +303,10 @@ include_last_offset, padding_idx
             The reduced bags.
         max_indices : ndarray of int64, shape (n_bags, embedding_dim)
             With `return_max_indices`: the row that each maximum comes from.
+        n_invalid : int
+            With `return_n_invalid`: the number of ids that were skipped or replaced.
+        n_valid : ndarray of int64, shape (n_bags,)
+            With `return_n_valid`: how many ids of each bag count.
 
         Raises
         ------
@@ -297,7 +331,7 @@ include_last_offset, padding_idx
         array([[4., 6.],
                [3., 4.]], dtype=float32)
         """
-        result: NDArray[Any] | tuple[NDArray[Any], NDArray[np.int64]] = embedding_bag(
+        return embedding_bag(
             input,
             self.weight,
             offsets,
@@ -312,8 +346,12 @@ include_last_offset, padding_idx
             out=out,
             return_max_indices=return_max_indices,
             num_threads=num_threads,
+            invalid=self.invalid,
+            return_n_invalid=return_n_invalid,
+            default_idx=self.default_idx,
+            return_n_valid=return_n_valid,
+            normalize=self.normalize,
         )
-        return result
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Call `forward`, which subclasses may override."""
@@ -333,8 +371,8 @@ include_last_offset, padding_idx
         """Return the gradients of a `forward`, given the gradient of its output.
 
         The layer stores nothing in `forward`, so `backward` takes the same arguments again. The
-        values of the table must not have changed in between if `per_sample_weights` are given, or
-        with ``mode="max"`` and no `max_indices`.
+        values of the table must not have changed in between if `per_sample_weights` are given, with
+        `normalize`, or with ``mode="max"`` and no `max_indices`.
 
         Parameters
         ----------
@@ -385,6 +423,9 @@ include_last_offset, padding_idx
             max_indices=max_indices,
             wrt=wrt,
             num_threads=num_threads,
+            invalid=self.invalid,
+            default_idx=self.default_idx,
+            normalize=self.normalize,
         )
 
     def __repr__(self) -> str:
@@ -398,6 +439,12 @@ include_last_offset, padding_idx
         parts.append(f"mode={self.mode!r}")
         if self.padding_idx is not None:
             parts.append(f"padding_idx={self.padding_idx!r}")
+        if self.default_idx is not None:
+            parts.append(f"default_idx={self.default_idx!r}")
+        if self.invalid != "raise":
+            parts.append(f"invalid={self.invalid!r}")
+        if self.normalize:
+            parts.append(f"normalize={self.normalize!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -407,6 +454,11 @@ def _as_size(value: Any, name: str) -> int:
     if size < 0:
         raise ValueError(f"{name} must be at least 0, got {_arguments.describe(size)}")
     return size
+
+
+def _as_row(value: Any, name: str, n_rows: int) -> int | None:
+    """Return the row that an argument names, counted from the start; None for None."""
+    return None if value is None else _arguments.as_row(value, name, n_rows)
 
 
 def _draw(shape: tuple[int, int], dtype: DTypeLike, rng: Any) -> NDArray[Any]:

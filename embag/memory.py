@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from embag._arguments import describe
+from embag._columns import vectors
 
 _LINE = 64
 _HUGE_PAGE = 2 << 20
@@ -98,7 +99,7 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
 
     Parameters
     ----------
-    array : array_like
+    array : array_like, FixedSizeList column or pandas frame
         The table to copy, of any layout.
 
     Returns
@@ -111,7 +112,7 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
     TypeError
         If the dtype contains Python objects or has no size.
     ValueError
-        If NumPy cannot convert `array` to an array.
+        If NumPy cannot convert `array` to an array, or a column has nulls.
     MemoryError
         If there is not enough memory.
 
@@ -129,7 +130,7 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
            [1., 1.],
            [1., 1.]], dtype=float32)
     """
-    source = np.asarray(array)
+    source = np.asarray(vectors.as_array(array, "array", kept=True))
     copy = aligned_empty(source.shape, source.dtype)
     copy[...] = source
     return copy

@@ -10,6 +10,10 @@ FBGEMM, so tables of theirs are read in place.
 
 In a byte, the entry of the lowest column has the lowest bits.
 
+A symmetric table has no biases: entry d of a row stands for `scale * q[d]`. Its entries are an
+array of int8 or of 8-bit floats, and its scales a separate array (layout "symmetric"), so arrays
+of other libraries are used without a copy.
+
 Tables are read and written in chunks of rows, so memory-mapped tables may be larger than
 memory.
 
@@ -25,10 +29,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from embag import _arguments, _encodings
+from embag._columns import vectors
 from embag._encodings import ENCODINGS, Layout
 from embag._kernels.dispatch import kernels
 from embag._process import threads
 from embag.memory import aligned_empty
+
+_FLOAT32 = np.dtype(np.float32)
 
 # Entries of a chunk, 16 MiB of float32: starting threads for each costs next to nothing.
 CHUNK_ENTRIES = 4 << 20
@@ -57,22 +64,26 @@ class QuantizationError(NamedTuple):
 
 @dataclass(frozen=True, init=False, eq=False, repr=False, slots=True)
 class QuantizedTable:
-    """A table of 8-, 4- or 2-bit entries with a scale and a bias per row.
+    """A table of 8-, 4- or 2-bit entries with a scale and a bias per row, or with scales alone.
 
-    Make one with `quantize`, or with `from_packed` from a table that torch or FBGEMM packed.
-    ``len(table)`` is the number of rows. A slice of rows, ``table[a:b]``, is a table in the same
-    memory.
+    Make one with `quantize`, with `from_packed` from a table that torch or FBGEMM packed, or with
+    `from_int8` or `from_float8` from entries and scales (a symmetric table). ``len(table)`` is the
+    number of rows. A slice of rows, ``table[a:b]``, is a table in the same memory.
 
     Attributes
     ----------
     packed : ndarray of uint8, shape (n_rows, row_bytes)
-        The bytes of the rows.
+        The bytes of the rows. In a symmetric table, the entries, of shape (n_rows, dim) and dtype
+        int8, float8_e4m3fn or float8_e5m2.
     bits : {8, 4, 2}
         The bits of an entry.
     dim : int
         The entries of a row.
-    layout : {"fused", "tbe"}
+    layout : {"fused", "tbe", "symmetric"}
         Where the scale and bias of a row are: after the entries ("fused") or before ("tbe").
+        "symmetric": rows have no bias, and `scales` holds the scales.
+    scales : ndarray of float32, shape () or (n_rows,), or None
+        The scale of all rows, or of each row. None for the other layouts.
 
     See Also
     --------
@@ -98,7 +109,110 @@ class QuantizedTable:
     bits: int
     dim: int
     layout: Layout
+    scales: NDArray[np.float32] | None
     _encoded: _encodings.Table
+
+    @classmethod
+    def from_int8(cls, q: NDArray[np.int8], scales: ArrayLike) -> "QuantizedTable":
+        """Return a symmetric table of signed 8-bit integers: ``scale * q``.
+
+        Parameters
+        ----------
+        q : ndarray of int8, shape (n_rows, dim)
+            The entries. Those of a row are adjacent; rows may be any distance apart. The array
+            may be memory-mapped.
+        scales : array_like, shape (), (1,), (n_rows,) or (n_rows, 1)
+            One scale for all rows, or one for each, converted to float32.
+
+        Returns
+        -------
+        QuantizedTable
+            A table in the memory of `q`.
+
+        Raises
+        ------
+        TypeError
+            If `q` is not an array of int8, or `scales` are not real numbers.
+        ValueError
+            If `q` is not 2-D or the entries of a row are not adjacent, or if there are neither
+            one scale nor `n_rows`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> q = np.array([[-2, 4], [1, 0]], np.int8)
+        >>> embag.QuantizedTable.from_int8(q, [0.5, 10]).dequantize()
+        array([[-1.,  2.],
+               [10.,  0.]], dtype=float32)
+        """
+        return cls._symmetric(q, scales, ("int8",))
+
+    @classmethod
+    def from_float8(cls, q: NDArray[Any], scales: ArrayLike = 1.0) -> "QuantizedTable":
+        """Return a symmetric table of 8-bit floats: ``scale * q``.
+
+        Parameters
+        ----------
+        q : ndarray of float8_e4m3fn or float8_e5m2 (of ml_dtypes), shape (n_rows, dim)
+            The entries. Those of a row are adjacent; rows may be any distance apart. The array
+            may be memory-mapped.
+        scales : array_like, shape (), (1,), (n_rows,) or (n_rows, 1), optional
+            One scale for all rows, or one for each, converted to float32.
+
+        Returns
+        -------
+        QuantizedTable
+            A table in the memory of `q`.
+
+        Raises
+        ------
+        TypeError
+            If `q` is not an array of such floats, or `scales` are not real numbers.
+        ValueError
+            If `q` is not 2-D or the entries of a row are not adjacent, or if there are neither
+            one scale nor `n_rows`.
+        """
+        return cls._symmetric(q, scales, ("float8_e4m3fn", "float8_e5m2"))
+
+    @classmethod
+    def _symmetric(cls, q: Any, scales: Any, names: tuple[str, ...]) -> "QuantizedTable":
+        _arguments.check_array(q, "q")
+        rows = np.ndarray.view(q, np.ndarray)  # whose shape nothing else can change
+        encoding = _encodings.encoding_of(rows.dtype)
+        if encoding is None or encoding.name not in names:
+            raise TypeError(f"q must be {' or '.join(names)}, got dtype {rows.dtype}")
+        if rows.ndim != 2:
+            raise ValueError(f"q must be 2-D (n_rows, dim), got shape {rows.shape}")
+        n_rows, dim = rows.shape
+        if dim > 1 and n_rows > 0 and rows.strides[1] != 1:
+            raise ValueError(
+                f"q must have the entries of a row adjacent, got strides {rows.strides}"
+            )
+        given = _arguments.as_numbers(scales, "scales")
+        _arguments.check_castable("scales", given.dtype, np.dtype(np.float32))
+        if given.shape not in ((), (1,), (n_rows,), (n_rows, 1)):
+            raise ValueError(
+                f"scales must be one number or {n_rows}, one for each row, got shape {given.shape}"
+            )
+        factors = _arguments.cast(given.reshape(() if given.size == 1 else -1), _FLOAT32)
+        encoded = _encodings.Table.of(_encodings.as_numpy_type(rows), encoding, dim, factors)
+        return cls._of(rows, 8, "symmetric", factors, encoded)
+
+    @classmethod
+    def _of(
+        cls,
+        packed: NDArray[Any],
+        bits: int,
+        layout: Layout,
+        scales: NDArray[np.float32] | None,
+        encoded: _encodings.Table,
+    ) -> "QuantizedTable":
+        table = object.__new__(cls)
+        fields = {"packed": packed, "bits": bits, "dim": encoded.dim, "layout": layout}
+        for name, value in (fields | {"scales": scales, "_encoded": encoded}).items():
+            object.__setattr__(table, name, value)
+        return table
 
     @classmethod
     def from_packed(
@@ -164,16 +278,13 @@ class QuantizedTable:
             raise ValueError(
                 f"packed must have the bytes of a row adjacent, got strides {rows.strides}"
             )
-        table = object.__new__(cls)
-        object.__setattr__(table, "packed", rows)
-        object.__setattr__(table, "bits", bits)
-        object.__setattr__(table, "dim", dim)
-        object.__setattr__(table, "layout", layout)
-        encoded = _encodings.Table(rows, encoding.code, dim, encoding)
-        object.__setattr__(table, "_encoded", encoded)
-        return table
+        return cls._of(rows, bits, layout, None, _encodings.Table.of(rows, encoding, dim))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.scales is not None:
+            is_int8 = self.packed.dtype == np.int8
+            make = QuantizedTable.from_int8 if is_int8 else QuantizedTable.from_float8
+            return make, (self.packed, self.scales)
         return QuantizedTable.from_packed, (self.packed, self.bits, self.dim, self.layout)
 
     @property
@@ -183,8 +294,8 @@ class QuantizedTable:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes of all rows."""
-        return self.packed.nbytes
+        """The number of bytes of all rows, and of `scales`."""
+        return self.packed.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -211,11 +322,16 @@ class QuantizedTable:
             raise TypeError(
                 f"rows must be a slice, got {_arguments.describe(rows)}: see dequantize(rows)"
             )
+        if self.scales is not None:
+            make, (packed, scales) = self.__reduce__()
+            table: QuantizedTable = make(packed[rows], scales[rows] if scales.ndim else scales)
+            return table
         return QuantizedTable.from_packed(self.packed[rows], self.bits, self.dim, self.layout)
 
     def __repr__(self) -> str:
         n_rows, dim = self.shape
-        return f"QuantizedTable({n_rows} rows, dim={dim}, bits={self.bits}, {self.nbytes} bytes)"
+        entries = f"bits={self.bits}" if self.scales is None else self.packed.dtype
+        return f"QuantizedTable({n_rows} rows, dim={dim}, {entries}, {self.nbytes} bytes)"
 
     def dequantize(
         self, rows: "ArrayLike | None" = None, *, num_threads: int | None = None
@@ -247,7 +363,8 @@ class QuantizedTable:
 
         Notes
         -----
-        An entry is ``scale * q + bias`` in float32. The product is rounded, then the sum.
+        An entry is ``scale * q + bias`` in float32. The product is rounded, then the sum. In a
+        symmetric table it is ``scale * q``.
 
         Examples
         --------
@@ -355,9 +472,10 @@ def quantize(
     Parameters
     ----------
     weight : ndarray of float32, float64, float16 or bfloat16, shape (n_rows, dim)
-        The table, finite. float32 with adjacent columns is read in place, whatever the distance
-        between rows. Any other table is converted in chunks of rows, each entry to the nearest
-        float32. A memory-mapped table is read once, from the first row to the last.
+        The table, finite; or a column of vectors or a frame, as in `embedding_bag`. float32
+        with adjacent columns is read in place, whatever the distance between rows. Any other
+        table is converted in chunks of rows, each entry to the nearest float32. A memory-mapped
+        table is read once, from the first row to the last.
     bits : {8, 4, 2}, optional
         The bits of an entry.
     out : ndarray of uint8, shape (n_rows, row_bytes), optional
@@ -523,10 +641,10 @@ def _as_format(bits: Any, dim: Any, layout: Any) -> tuple[int, int]:
 
 def _as_floats(weight: Any) -> NDArray[Any]:
     """Return a table of floats as a new view, whose shape nothing else can change."""
-    floats = weight
-    if _arguments.is_array(weight):
-        floats = np.ndarray.view(weight, np.ndarray)
-    _arguments.check_table(floats, dtypes=_encodings.FLOATS_RULE, is_known=_encodings.is_known)
+    floats = vectors.as_array(weight, "weight", kept=True)
+    if _arguments.is_array(floats):
+        floats = np.ndarray.view(floats, np.ndarray)
+    _arguments.check_table(floats, dtypes=_encodings.FLOATS_RULE, is_known=_encodings.is_float)
     table: NDArray[Any] = floats
     return table
 

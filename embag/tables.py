@@ -22,14 +22,26 @@ import numpy as np
 
 from embag import _encodings
 from embag._arguments import AnyArray, as_count, check_table, describe
-from embag._encodings import FLOATS_RULE
-from embag._files.headers import FORMATS, Format, Packing, Place, check_regular, read_tensors
+from embag._columns import vectors
+from embag._encodings import DTYPES_RULE
+from embag._files import other_formats
+from embag._files.headers import (
+    FORMATS,
+    NO_PARTS,
+    Format,
+    Packing,
+    Parts,
+    Place,
+    check_regular,
+    read_tensors,
+)
 from embag._files.replacement import replacement
 from embag._kernels.dispatch import kernels
 from embag._process import cgroups, threads
 from embag._types import Table
 from embag.memory import aligned_empty
 from embag.quantized import QuantizedTable, quantize, row_bytes
+from embag.remapped import RemappedTable
 
 # Bytes of rows written at a time: the memory that a non-contiguous table takes.
 _BLOCK = 8 << 20
@@ -52,9 +64,11 @@ def save_table(
     ----------
     path : str or path-like
         The file. Its suffix selects the format: ``.npy`` or ``.safetensors``.
-    table : ndarray, shape (n_rows, dim), or QuantizedTable
-        The table: float16, bfloat16 (of ml_dtypes), float32 or float64 in native byte order, with
-        any strides. It is not copied as a whole, so it may be memory-mapped.
+    table : ndarray, shape (n_rows, dim), QuantizedTable or RemappedTable
+        The table: an array of any dtype that `embedding_bag` takes, in native byte order, with
+        any strides. It is not copied as a whole, so it may be memory-mapped. A RemappedTable
+        and a symmetric table need ``.safetensors``. A column of vectors or a frame is accepted,
+        as in `embedding_bag`.
     bits : {8, 4, 2}, optional
         Quantize a table of floats to this number of bits, as `quantize` does, in chunks of rows.
         Neither the table nor the result has to fit in memory.
@@ -112,15 +126,15 @@ def save_table(
     """
     target, _ = _format_of(path)
     _check_name(name)
-    rows, packing = _as_rows(table)
+    rows, packing, parts = _as_rows(table)
     if bits is not None:
-        if packing is not None:
+        if packing is not None or parts != NO_PARTS:
             raise ValueError(f"bits must be None for a quantized table, got {describe(bits)}")
         with new_quantized_table(target, rows, bits, name, progress):
             return
     if progress is not None:
         raise ValueError(f"progress must be None without bits, got {describe(progress)}")
-    with new_table(target, rows.dtype, rows.shape, packing, name) as write:
+    with new_table(target, rows.dtype, rows.shape, packing, name, parts) as write:
         for start, stop in _cut_rows(rows.shape, rows.itemsize):
             write(rows[start:stop])
 
@@ -150,9 +164,10 @@ def load_table(
 
     Returns
     -------
-    ndarray, shape (n_rows, dim), or QuantizedTable
+    ndarray, shape (n_rows, dim), QuantizedTable or RemappedTable
         The saved table. A mapped one is read-only. It stays valid as long as an array refers to
-        it, even if the file is deleted or replaced.
+        it, even if the file is deleted or replaced. The `index_map` and the scales of a table are
+        always copied.
 
     Raises
     ------
@@ -160,10 +175,11 @@ def load_table(
         If an argument has the wrong kind.
     ValueError
         If the file is not a complete table of one of the two formats: truncated, malformed, of
-        another dtype or rank. If `memory` is "map" and the file can only be copied. If an option
+        another dtype or rank. For an .npz archive, a GGUF file and word vectors, the message says
+        how to convert them. If `memory` is "map" and the file can only be copied. If an option
         is unknown.
     ImportError
-        If the table is of bfloat16 and ml_dtypes is not installed.
+        If the table is of bfloat16 or 8-bit floats and ml_dtypes is not installed.
     OSError
         If the file cannot be read, such as FileNotFoundError.
     MemoryError
@@ -202,9 +218,25 @@ def load_table(
         num_threads = as_count(num_threads, "num_threads")
     with open_table(path, name) as (file, place):
         rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
-        if place.packing is None:
-            return rows
-        return QuantizedTable.from_packed(rows, *place.packing)
+        return _as_table(rows, place)
+
+
+def _as_table(rows: AnyArray, place: Place) -> Table:
+    """Return the table of some rows of a file."""
+    first_id, arrays = place.parts
+    table: Any = rows
+    if place.packing is not None:
+        if "row_scales" in arrays:
+            raise ValueError("row_scales must be left out where rows have scales, got an array")
+        table = QuantizedTable.from_packed(rows, *place.packing)
+    elif "row_scales" in arrays:
+        is_int8 = rows.dtype == np.int8
+        make = QuantizedTable.from_int8 if is_int8 else QuantizedTable.from_float8
+        table = make(rows, arrays["row_scales"])
+    if first_id is None:
+        result: Table = table
+        return result
+    return RemappedTable(table, arrays.get("index_map"), arrays.get("scales"), first_id)
 
 
 @contextlib.contextmanager
@@ -213,9 +245,12 @@ def open_table(path: Any, name: str | None = None) -> Iterator[tuple[BinaryIO, P
     _check_name(name)
     with _open(path) as (file, n_bytes, file_format):
         place = file_format.read(file, n_bytes, name)
-        if place.packing:
-            no_rows = np.empty((0, place.shape[1]), np.uint8)
-            QuantizedTable.from_packed(no_rows, *place.packing)  # raises for invalid options
+        # Raises for invalid options and parts. The rows are not read.
+        if place.packing is not None or place.parts != NO_PARTS:
+            n_rows, n_columns = place.shape
+            row = np.zeros(n_columns if n_rows else 0, place.dtype)
+            rows = np.broadcast_to(row, place.shape) if n_rows else np.empty(place.shape, row.dtype)
+            _as_table(rows, place)
         yield file, place
 
 
@@ -228,7 +263,7 @@ def list_tensors(path: str) -> dict[str, tuple[str, list[int]]]:
 
 @contextlib.contextmanager
 def _open(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
-    source, file_format = _format_of(path)
+    source, file_format = _format_of(path, reads=True)
     check_regular(source)
     with _add_path_to_errors(source), open(source, "rb") as file:
         try:
@@ -249,13 +284,18 @@ def _add_path_to_errors(path: str) -> Iterator[None]:
         raise
 
 
-def _format_of(path: Any) -> tuple[str, Format]:
+def _format_of(path: Any, reads: bool = False) -> tuple[str, Format]:
+    """Return the path as a str, and its format.
+
+    With `reads`, the error about a file of another format says how to convert it.
+    """
     target = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(target, str):
         raise TypeError(f"path must be a str or an os.PathLike of one, got {describe(path)}")
     file_format = FORMATS.get(os.path.splitext(target)[1].lower())
     if file_format is None:
-        raise ValueError(f"path must end in {' or '.join(FORMATS)}, got {target!r}")
+        remedy = other_formats.explain(target) if reads else ""
+        raise ValueError(f"path must end in {' or '.join(FORMATS)}, got {target!r}{remedy}")
     return target, file_format
 
 
@@ -267,17 +307,25 @@ def _check_name(name: Any) -> None:
 # --- Saving -------------------------------------------------------------------
 
 
-def _as_rows(table: Any) -> tuple[AnyArray, Packing | None]:
-    if issubclass(type(table), QuantizedTable):  # isinstance would believe `__class__`
-        return table.packed, Packing(table.bits, table.dim, table.layout)
+def _as_rows(table: Any) -> tuple[AnyArray, Packing | None, Parts]:
+    if issubclass(type(table), RemappedTable):  # isinstance would believe `__class__`
+        rows, packing, parts = _as_rows(table.table)
+        given = {"index_map": table.index_map, "scales": table.scales}
+        arrays = {part: array for part, array in given.items() if array is not None}
+        return rows, packing, Parts(table.first_id, {**parts.arrays, **arrays})
+    if issubclass(type(table), QuantizedTable) and table.scales is not None:
+        return table.packed, None, Parts(None, {"row_scales": table.scales})
+    if issubclass(type(table), QuantizedTable):
+        return table.packed, Packing(table.bits, table.dim, table.layout), NO_PARTS
+    table = vectors.as_array(table, "table", kept=True)
     check_table(
         table,
         "table",
-        kinds="a numpy.ndarray or QuantizedTable",
-        dtypes=FLOATS_RULE,
+        kinds="a numpy.ndarray, a QuantizedTable or a RemappedTable",
+        dtypes=DTYPES_RULE,
         is_known=_encodings.is_known,
     )
-    return np.ndarray.view(table, np.ndarray), None
+    return np.ndarray.view(table, np.ndarray), None, NO_PARTS
 
 
 def _cut_rows(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
@@ -299,6 +347,7 @@ def new_table(
     shape: tuple[int, ...],
     packing: Packing | None,
     name: str | None = None,
+    parts: Parts = NO_PARTS,
 ) -> Iterator[Callable[[AnyArray], None]]:
     """Yield a function that writes the next rows of a new file.
 
@@ -306,7 +355,8 @@ def new_table(
     """
     target, file_format = _format_of(path)
     dtype = dtype.newbyteorder("=")
-    header = file_format.header(np.broadcast_to(np.zeros((), dtype), shape), packing, name)
+    rows = np.broadcast_to(np.zeros((), dtype), shape)
+    header = file_format.header(rows, packing, name, parts)
     with _add_path_to_errors(target), replacement(target) as file:
         file.write(header)
 
@@ -314,6 +364,8 @@ def new_table(
             file.write(_as_bytes(np.ascontiguousarray(rows, dtype)))
 
         yield write
+        for array in parts.arrays.values():
+            file.write(_as_bytes(np.ascontiguousarray(array)))
 
 
 @contextlib.contextmanager
@@ -332,7 +384,7 @@ def new_quantized_table(
     n_rows, dim = rows.shape
     shape = n_rows, row_bytes(bits, dim)
     packing = Packing(int(bits), dim, "fused")
-    header = file_format.header(np.broadcast_to(np.uint8(0), shape), packing, name)
+    header = file_format.header(np.broadcast_to(np.uint8(0), shape), packing, name, NO_PARTS)
     with _add_path_to_errors(target), replacement(target) as file:
         file.write(header)
         file.flush()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from embag import functional
 from embag._arguments import describe
 from embag._process import threads
+from embag._types import Invalid
 from embag.backward import embedding_bag_backward
 from embag.sparse_rows import SparseRows
 
@@ -45,11 +46,16 @@ def embedding_bag(
     per_sample_weights: torch.Tensor | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    *,
+    default_idx: int | None = None,
+    invalid: Invalid = "raise",
+    normalize: bool = False,
 ) -> torch.Tensor:
     """Gather rows of a table and reduce them per bag, with gradients.
 
-    This replaces ``torch.nn.functional.embedding_bag`` for tensors on the CPU. The arguments and
-    their order are the same; the semantics are those of `embag.embedding_bag`.
+    This replaces ``torch.nn.functional.embedding_bag`` for tensors on the CPU. It has the same
+    arguments in the same order, and three more by keyword. The semantics are those of
+    `embag.embedding_bag`.
 
     Parameters
     ----------
@@ -79,6 +85,14 @@ def embedding_bag(
         If True, `offsets` has one more entry: the end of the last bag.
     padding_idx : int, optional
         A row that is skipped and has no gradient; a negative number counts from the end.
+    default_idx : int, optional
+        The row of a bag in which no id counts; a negative number counts from the end. It gets
+        the gradient of the bag.
+    invalid : {"raise", "skip"} or int, optional
+        What to do with ids out of range: raise an IndexError, skip them like padding, or look up
+        this row.
+    normalize : bool, optional
+        If True, divide each row of the result by its Euclidean norm.
 
     Returns
     -------
@@ -94,7 +108,7 @@ def embedding_bag(
         If a tensor is sparse or not on the CPU, a shape, an offset or an option is wrong, or
         arguments contradict each other.
     IndexError
-        If an id is out of range. The message names the first.
+        If an id is out of range and `invalid` is "raise". The message names the first.
     MemoryError
         If there is not enough memory.
     RuntimeError
@@ -143,6 +157,9 @@ def embedding_bag(
         per_sample_weights,
         include_last_offset,
         padding_idx,
+        default_idx,
+        invalid,
+        normalize,
     )
 
 
@@ -150,6 +167,12 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
     """A ``torch.nn.EmbeddingBag`` that computes with embag.
 
     The constructor, `from_pretrained`, the parameters and the state dict are those of torch.
+
+    Attributes
+    ----------
+    default_idx, invalid, normalize
+        As in `embag.torch.embedding_bag`. Set them after construction:
+        ``bags.invalid = "skip"``.
 
     See Also
     --------
@@ -163,6 +186,10 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
     >>> bags(torch.tensor([[1, 2], [3, 4]])).shape
     torch.Size([2, 3])
     """
+
+    default_idx: int | None = None
+    invalid: Invalid = "raise"
+    normalize: bool = False
 
     def forward(
         self,
@@ -194,7 +221,19 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
             per_sample_weights,
             self.include_last_offset,
             self.padding_idx,
+            default_idx=self.default_idx,
+            invalid=self.invalid,
+            normalize=self.normalize,
         )
+
+    def extra_repr(self) -> str:
+        """Return the options for the repr: those of torch, and those of embag that are set."""
+        parts = [super().extra_repr()]
+        for name in ("default_idx", "invalid", "normalize"):
+            value = getattr(self, name)
+            if value != getattr(EmbeddingBag, name):
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)
 
 
 def _embedding_bag(input: Any, weight: Any, offsets: Any, *options: Any) -> torch.Tensor:
@@ -229,6 +268,9 @@ def _reduce(
     per_sample_weights: torch.Tensor | None,
     include_last_offset: bool,
     padding_idx: int | None,
+    default_idx: int | None,
+    invalid: Invalid,
+    normalize: bool,
 ) -> tuple[Any, Any]:
     """Return the arrays of the output and, with `wants_winners`, of the rows of the maxima."""
     result = functional.embedding_bag(
@@ -246,6 +288,9 @@ def _reduce(
         padding_idx,
         return_max_indices=wants_winners and mode in ("max", "min"),
         num_threads=_num_threads(),
+        default_idx=default_idx,
+        invalid=invalid,
+        normalize=normalize,
     )
     if max_norm is not None:
         torch.autograd.graph.increment_version(weight)
@@ -264,6 +309,10 @@ def _check(tensor: Any, name: str, dtypes: frozenset[torch.dtype], rule: str) ->
         raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
+# The indices of `weight` and `per_sample_weights` among the arguments of the function below.
+_DIFFERENTIABLE = (2, 9)
+
+
 class _EmbeddingBag(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -274,14 +323,15 @@ class _EmbeddingBag(torch.autograd.Function):
         offsets: torch.Tensor | None,
         *options: Any,
     ) -> torch.Tensor:
-        _, _, needs_weight, *_, needs_sample, _, _ = ctx.needs_input_grad
-        _, _, scale_grad_by_freq, mode, sparse, sample, include_last_offset, padding_idx = options
+        needs_weight, needs_sample = (ctx.needs_input_grad[i] for i in _DIFFERENTIABLE)
+        _, _, scale_grad_by_freq, mode, sparse, sample, include_last_offset, *rows = options
+        padding_idx, default_idx, invalid, normalize = rows
         result, winners = _reduce(grad_enabled and needs_weight, input, weight, offsets, *options)
         if winners is not None:
             winners = torch.from_numpy(winners)
         # Saved tensors must not change before the backward pass. As in torch, the table may
-        # (an optimizer's step), unless the gradient of the weights needs its values.
-        table = weight if needs_sample else None
+        # (an optimizer's step), unless the gradient needs its values.
+        table = weight if needs_sample or normalize else None
         ctx.save_for_backward(input, offsets, sample, table, winners)
         ctx.shape = weight.shape
         ctx.options = {
@@ -289,17 +339,20 @@ class _EmbeddingBag(torch.autograd.Function):
             "mode": mode,
             "sparse": sparse,
             "include_last_offset": include_last_offset,
-            # Already checked; as an int it cannot change any more.
+            # Already checked; as ints they cannot change any more.
             "padding_idx": None if padding_idx is None else operator.index(padding_idx),
+            "default_idx": None if default_idx is None else operator.index(default_idx),
+            "invalid": invalid if isinstance(invalid, str) else operator.index(invalid),
+            "normalize": bool(normalize),
         }
         return torch.from_numpy(result)
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        _, _, needs_weight, *_, needs_sample, _, _ = ctx.needs_input_grad
-        needs = needs_weight, needs_sample, ctx.shape, ctx.options
-        weight, sample = _Gradients.apply(needs, grad_output, *ctx.saved_tensors)
-        return (None, None, weight, *6 * (None,), sample, None, None)
+        needs = *(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE), ctx.shape, ctx.options
+        gradients = _Gradients.apply(needs, grad_output, *ctx.saved_tensors)
+        by_place = dict(zip(_DIFFERENTIABLE, gradients, strict=True))
+        return tuple(by_place.get(i) for i in range(len(ctx.needs_input_grad)))
 
 
 class _Gradients(torch.autograd.Function):

@@ -48,7 +48,7 @@ def tune(weight: Table, n_threads: int | None = None) -> list[Tuned]:
 
     Parameters
     ----------
-    weight : (n_rows, dim) ndarray or QuantizedTable
+    weight : ndarray, QuantizedTable or RemappedTable, shape (n_rows, dim)
         The table. Random rows of it are read; nothing is written.
     n_threads : int, optional
         Tune for calls with this many threads, besides those with one; `get_num_threads`
@@ -90,7 +90,7 @@ def tune(weight: Table, n_threads: int | None = None) -> list[Tuned]:
     >>> [tuned.mode for tuned in embag.tune(weight, n_threads=1)]
     ['sum', 'weighted sum', 'max']
     """
-    table = as_table(weight)
+    table = as_table(weight, kept=True)
     n_threads = (
         threads.get_num_threads()
         if n_threads is None
@@ -133,7 +133,7 @@ def _tune(
     found = None
     stop = time.monotonic() + _MOST_SECONDS
     for _ in range(_MOST_CALLS):
-        ids = rng.integers(0, table.n_rows, n)
+        ids = rng.integers(table.first_id, table.first_id + table.n_rows, n)
         embedding_bag(
             ids, weight, offsets, mode=mode, per_sample_weights=weights, num_threads=n_threads
         )

@@ -93,6 +93,24 @@ TABLES = {
         ("scipy",),
     ),
 }
+TABLES["gathers"] = Table(
+    "gather table",
+    "rows without bags",
+    (
+        ("embag, ns per row", "embag", "ns per row", ".1f"),
+        ("NumPy, ns per row", "numpy", "ns per row", ".1f"),
+        ("torch, ns per row", "torch", "ns per row", ".1f"),
+        ("zentorch, ns per row", "zentorch", "ns per row", ".1f"),
+        ("times as fast as NumPy", "embag", "times numpy", ".2f"),
+        ("as torch", "embag", "times torch", ".2f"),
+        ("as zentorch", "embag", "times zentorch", ".2f"),
+        ("of the best pinned candidate", "embag", "share of pinned", ".0%"),
+        AGAIN,
+    ),
+    "float32, and a new result for each call, unless stated otherwise. NumPy is `np.take`, with "
+    '`mode="clip"` where it has `out`.',
+    ("torch", "zentorch", "numpy"),
+)
 TABLES["threads"] = replace(
     TABLES["inference"], marker="thread table", first_column="on two threads"
 )

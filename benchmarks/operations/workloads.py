@@ -30,6 +30,7 @@ PLAIN = ("numba", "scipy", "numpy")
 BACKWARD = ("torch", "embag", "embag-again")
 SPARSE = ("torch", "torch-uncoalesced", "embag", "embag-again")
 COLLECTION = ("fbgemm", "torch", "zentorch", "embag", "embag-again")
+GATHER = ("numpy", "torch", "zentorch", *OURS)
 MATRIX = ("scipy", *OURS, "embag-numpy")
 
 # The bits of an entry, and the bytes of scale and bias of a quantized row.
@@ -546,6 +547,60 @@ _MATRICES = [
         targets={"embag": {"scipy": 3}},
     ),
 ]
+# An id each of 40,960 bags of one.
+_GATHERS = [
+    Workload(
+        "gather-d64-2m",
+        "D = 64, 2 M rows, 40,960 ids",
+        *(2_000_000, 64, 40_960, 1),
+        kind="gather",
+        contenders=GATHER,
+        targets={"embag": {"numpy": 1.3, "torch": 1, "zentorch": 1}},
+    ),
+    Workload(
+        "gather-out-d64-2m",
+        "the same, with `out`",
+        *(2_000_000, 64, 40_960, 1),
+        kind="gather-out",
+        contenders=("numpy", "torch", *OURS),
+        targets={"embag": {"numpy": 1.3, "torch": 1}},
+    ),
+    Workload(
+        "gather-d64-10k",
+        "D = 64, 10 k rows, 4,096 ids",
+        *(10_000, 64, 4096, 1),
+        kind="gather",
+        passes=8,
+        contenders=GATHER,
+        targets={"embag": {"numpy": 1, "torch": 1, "zentorch": 1}},
+    ),
+    Workload(
+        "gather-d64-1k-20",
+        "D = 64, 1000 rows, 20 ids: the whole call",
+        *(1000, 64, 20, 1),
+        kind="gather",
+        passes=64,
+        contenders=GATHER,
+        targets={"embag": {"numpy": 1, "torch": 1, "zentorch": 1}},
+    ),
+    Workload(
+        "gather-float16-d64-2m",
+        "float16 to float32, D = 64, 2 M rows, 40,960 ids",
+        *(2_000_000, 64, 40_960, 1),
+        dtype="float16",
+        kind="gather",
+        contenders=("numpy", *OURS),
+    ),
+    Workload(
+        "gather-int8-d64-2m",
+        "8 bits to float32, D = 64, 2 M rows, 40,960 ids",
+        *(2_000_000, 64, 40_960, 1),
+        dtype="int8",
+        kind="gather",
+        contenders=("numpy", *OURS),
+        targets={"embag": {"numpy": 1.5}},
+    ),
+]
 _THREADS = [
     Workload(
         "sum-d64-2m-2t",
@@ -598,12 +653,14 @@ QUICK += ("dense-mean-d64-10k", "dense-max-d64-10k", "sparse-weighted-d64-1m")
 QUICK += ("weights-d64-1m", "step-d64-1m")
 QUICK += ("int8-d64-2m", "int4-d64-10k", "int2-d128-2m", "float16-d64-2m", "bfloat16-d64-2m")
 QUICK += ("26-tables-request", "26-tables-batch-int8", "quantize-int8-1m", "csr-d64-10k")
+QUICK += ("gather-d64-2m", "gather-out-d64-2m", "gather-int8-d64-2m")
 QUICK += ("sum-d64-2m-2t", "26-tables-skewed-2t")
 _GROUPS = {
     "forward": _FORWARD,
     "gradients": _GRADIENTS,
     "inference": _INFERENCE,
     "matrices": _MATRICES,
+    "gathers": _GATHERS,
     "threads": _THREADS,
 }
 WORKLOADS = {workload.name: workload for group in _GROUPS.values() for workload in group}
@@ -714,6 +771,15 @@ def assert_result(workload: Workload, table: Any, batch: Batch, result: Any) -> 
     if workload.is_quantized:
         n_terms *= 2  # an entry is a multiple of the scale, plus the bias
     _assert_close(workload, result, reference(workload, table, batch), n_terms)
+
+
+def assert_rows(workload: Workload, table: Any, batch: Batch, result: NDArray[np.float32]) -> None:
+    """Compare rows with those of the table: bit by bit, unless a library decodes them."""
+    expected = table[batch.indices]
+    if workload.is_quantized:
+        _assert_close(workload, result, expected, 2)
+    else:
+        assert result.tobytes() == expected.astype(result.dtype).tobytes(), workload.name
 
 
 def assert_collection(

@@ -1,12 +1,15 @@
-"""Arrow list columns of any library, read in place through Arrow's C data interface.
+"""Arrow columns of any library, read in place through Arrow's C data interface.
 
 Columns come through the Arrow PyCapsule interface: three C structs (_cdata.h), which are read
 here without a library. nanoarrow serves the same purpose, but 0.9 does not expose the buffers
 of ListViews, and it would be one more dependency.
 
-Counts and types are checked here, ranges of lists and ids where they are used. That a buffer is
-as long as the lengths need cannot be checked; pyarrow is asked to validate its columns first
-(readers.py).
+    Source    a column that was opened: its `Type`, and its chunks
+    Array     a chunk, or a part of one: it returns its buffers as NumPy arrays, and its children
+
+arrow_types.py decides which types are read, and how. Counts are checked here, ranges of lists and
+ids where they are used. That a buffer is as long as the lengths need cannot be checked; pyarrow is
+asked to validate its columns first (readers.py).
 
 Tested in tests/columns/.
 """
@@ -23,6 +26,7 @@ cdef extern from "_cdata.h" nogil:
     struct ArrowSchema:
         const char* format
         const char* name
+        int64_t flags
         int64_t n_children
         ArrowSchema** children
         ArrowSchema* dictionary
@@ -36,6 +40,7 @@ cdef extern from "_cdata.h" nogil:
         int64_t n_children
         const void** buffers
         ArrowArray** children
+        ArrowArray* dictionary
         void (*release)(ArrowArray*) noexcept nogil
 
     struct ArrowArrayStream:
@@ -46,6 +51,8 @@ cdef extern from "_cdata.h" nogil:
 
 
 cdef int64_t MAX_ENTRIES = <int64_t>1 << 48     # of an array: no address space holds more
+cdef int64_t NULLABLE = 2                       # a flag of a schema
+cdef int MAX_DEPTH = 8                          # of the types that are read, more than any needs
 
 # NumPy types by Arrow format.
 TYPES = {
@@ -90,53 +97,146 @@ cdef class Stream:
             self.stream.release(&self.stream)
 
 
-def read_lists(object column):
-    """Return the parts of a list column: (format, format of the items, chunks).
+cdef class Type:
+    """A type: Arrow's format, the types of its children, and that of its dictionary."""
 
-    `column` has `__arrow_c_stream__` or `__arrow_c_array__`. A table of one column is read as
-    that column. The formats are Arrow's. `chunks` is None for a column of another type,
-    otherwise a list of
+    cdef readonly str format
+    cdef readonly str name
+    cdef readonly bint is_nullable
+    cdef readonly list children
+    cdef readonly Type dictionary
+    cdef readonly bint is_fixed    # FixedSizeLists
+    cdef bint is_view              # ListViews
+    cdef int offset_type           # of lists
 
-        (n_lists, valid, offsets, sizes, list_size, items, items_valid)
 
-    - `offsets`: n_lists + 1 offsets into `items` for List and LargeList; n_lists for ListViews,
-      with `sizes`; None for FixedSizeList, which has `list_size`
-    - `items`: a read-only array; the number of items if all are null; None if they are not
-      numbers
-    - `valid`, `items_valid`: (bytes, bit of the first entry); None if all are valid
-    """
+cdef class Array:
+    """Entries of an array, from `start` in its buffers on."""
+
     cdef Memory memory
-    cdef Schema schema
-    cdef Stream stream
-    cdef list chunks = []
-    cdef int error
-    if not hasattr(column, "__arrow_c_stream__"):
-        schema_capsule, array_capsule = column.__arrow_c_array__()
-        schema, memory = take_schema(schema_capsule), take_array(array_capsule)
-        lists, items, wanted = read_formats(&schema.schema)
-        if not wanted:
-            return lists, items, None
-        chunks.append(read_chunk(memory, &schema.schema, lists, items))
-        return lists, items, chunks
+    cdef const ArrowArray* array
+    cdef int64_t start
+    cdef readonly int64_t n
+    cdef readonly Type type
 
-    stream, schema = take_stream(column.__arrow_c_stream__()), Schema()
-    with nogil:
-        error = stream.stream.get_schema(&stream.stream, &schema.schema)
-    if error != 0:
-        raise_for_stream(stream, error)
-    lists, items, wanted = read_formats(&schema.schema)
-    if not wanted:
-        return lists, items, None
-    while True:
-        memory = Memory()
-        with nogil:
-            error = stream.stream.get_next(&stream.stream, &memory.array)
-        if error != 0:
-            memory.array.release = NULL
-            raise_for_stream(stream, error)
-        if memory.array.release == NULL:
-            return lists, items, chunks
-        chunks.append(read_chunk(memory, &schema.schema, lists, items))
+    def valid(self):
+        """Return which entries are valid, as (bytes, bit of the first); None if all are."""
+        if self.n == 0 or self.array.null_count == 0:
+            return None
+        if self.array.n_buffers == 0 or self.array.buffers[0] == NULL:
+            return None
+        cdef int64_t first = self.start // 8
+        cdef int64_t n_bytes = (self.start + self.n + 7) // 8 - first
+        return self.view(0, first, n_bytes, cnp.NPY_UINT8), self.start % 8
+
+    def values(self):
+        """Return the numbers of an array whose format is in `TYPES`."""
+        return self.view(1, self.start, self.n, TYPES[self.type.format])
+
+    def offsets(self):
+        """Return where lists start: n + 1 offsets, or n for ListViews; none without lists."""
+        cdef int64_t n = self.n if self.n == 0 or self.type.is_view else self.n + 1
+        return self.view(1, self.start, n, self.type.offset_type)
+
+    def sizes(self):
+        """Return the sizes of ListViews; None for other lists."""
+        if not self.type.is_view:
+            return None
+        return self.view(2, self.start, self.n, self.type.offset_type)
+
+    @property
+    def list_size(self):
+        """The size of FixedSizeLists."""
+        size = int(self.type.format.removeprefix("+w:"))
+        require(0 <= size <= MAX_ENTRIES, "lists of such a size")
+        return size
+
+    def child(self, int i):
+        """Return a child: a field of structs, or the items of lists.
+
+        The entries of a field, and those of FixedSizeLists, are those of this array; the items
+        of other lists are all that are in memory.
+        """
+        cdef const ArrowArray* child
+        cdef int64_t size, start = 0, n
+        require(0 <= i < self.array.n_children and i < len(self.type.children)
+                and self.array.children != NULL and self.array.children[i] != NULL,
+                "an array without its children")
+        child = self.array.children[i]
+        check_counts(child)
+        n = child.length
+        if self.type.format == "+s":
+            require(child.length - self.n >= self.start, "a field shorter than its structs")
+            start, n = self.start, self.n
+        elif self.type.is_fixed:
+            size = self.list_size
+            require(size == 0 or self.start + self.n <= child.length // size,
+                    "fewer items than its lists")
+            start, n = self.start * size, self.n * size
+        return make_array(self.memory, child, self.type.children[i], child.offset + start, n)
+
+    def dictionary(self):
+        """Return the values of an array of codes."""
+        require(self.array.dictionary != NULL, "codes without a dictionary")
+        check_counts(self.array.dictionary)
+        return make_array(self.memory, self.array.dictionary, self.type.dictionary,
+                          self.array.dictionary.offset, self.array.dictionary.length)
+
+    cdef cnp.ndarray view(self, int buffer, int64_t start, cnp.npy_intp n, int type_number):
+        """Return entries of a buffer as a read-only array that keeps the memory alive."""
+        cdef cnp.ndarray array
+        cdef const char* data
+        if n == 0:
+            return cnp.PyArray_ZEROS(1, &n, type_number, 0)
+        require(self.array.n_buffers > buffer, "an array without its buffers")
+        data = <const char*>self.array.buffers[buffer]
+        require(data != NULL, "a buffer without an address")
+        data += start * <int64_t>cnp.PyArray_DescrFromType(type_number).itemsize
+        array = cnp.PyArray_SimpleNewFromData(1, &n, type_number, <void*>data)
+        cnp.set_array_base(array, self.memory)
+        cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+        return array
+
+
+cdef class Source:
+    """A column of any library, opened: its type, and its chunks."""
+
+    cdef readonly Type type
+    cdef Stream stream
+    cdef Memory memory
+
+    def __init__(self, object column):
+        """Open a column, which has `__arrow_c_stream__` or `__arrow_c_array__`."""
+        cdef Schema schema
+        cdef int error
+        if hasattr(column, "__arrow_c_stream__"):
+            self.stream, schema = take_stream(column.__arrow_c_stream__()), Schema()
+            with nogil:
+                error = self.stream.stream.get_schema(&self.stream.stream, &schema.schema)
+            if error != 0:
+                raise_for_stream(self.stream, error)
+        else:
+            schema_capsule, array_capsule = column.__arrow_c_array__()
+            schema, self.memory = take_schema(schema_capsule), take_array(array_capsule)
+        self.type = read_type(&schema.schema, 0)
+
+    def read_chunks(self):
+        """Return the chunks, each an `Array`. A stream is read to its end, so call this once."""
+        cdef Memory memory
+        cdef int error
+        if self.stream is None:
+            return [make_chunk(self.memory, self.type)]
+        chunks = []
+        while True:
+            memory = Memory()
+            with nogil:
+                error = self.stream.stream.get_next(&self.stream.stream, &memory.array)
+            if error != 0:
+                memory.array.release = NULL
+                raise_for_stream(self.stream, error)
+            if memory.array.release == NULL:
+                return chunks
+            chunks.append(make_chunk(memory, self.type))
 
 
 cdef Schema take_schema(object capsule):
@@ -179,140 +279,43 @@ cdef require(bint good, str seen):
         raise ValueError(f"it must follow Arrow's C data interface, got {seen}")
 
 
-cdef str decode_format(const char* format):
-    require(format != NULL, "a type without a format")
-    return format.decode(errors="replace")
-
-
-cdef bint is_table(const ArrowSchema* schema):
-    return decode_format(schema.format) == "+s" and schema.n_children == 1
-
-
-cdef const ArrowSchema* get_child(const ArrowSchema* schema, int64_t i) except NULL:
-    require(schema.children != NULL and schema.children[i] != NULL, "a type without its children")
-    return schema.children[i]
-
-
-cdef const ArrowArray* get_only_child(const ArrowArray* array) except NULL:
-    require(array.n_children == 1 and array.children != NULL and array.children[0] != NULL,
-            "an array without its child")
-    return array.children[0]
-
-
-cdef tuple read_formats(const ArrowSchema* schema):
-    """Return (format, format of the items, whether this is a list column).
-
-    For a table of several columns, the format of the items is that of its first list column.
-    """
+cdef Type read_type(const ArrowSchema* schema, int depth):
+    """Return a type, with the types in it down to a depth that no type needs."""
+    cdef Type found = Type()
     cdef int64_t i
-    if is_table(schema):
-        schema = get_child(schema, 0)
-    lists = decode_format(schema.format)
-    if lists == "n":
-        return lists, "n", True
-    if lists == "+s":
+    require(schema.format != NULL, "a type without a format")
+    found.format = schema.format.decode(errors="replace")
+    found.is_fixed = found.format.startswith("+w:")
+    found.is_view = found.format.startswith("+v")
+    found.offset_type = cnp.NPY_INT64 if found.format.endswith("L") else cnp.NPY_INT32
+    found.name = "" if schema.name == NULL else schema.name.decode(errors="replace")
+    found.is_nullable = schema.flags & NULLABLE
+    found.children = []
+    if depth < MAX_DEPTH:
         for i in range(schema.n_children):
-            if is_of_lists(decode_format(get_child(schema, i).format)):
-                return lists, decode_format(get_child(schema, i).format), False
-    if not is_of_lists(lists):
-        return lists, "", False
-    require(schema.n_children == 1, f"lists with {schema.n_children} children")
-    schema = get_child(schema, 0)
-    return lists, "dictionary" if schema.dictionary != NULL else decode_format(schema.format), True
+            require(schema.children != NULL and schema.children[i] != NULL,
+                    "a type without its children")
+            found.children.append(read_type(schema.children[i], depth + 1))
+        if schema.dictionary != NULL:
+            found.dictionary = read_type(schema.dictionary, depth + 1)
+    return found
 
 
-cdef bint is_of_lists(str format):
-    return format in ("+l", "+L", "+vl", "+vL") or format.startswith("+w:")
+cdef Array make_chunk(Memory memory, Type type):
+    check_counts(&memory.array)
+    return make_array(memory, &memory.array, type, memory.array.offset, memory.array.length)
 
 
-cdef tuple read_chunk(Memory memory, const ArrowSchema* schema, str lists, str items):
-    cdef:
-        const ArrowArray* array = &memory.array
-        int64_t n, start, first_item, n_items, list_size = 0
-        bint is_view = lists.startswith("+v")
-        int type_number = cnp.NPY_INT64 if lists.endswith("L") else cnp.NPY_INT32
-        const ArrowArray* child
-        object offsets = None, sizes = None
-    check_counts(array)
-    n, start = array.length, array.offset
-    if is_table(schema):
-        require(no_nulls(array), "a table with rows that are null")
-        array = get_only_child(array)
-        check_counts(array)
-        require(array.length - n >= start, "a column shorter than its table")
-        start = start + array.offset
-    if lists == "n":   # all lists are null
-        return n, None, None, None, 0, 0, None
-    child = get_only_child(array)
-    check_counts(child)
-    first_item, n_items = child.offset, child.length
-
-    if lists.startswith("+w:"):
-        list_size = int(lists.removeprefix("+w:"))
-        require(0 <= list_size <= MAX_ENTRIES, "lists of such a size")
-        require(list_size == 0 or start + n <= n_items // list_size, "fewer items than its lists")
-        first_item = first_item + start * list_size
-        n_items = n * list_size
-    elif n == 0:
-        offsets = view_entries(memory, NULL, 0, 0, type_number)
-        sizes = offsets if is_view else None
-        n_items = 0
-    else:
-        require(array.n_buffers >= (3 if is_view else 2), "lists without offsets")
-        offsets = view_entries(
-            memory, array.buffers[1], start, n if is_view else n + 1, type_number
-        )
-        if is_view:
-            sizes = view_entries(memory, array.buffers[2], start, n, type_number)
-
-    return (n, validity(memory, array, start, n), offsets, sizes, list_size,
-            read_items(memory, child, items, first_item, n_items),
-            validity(memory, child, first_item, n_items) if items != "n" else None)
+cdef Array make_array(
+    Memory memory, const ArrowArray* array, Type type, int64_t start, int64_t n
+):
+    cdef Array made = Array()
+    made.memory, made.array, made.type = memory, array, type
+    made.start, made.n = start, n
+    return made
 
 
 cdef check_counts(const ArrowArray* array):
     require(array.n_buffers == 0 or array.buffers != NULL, "an array without its buffers")
     require(0 <= array.length <= MAX_ENTRIES and 0 <= array.offset <= MAX_ENTRIES - array.length,
             f"{array.length} entries from {array.offset} on")
-
-
-cdef bint no_nulls(const ArrowArray* array):
-    return array.null_count == 0 or array.n_buffers == 0 or array.buffers[0] == NULL
-
-
-cdef object validity(Memory memory, const ArrowArray* array, int64_t start, int64_t n):
-    """Return which of n entries are valid, as (bytes, first bit); None if all are."""
-    if n == 0 or no_nulls(array):
-        return None
-    first = start // 8
-    n_bytes = (start + n + 7) // 8 - first
-    return view_entries(memory, array.buffers[0], first, n_bytes, cnp.NPY_UINT8), start % 8
-
-
-cdef object read_items(
-    Memory memory, const ArrowArray* array, str format, int64_t start, int64_t n
-):
-    """Return the n items from `start` on; None if they are not numbers."""
-    if format == "n":
-        return n
-    type_number = TYPES.get(format)
-    if type_number is None:
-        return None
-    require(array.n_buffers >= 2, "items without values")
-    return view_entries(memory, array.buffers[1], start, n, type_number)
-
-
-cdef cnp.ndarray view_entries(
-    Memory memory, const void* data, int64_t start, cnp.npy_intp n, int type_number
-):
-    """Return the n entries from `start` on as a read-only array that keeps `memory` alive."""
-    cdef cnp.ndarray array
-    if n == 0:
-        return cnp.PyArray_ZEROS(1, &n, type_number, 0)
-    require(data != NULL, "a buffer without an address")
-    itemsize = cnp.PyArray_DescrFromType(type_number).itemsize
-    data = <const char*>data + start * <int64_t>itemsize
-    array = cnp.PyArray_SimpleNewFromData(1, &n, type_number, <void*>data)
-    cnp.set_array_base(array, memory)
-    cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
-    return array

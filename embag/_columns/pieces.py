@@ -2,8 +2,8 @@
 
 A `Column` is a sequence of chunks of lists, read in place (readers.py makes them). A chunk
 becomes one piece without a copy if its lists are contiguous and its items are int32 or int64.
-Other chunks (other integers, nulls, ListViews out of order) are converted in blocks of bags, so
-that memory stays bounded.
+Other chunks (other integers, nulls, dictionaries, ListViews out of order) are converted in
+blocks of bags, so that memory stays bounded.
 
 Tested in tests/columns/.
 """
@@ -29,6 +29,7 @@ class Mask(NamedTuple):
 
     bits: AnyArray  # bytes; the lowest bit comes first
     first: int  # the bit of the first entry
+    also: "Mask | None" = None  # entries must be valid in this mask, too
 
     @classmethod
     def of(cls, valid: AnyArray) -> "Mask":
@@ -37,13 +38,29 @@ class Mask(NamedTuple):
 
     def cut(self, start: int) -> "Mask":
         """Return the mask of the entries from `start` on."""
-        return Mask(self.bits, self.first + start)
+        return Mask(self.bits, self.first + start, self.also and self.also.cut(start))
 
     def unpack(self, start: int, n: int) -> NDArray[np.bool_]:
         """Return n bools, from entry `start` on."""
         byte, bit = divmod(self.first + start, 8)
         unpacked = np.unpackbits(self.bits[byte : byte + (bit + n + 7) // 8], bitorder="little")
-        return unpacked[bit : bit + n].view(np.bool_)
+        valid = unpacked[bit : bit + n].view(np.bool_)
+        return valid if self.also is None else valid & self.also.unpack(start, n)
+
+    def arrays(self) -> list[AnyArray]:
+        """Return all arrays of the mask."""
+        return [self.bits, *(() if self.also is None else self.also.arrays())]
+
+    def copy(self) -> "Mask":
+        """Return the mask with arrays of its own."""
+        return self._replace(bits=self.bits.copy(), also=self.also and self.also.copy())
+
+
+class Dictionary(NamedTuple):
+    """The values that codes stand for."""
+
+    values: AnyArray
+    valid: NDArray[np.bool_] | None  # which of them are not null; None if all are
 
 
 class Chunk(NamedTuple):
@@ -64,6 +81,12 @@ class Chunk(NamedTuple):
     valid: Mask | None = None  # an invalid list has no items
     items_valid: Mask | None = None
     all_null: bool = False  # all items are null, whatever their values
+    dictionary: Dictionary | None = None  # the items are codes, positions in it
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the items."""
+        return (self.items if self.dictionary is None else self.dictionary.values).dtype
 
     def cut(self, start: int, stop: int) -> "Chunk":
         """Return the lists from `start` to `stop`."""
@@ -98,7 +121,7 @@ class Chunk(NamedTuple):
 
         The kernels can then read them in place, if the types of items and offsets allow it.
         """
-        if self.items_valid is not None or self.all_null:
+        if self.items_valid is not None or self.all_null or self.dictionary is not None:
             return False
         if self.sizes is not None and self.n > 0:
             return False
@@ -116,21 +139,29 @@ class Chunk(NamedTuple):
 
     def arrays(self) -> list[AnyArray]:
         """Return all arrays of the chunk."""
-        masks = [mask and mask.bits for mask in (self.valid, self.items_valid)]
-        return [a for a in (self.items, self.offsets, self.sizes, *masks) if a is not None]
+        arrays = [a for a in (self.items, self.offsets, self.sizes) if a is not None]
+        for mask in (self.valid, self.items_valid):
+            arrays += [] if mask is None else mask.arrays()
+        return arrays if self.dictionary is None else [*arrays, self.dictionary.values]
 
     def copy(self) -> "Chunk":
         """Return the lists with arrays of their own."""
-        valid, items_valid = (
-            mask and mask._replace(bits=mask.bits.copy()) for mask in (self.valid, self.items_valid)
-        )
+        valid, items_valid = (mask and mask.copy() for mask in (self.valid, self.items_valid))
+        dictionary = self.dictionary
+        if dictionary is not None:
+            dictionary = dictionary._replace(values=dictionary.values.copy())
         items, offsets, sizes = (
             None if array is None else array.copy()
             for array in (self.items, self.offsets, self.sizes)
         )
         assert items is not None
         return self._replace(
-            items=items, offsets=offsets, sizes=sizes, valid=valid, items_valid=items_valid
+            items=items,
+            offsets=offsets,
+            sizes=sizes,
+            valid=valid,
+            items_valid=items_valid,
+            dictionary=dictionary,
         )
 
 
@@ -173,14 +204,15 @@ class Piece(NamedTuple):
 class Column:
     """A ragged input: chunks of lists, a bag in each list."""
 
-    def __init__(self, chunks: list[Chunk], name: str) -> None:
+    def __init__(self, chunks: list[Chunk], name: str, is_flat: bool = False) -> None:
         self.name = name
+        self.is_flat = is_flat  # plain numbers: each is a list
         self.n_bags = sum(chunk.n for chunk in chunks)
-        self.dtype = chunks[0].items.dtype if chunks else np.dtype(np.int64)
+        self.dtype = chunks[0].dtype if chunks else np.dtype(np.int64)
         self.chunks = [_drop_empty_items(chunk) for chunk in chunks if chunk.n > 0]
-        # Only a CSR matrix has these: its data, and its number of columns.
+        # The weights of a column that holds ids and weights, or the data of a CSR matrix.
         self.weights: Column | None = None
-        self.n_columns: int | None = None
+        self.n_columns: int | None = None  # of a CSR matrix
 
     def pieces(
         self, weights: "Column | None" = None, dtype: np.dtype[Any] | None = None
@@ -248,11 +280,43 @@ class Column:
         given_offsets = np.concatenate(([0], np.cumsum(stops - starts)))
         if chunk.all_null:
             return chunk.items[:0], None, given_offsets, np.zeros_like(given_offsets)
-        items, kept = _gather_items(chunk.items, chunk.items_valid, starts, given_offsets)
+        items, kept = self._gather(self.name, start, chunk, starts, given_offsets)
         offsets = given_offsets
         if kept is not None:
             offsets = np.concatenate(([0], np.cumsum(kept)))[given_offsets]
         return items, kept, given_offsets, offsets
+
+    def _gather(
+        self, name: str, start: int, chunk: Chunk, starts: AnyArray, offsets: AnyArray
+    ) -> tuple[AnyArray, AnyArray | None]:
+        """Return the items of lists end to end, and which are not null; None if all are.
+
+        Lists start at `starts` in the items of the chunk, and at `offsets` in the result.
+        """
+        items, kept = _gather_items(chunk.items, chunk.items_valid, starts, offsets)
+        if chunk.dictionary is None:
+            return items, kept
+        values, valid = chunk.dictionary
+        bad = (items < 0) | (items >= len(values))
+        if kept is not None:
+            bad &= kept
+            items = np.where(kept, items, 0)  # the code of a null may be any number
+        if bad.any():
+            k = int(bad.argmax())
+            b = int(np.searchsorted(offsets, k, side="right")) - 1
+            raise ValueError(
+                f"{name} must have codes of its dictionary of {len(values)} values, "
+                f"got {items[k]} in list {start + b}"
+            )
+        if len(values) == 0:  # all codes are of nulls
+            return np.zeros(len(items), values.dtype), kept
+        if valid is not None:
+            kept = valid[items] if kept is None else kept & valid[items]
+        return values[items], kept
+
+    @property
+    def _weights_name(self) -> str:
+        return "per_sample_weights" if self.weights is None else self.weights.name
 
     def _weight_starts(self, start: int, factors: Chunk, offsets: AnyArray) -> AnyArray:
         """Return where lists of weights start; raise unless they are as long as those of ids."""
@@ -261,7 +325,7 @@ class Column:
         if differ.any():
             b = int(differ.argmax())
             raise ValueError(
-                f"per_sample_weights must have as many entries in each list as {self.name}, "
+                f"{self._weights_name} must have as many entries in each list as {self.name}, "
                 f"got {stops[b] - starts[b]} in list {start + b}, which has "
                 f"{offsets[b + 1] - offsets[b]} there"
             )
@@ -277,7 +341,7 @@ class Column:
         dtype: np.dtype[Any] | None,
     ) -> AnyArray:
         """Return the weights of the kept ids; raise if one of these is null."""
-        sample, known = _gather_items(factors.items, factors.items_valid, starts, offsets)
+        sample, known = self._gather(self._weights_name, start, factors, starts, offsets)
         if factors.all_null:
             known = np.zeros(len(sample), np.bool_)
         if known is not None:
@@ -285,7 +349,7 @@ class Column:
             if unknown.any():
                 b = int(np.searchsorted(offsets, unknown.argmax(), side="right")) - 1
                 raise ValueError(
-                    f"per_sample_weights must not be null where {self.name} is not, "
+                    f"{self._weights_name} must not be null where {self.name} is not, "
                     f"got a null in list {start + b}"
                 )
         if kept is not None:
@@ -305,7 +369,7 @@ class Column:
             )
         return starts, stops
 
-    def check(self, n_rows: int, refuse: bool) -> None:
+    def check(self, n_rows: int, refuse: bool, first_id: int = 0) -> None:
         """Raise for the first invalid list, otherwise for the first id out of range.
 
         Ids are checked only with `refuse`.
@@ -320,11 +384,13 @@ class Column:
             return
         for piece in self.pieces():
             used = piece.used
-            k = kernels.first_bad_index(used, n_rows)
+            k = kernels.first_bad_index(used, n_rows, first_id)
             if k >= 0:
-                self._raise_for_index(piece, k, int(used[k]), n_rows)
+                self._raise_for_index(piece, k, int(used[k]), n_rows, first_id)
 
-    def _raise_for_index(self, piece: Piece, k: int, seen: int, n_rows: int) -> NoReturn:
+    def _raise_for_index(
+        self, piece: Piece, k: int, seen: int, n_rows: int, first_id: int
+    ) -> NoReturn:
         if self.dtype == np.uint64:
             seen %= 2**64
         if piece.offsets is None:
@@ -338,7 +404,8 @@ class Column:
             item = k - int(bounds[b])
         if self.dtype == object:  # of integers beyond int64
             seen = self._integer_at(piece.start + b, item)
-        _arguments.raise_out_of_range(f"{self.name}[{piece.start + b}][{item}]", seen, n_rows)
+        place = f"{self.name}[{piece.start + b}][{item}]"
+        _arguments.raise_out_of_range(place, seen, n_rows, first_id=first_id)
 
     def _integer_at(self, b: int, item: int) -> int:
         """Return an item of list b before its conversion."""
@@ -360,6 +427,23 @@ class Column:
             start += chunk.n
         return empty
 
+    def count_out_of_range(self, n_rows: int) -> NDArray[np.int64]:
+        """Return how many ids of each list are out of range for a table."""
+        counts = np.zeros(self.n_bags, np.int64)
+        start = 0
+        for chunk in self.chunks:
+            for first, last in () if chunk.all_null else self._blocks(start, chunk):
+                items, kept, offsets, _ = self._concatenate_lists(
+                    start + first, chunk.cut(first, last)
+                )
+                bad = ((items < 0) | (items >= n_rows)).astype(np.bool_)
+                if kept is not None:
+                    bad &= kept
+                sums = np.concatenate(([0], np.cumsum(bad)))
+                counts[start + first : start + last] = np.diff(sums[offsets])
+            start += chunk.n
+        return counts
+
     def memory(self, role: str = "ids") -> list[tuple[str, AnyArray]]:
         """Return all arrays of the column, each with its role in the call."""
         return [(role, array) for chunk in self.chunks for array in chunk.arrays()]
@@ -376,7 +460,9 @@ class Column:
             chunk.copy() if any(np.may_share_memory(a, table) for a in chunk.arrays()) else chunk
             for chunk in self.chunks
         ]
-        return Column(chunks, self.name)
+        column = Column(chunks, self.name, self.is_flat)
+        column.weights = self.weights
+        return column
 
 
 def batch_pieces(pieces: Iterator[Piece], n_items: int) -> Iterator[list[Piece]]:

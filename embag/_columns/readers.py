@@ -1,7 +1,7 @@
 """Readers of ragged inputs: each returns a `Column` (pieces.py).
 
 The type of an input decides whether it is ragged, never its lengths or values. Arrow list
-columns (_cdata.pyx), scipy CSR matrices, awkward arrays, nested tensors of torch and ragged
+columns (arrow_types.py), scipy CSR matrices, awkward arrays, nested tensors of torch and ragged
 tensors of TensorFlow are read in place; none of these packages is imported here. Sequences of
 lists, arrays, series or tensors are copied into one chunk.
 
@@ -19,36 +19,25 @@ import numpy as np
 
 from embag import _arguments
 from embag._arguments import AnyArray, describe
-from embag._columns import _cdata
+from embag._columns.arrow_types import NotReadableError, read_arrow
 from embag._columns.pieces import Chunk, Column, Mask
 from embag._kernels.dispatch import kernels
 from embag._modes import Mode, check_weighted
 
-# What messages call Arrow's formats.
-_FORMATS = {
-    "b": "booleans",
-    "u": "strings",
-    "U": "strings",
-    "vu": "strings",
-    "+s": "structs",
-    "+m": "maps",
-}
-
 _chain = itertools.chain.from_iterable
 
 
-class _NotReadable(ValueError):
-    """An object has Arrow's interface but cannot be read through it; it may be an array."""
+def as_input(value: Any, name: str, flat: bool = False) -> Any:  # Column | AnyArray
+    """Return a ragged input as a `Column`, anything else as an index array.
 
-
-def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
-    """Return a ragged input as a `Column`, anything else as an index array."""
+    With `flat`, a column of integers (of Arrow or pandas) is ragged, too: each integer is a list.
+    """
     lists = _as_lists_of_ints(value, name)
     if lists is not None:
         return lists
     try:
-        column = as_column(value, name)
-    except _NotReadable as error:
+        column = as_column(value, name, flat=flat)
+    except NotReadableError as error:
         try:
             return _arguments.as_index_array(value, name)
         except (TypeError, ValueError):
@@ -56,12 +45,13 @@ def as_input(value: Any, name: str) -> Any:  # Column | AnyArray
     if column is None:
         return _arguments.as_index_array(value, name)
     if column.dtype.kind not in "iuO":
-        seen = f"lists of {column.dtype}"
+        lists = "" if column.is_flat else "lists of "
+        seen = f"{lists}{column.dtype}"
         if column.dtype.kind == "f" and any(
             chunk.items_valid is not None or np.isnan(chunk.items).any() for chunk in column.chunks
         ):
             seen += " with nulls: if pandas made floats of ids, read with dtype_backend='pyarrow'"
-        raise TypeError(f"{name} must be lists of integers, got {seen}")
+        raise TypeError(f"{name} must be {lists}integers, got {seen}")
     return column
 
 
@@ -97,9 +87,10 @@ def column_from_array(array: AnyArray, offsets: AnyArray | None, n_bags: int, na
     return Column([Chunk(n_bags, array.reshape(-1), offsets, list_size=list_size)], name)
 
 
-def check_no_offsets(offsets: Any, lengths: Any) -> None:
-    """Raise for offsets or lengths beside a ragged input."""
-    for name, seen in (("offsets", offsets), ("lengths", lengths)):
+def check_no_offsets(offsets: Any, lengths: Any, segment_ids: Any = None) -> None:
+    """Raise for offsets, lengths or segment ids beside a ragged input."""
+    given = {"offsets": offsets, "lengths": lengths, "segment_ids": segment_ids}
+    for name, seen in given.items():
         if seen is not None:
             raise ValueError(f"{name} must be None where input is ragged, got {describe(seen)}")
 
@@ -115,34 +106,33 @@ def as_ragged_weights(value: Any) -> Column | None:
         return None
     try:
         return as_column(value, "per_sample_weights", weights=True)
-    except _NotReadable:  # it may be an array
+    except NotReadableError:  # it may be an array
         return None
 
 
 def as_weights(value: Any, column: Column, mode: Mode, dtype: np.dtype[Any]) -> Column | None:
     """Return the weights of a ragged input, checked except for the lengths of their lists.
 
-    Without `value`, a matrix has weights of its own for sums: its data.
+    By default, they are the weights that the input holds, such as the data of a matrix.
     """
     if value is None:
         if column.weights is None or not mode.takes_weights:
             return None
-        _arguments.check_castable(f"the data of {column.name}", column.weights.dtype, dtype)
+        _arguments.check_castable(column.weights.name, column.weights.dtype, dtype)
         return column.weights
     name = "per_sample_weights"
     check_weighted(mode, value)
     if column.weights is not None:
         raise ValueError(
-            f"{name} must be None where {column.name} is a matrix, whose data are the weights, "
-            f"got {describe(value)}"
+            f"{name} must be None where {column.name} has weights of its own, got {describe(value)}"
         )
-    weights = as_column(value, name, weights=True)
+    weights = as_column(value, name, weights=True, flat=column.is_flat)
     if weights is None:
         raise ValueError(
             f"{name} must be ragged where {column.name} is, with as many entries in each list, "
             f"got {describe(value)}"
         )
-    weights = weights.weights or weights  # a matrix stands for its data
+    weights = weights.weights or weights  # of a matrix, its data
     _arguments.check_castable(name, weights.dtype, dtype)
     if weights.n_bags != column.n_bags:
         raise ValueError(
@@ -152,10 +142,11 @@ def as_weights(value: Any, column: Column, mode: Mode, dtype: np.dtype[Any]) -> 
     return weights
 
 
-def as_column(value: Any, name: str, weights: bool = False) -> Column | None:
+def as_column(value: Any, name: str, weights: bool = False, flat: bool = False) -> Column | None:
     """Return a ragged input as a `Column`; None for anything else.
 
-    With `weights`, any numbers are accepted, and each row of a 2-D array is a list.
+    With `weights`, any numbers are accepted, and each row of a 2-D array is a list. With `flat`,
+    each number of a column of Arrow or pandas is a list.
     """
     kind = type(value)
     if kind is Column:
@@ -164,7 +155,7 @@ def as_column(value: Any, name: str, weights: bool = False) -> Column | None:
     if issubclass(kind, (np.ndarray, list, tuple)):
         return _read_sequence(value, name, weights)
     read = _READERS.get(str(kind.__module__).partition(".")[0])
-    column_read = None if read is None else read(value, name)
+    column_read = None if read is None else read(value, name, flat)
     if column_read is not None:
         return column_read
     dtype = getattr(value, "dtype", None)
@@ -173,38 +164,10 @@ def as_column(value: Any, name: str, weights: bool = False) -> Column | None:
             return None
         return _read_sequence(np.asarray(value), name, weights)
     if hasattr(kind, "__arrow_c_array__") or hasattr(kind, "__arrow_c_stream__"):
-        return _read_arrow(value, name)
+        return read_arrow(value, name, flat)
     if _is_sequence(kind) and not _is_array_like(value):
         return _read_sequence(list(value), name, weights)
     return None
-
-
-def _read_arrow(value: Any, name: str) -> Column | None:
-    try:
-        form, items, read = _cdata.read_lists(value)
-    except MemoryError:
-        raise
-    except Exception as error:
-        message = f"{name} must be a column, got {describe(value)}: {error}"
-        raise _NotReadable(message) from error
-    if read is None:
-        if form == "+m":
-            raise TypeError(f"{name} must be lists of numbers, got maps")
-        if items:  # a table with a list column; any other may be read as an array
-            raise TypeError(f"{name} must be one column, got {describe(value)} of several")
-        return None
-    if items != "n" and items not in _cdata.TYPES:
-        seen = _FORMATS.get(items, f"Arrow's type {items!r}")
-        raise TypeError(f"{name} must be lists of numbers, got lists of {seen}")
-    chunks = []
-    for n, valid, offsets, sizes, list_size, found, items_valid in read:
-        lists_mask, items_mask = (bits and Mask(*bits) for bits in (valid, items_valid))
-        values: Any = found
-        all_null = isinstance(found, int)
-        if isinstance(found, int):  # the number of nulls, which take no memory
-            values = np.broadcast_to(np.int64(0), (found,))
-        chunks.append(Chunk(n, values, offsets, sizes, list_size, lists_mask, items_mask, all_null))
-    return Column(chunks, name)
 
 
 def _read_sequence(value: Any, name: str, weights: bool) -> Column | None:
@@ -368,7 +331,7 @@ def _as_number(item: Any) -> Any:
     return item
 
 
-def _read_scipy(value: Any, name: str) -> Column | None:
+def _read_scipy(value: Any, name: str, flat: bool) -> Column | None:
     form = getattr(value, "format", None)
     if form is None:
         return None
@@ -383,19 +346,29 @@ def _read_scipy(value: Any, name: str) -> Column | None:
             f"{len(indices)} indices and {len(data)} data"
         )
     column = Column([Chunk(n, indices, offsets)], name)
-    column.weights = Column([Chunk(n, data, offsets)], name)
+    column.weights = Column([Chunk(n, data, offsets)], f"the data of {name}")
     column.n_columns = value.shape[1]
     return column
 
 
-def _read_pandas(value: Any, name: str) -> Column | None:
-    """Read a frame of one column as that column, without its index."""
-    if getattr(value, "ndim", None) != 2 or value.shape[1] != 1:
+def _read_pandas(value: Any, name: str, flat: bool) -> Column | None:
+    """Read a frame of one column as that column, without its index; or a flat series."""
+    if getattr(value, "ndim", None) == 2 and value.shape[1] == 1:
+        return as_column(value.iloc[:, 0], name, flat=flat)
+    if not (flat and hasattr(value, "iloc")):
         return None
-    return as_column(value.iloc[:, 0], name)
+    dtype = getattr(value.dtype, "numpy_dtype", value.dtype)  # of a nullable type
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "iuf":
+        return None
+    valid = None
+    if dtype is not value.dtype and value.hasnans:
+        valid = Mask.of(value.notna().to_numpy())
+        value = value.fillna(0)
+    items = value.to_numpy(dtype)
+    return Column([Chunk(len(items), items, list_size=1, items_valid=valid)], name, is_flat=True)
 
 
-def _check_pyarrow(value: Any, name: str) -> None:
+def check_pyarrow(value: Any, name: str, flat: bool = False) -> None:
     """Raise if buffers are shorter than the lengths need, as in a damaged file.
 
     Arrow's C interface does not have the sizes of buffers, and pyarrow does not check them when
@@ -410,7 +383,7 @@ def _check_pyarrow(value: Any, name: str) -> None:
             ) from error
 
 
-def _read_awkward(value: Any, name: str) -> Column | None:
+def _read_awkward(value: Any, name: str, flat: bool) -> Column | None:
     ak = sys.modules["awkward"]
     if not isinstance(value, ak.Array):
         return None
@@ -456,7 +429,7 @@ def _read_awkward_with_nulls(value: Any, name: str) -> Column:
     return Column([Chunk(len(counts), items, offsets, items_valid=Mask.of(known))], name)
 
 
-def _read_torch(value: Any, name: str) -> Column | None:
+def _read_torch(value: Any, name: str, flat: bool) -> Column | None:
     torch = sys.modules["torch"]
     if not (isinstance(value, torch.Tensor) and value.is_nested):
         return None
@@ -469,7 +442,7 @@ def _read_torch(value: Any, name: str) -> Column | None:
     return Column([Chunk(len(lengths), items, offsets[: len(lengths)], lengths.numpy())], name)
 
 
-def _read_tensorflow(value: Any, name: str) -> Column | None:
+def _read_tensorflow(value: Any, name: str, flat: bool) -> Column | None:
     if not hasattr(value, "ragged_rank"):
         return None
     if value.ragged_rank != 1 or value.flat_values.shape.rank != 1:
@@ -479,8 +452,8 @@ def _read_tensorflow(value: Any, name: str) -> Column | None:
 
 
 # By the package that defines the type.
-_READERS: dict[str, Callable[[Any, str], Column | None]] = {
-    "pyarrow": _check_pyarrow,
+_READERS: dict[str, Callable[[Any, str, bool], Column | None]] = {
+    "pyarrow": check_pyarrow,
     "scipy": _read_scipy,
     "pandas": _read_pandas,
     "awkward": _read_awkward,

@@ -8,10 +8,11 @@ needs, so that mapping or copying it needs no further checks.
     .safetensors    the length of the header in 8 bytes, JSON, the data. Parsed and written here:
                     the safetensors package cannot map an array, and writes only contiguous ones.
 
-Neither format can express quantized tables, and .npy cannot express bfloat16. In .npy, a
-quantized table is an array of records whose field names describe the bytes, and bfloat16 is a
-record with one field of that name. In .safetensors, the metadata hold the options of
-`QuantizedTable.from_packed`. docs/tables.md documents both, byte by byte.
+Neither format can express quantized tables, and .npy cannot express bfloat16 or 8-bit floats. In
+.npy, a quantized table is an array of records whose field names describe the bytes, and a
+low-precision float is a record with one field of that name. In .safetensors, the metadata hold
+the options of `QuantizedTable.from_packed`, and list the tensors that belong to a table: its
+`index_map` and its scales. docs/tables.md documents both, byte by byte.
 
 .safetensors is little-endian; this file assumes that the machine is, too.
 
@@ -25,13 +26,14 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from embag._arguments import AnyArray, describe
-from embag._encodings import ENCODINGS, FLOATS, FLOATS_NAMES, Encoding, Layout
+from embag._encodings import DTYPES, DTYPES_NAMES, ENCODINGS, LOW_FLOATS, Encoding, Layout
 
 _ALIGNMENT = 64  # of the data in a file: a cache line, as NumPy aligns it
 _NPY_HEADER = 12 + 10_000  # the longest that NumPy parses
@@ -39,8 +41,23 @@ _NPY_HEADER = 12 + 10_000  # the longest that NumPy parses
 # malicious header takes 1 s and 300 MB at this length, and up to 35 s and 2.6 GB at 100 MB, the
 # limit of the safetensors package.
 _SAFETENSORS_HEADER = 8_000_000
-_SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-_BFLOAT16_RECORD = np.dtype([("bfloat16", np.uint16)])
+_SAFETENSORS_DTYPES = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "I8": "int8",
+    "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+_RECORDS = {name: np.dtype([(name, f"u{ENCODINGS[name].bits // 8}")]) for name in LOW_FLOATS}
+# The tensors that may belong to a table, and their dtypes.
+_PARTS = {
+    "row_scales": {"F32": "float32"},
+    "index_map": {"I32": "int32", "I64": "int64"},
+    "scales": {"F32": "float32", "F64": "float64"},
+}
 
 
 class Packing(NamedTuple):
@@ -56,6 +73,16 @@ class Packing(NamedTuple):
         return ENCODINGS[self.layout, self.bits]
 
 
+class Parts(NamedTuple):
+    """What a table has besides its rows: the map and scales of a remapped or symmetric table."""
+
+    first_id: int | None = None  # None: ids are the numbers of rows
+    arrays: Mapping[str, AnyArray] = MappingProxyType({})  # by their names in _PARTS
+
+
+NO_PARTS = Parts()
+
+
 class Place(NamedTuple):
     """Where a table is in a file."""
 
@@ -64,6 +91,7 @@ class Place(NamedTuple):
     shape: tuple[int, int]
     packing: Packing | None  # of a quantized table, whose dtype is uint8
     in_fortran_order: bool = False
+    parts: Parts = NO_PARTS
 
     @property
     def n_bytes(self) -> int:
@@ -75,7 +103,8 @@ class Format(NamedTuple):
     """The functions that read and write the header of a format."""
 
     read: Callable[[BinaryIO, int, str | None], Place]  # (file, its bytes, name)
-    header: Callable[[AnyArray, Packing | None, str | None], bytes]  # (rows, packing, name)
+    # (rows, packing, name, parts)
+    header: Callable[[AnyArray, Packing | None, str | None, Parts], bytes]
 
 
 # --- .npy ---------------------------------------------------------------------
@@ -128,16 +157,17 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     header = read_npy_header(file)
     start, dtype, shape, fortran_order = header
     packing = _packing_of(dtype)
-    if dtype == _BFLOAT16_RECORD:
-        dtype = _dtype("bfloat16")
+    floats = next((name for name, record in _RECORDS.items() if dtype == record), None)
+    if floats is not None:
+        dtype = _dtype(floats)
     elif dtype == "V2":
         raise ValueError(
             "dtype must be a named one, got |V2: if it is bfloat16, whose name numpy.save "
             "loses, view it as bfloat16 and save it with save_table"
         )
-    elif packing is None and dtype.name not in FLOATS:
+    elif packing is None and dtype.name not in DTYPES:
         raise ValueError(
-            f"dtype must be {FLOATS_NAMES}, or the records of a quantized table, "
+            f"dtype must be {DTYPES_NAMES}, or the records of a quantized table, "
             f"got {dtype.str if dtype.kind == 'f' else dtype}"
         )
     if len(shape) != (1 if packing else 2) or not 0 <= min(shape) <= max(shape) < 2**63:
@@ -150,13 +180,18 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     return Place(start, dtype, (n_rows, n_columns), packing, bool(fortran_order))
 
 
-def _npy_header(rows: AnyArray, packing: Packing | None, name: str | None) -> bytes:
+def _npy_header(rows: AnyArray, packing: Packing | None, name: str | None, parts: Parts) -> bytes:
     _check_no_name(name)
+    if parts != NO_PARTS:
+        raise ValueError(
+            "path must end in .safetensors for a table with a map or scales of its own: "
+            "a .npy file holds one array"
+        )
     dtype, shape = rows.dtype, rows.shape
     if packing:
         dtype, shape = _record_dtype(shape[1], packing), shape[:1]
-    elif dtype.name == "bfloat16":
-        dtype = _BFLOAT16_RECORD
+    else:
+        dtype = _RECORDS.get(dtype.name, dtype)
     head = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(
@@ -226,16 +261,25 @@ def read_tensors(file: BinaryIO, n_file_bytes: int) -> tuple[int, dict[str, Any]
 
 def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     start, header, metadata = read_tensors(file, n_file_bytes)
-    if name is None and len(header) == 1:
-        name = next(iter(header))
+    belong = {
+        f"{key}.{part}"
+        for key in header
+        for part in _parse_parts(metadata.get(f"embag.{key}.parts"))[1]
+    }
+    tables = [key for key in header if key not in belong]
+    if name is None and len(tables) == 1:
+        name = tables[0]
     if name not in header:
-        names = ", ".join([*map(describe, list(header)[:5]), *["..."][: len(header) > 5]])
+        names = ", ".join([*map(describe, tables[:5]), *["..."][: len(tables) > 5]])
         raise ValueError(f"name must be one of the file's tensors ({names}), got {describe(name)}")
     code, shape = header[name]["dtype"], header[name]["shape"]
     packing = metadata.get(f"embag.{name}") if code == "U8" else None
-    if packing is None and code not in _SAFETENSORS_DTYPES:
+    # Bytes without metadata may be those of a quantized table.
+    is_bytes = code == "U8" and packing is None and f"embag.{name}.parts" not in metadata
+    if is_bytes or code not in _SAFETENSORS_DTYPES:
+        codes = [code for code in _SAFETENSORS_DTYPES if code != "U8"]
         raise ValueError(
-            f"dtype of {describe(name)} must be {', '.join(_SAFETENSORS_DTYPES)}, "
+            f"dtype of {describe(name)} must be {', '.join(codes)}, "
             f"or U8 with embag's metadata, got {describe(code)}"
         )
     if len(shape) != 2:
@@ -246,6 +290,7 @@ def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Pl
         _dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8),
         (shape[0], shape[1]),
         None if packing is None else _parse_packing(packing),
+        parts=_read_parts(file, start, header, metadata, name),
     )
     if place.n_bytes != end - begin:
         raise ValueError(
@@ -254,19 +299,83 @@ def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Pl
     return place
 
 
-def _safetensors_header(rows: AnyArray, packing: Packing | None, name: str | None) -> bytes:
+def _read_parts(
+    file: BinaryIO, start: int, header: dict[str, Any], metadata: dict[str, str], name: str
+) -> Parts:
+    """Read the arrays that belong to a table."""
+    first_id, names = _parse_parts(metadata.get(f"embag.{name}.parts"))
+    arrays = {}
+    for part in names:
+        key = f"{name}.{part}"
+        tensor = header.get(key, {"dtype": None, "shape": []})
+        dtype = _PARTS[part].get(tensor["dtype"])
+        if dtype is None or len(tensor["shape"]) > 1:
+            raise ValueError(
+                f"tensor {describe(key)} must be 1-D of {' or '.join(_PARTS[part])}, "
+                f"got {describe(tensor['dtype'])} of shape {tensor['shape']}"
+            )
+        begin, end = tensor["data_offsets"]
+        n_bytes = math.prod(tensor["shape"]) * np.dtype(dtype).itemsize
+        if n_bytes != end - begin:
+            raise ValueError(
+                f"data_offsets of {describe(key)} must span {n_bytes} bytes, got {end - begin}"
+            )
+        file.seek(start + begin)
+        data = file.read(n_bytes)
+        if len(data) != n_bytes:
+            raise ValueError(f"file must not shrink while it is read, got {len(data)} bytes")
+        arrays[part] = np.frombuffer(data, dtype).reshape(tensor["shape"])
+    return Parts(first_id, arrays)
+
+
+def _parse_parts(text: str | None) -> tuple[int | None, list[str]]:
+    """Return the first id, and the names of the arrays that belong to a table."""
+    if text is None:
+        return None, []
+    parts = _parse_object(text, "metadata of the parts of a table")
+    first_id, names = parts.get("first_id"), parts.get("arrays")
+    if not (
+        parts.keys() == {"first_id", "arrays"}
+        and (first_id is None or type(first_id) is int)
+        and type(names) is list
+        and all(type(name) is str and name in _PARTS for name in names)
+        and len(set(names)) == len(names)
+        and (first_id is not None or set(names) <= {"row_scales"})
+    ):
+        raise ValueError("metadata of the parts of a table must be first_id and arrays, got others")
+    return first_id, names
+
+
+def _safetensors_header(
+    rows: AnyArray, packing: Packing | None, name: str | None, parts: Parts
+) -> bytes:
     key = "weight" if name is None else name
     if key == "__metadata__":
         raise ValueError("name must be another than that of the metadata, got '__metadata__'")
     codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
     header: dict[str, Any] = {}
+    metadata = {}
     if packing:
-        header["__metadata__"] = {f"embag.{key}": json.dumps(packing._asdict())}
+        metadata[f"embag.{key}"] = json.dumps(packing._asdict())
+    if parts != NO_PARTS or (rows.dtype == np.uint8 and not packing):
+        described = {"first_id": parts.first_id, "arrays": list(parts.arrays)}
+        metadata[f"embag.{key}.parts"] = json.dumps(described)
+    if metadata:
+        header["__metadata__"] = metadata
     header[key] = {
         "dtype": "U8" if packing else codes[rows.dtype.name],
         "shape": rows.shape,
         "data_offsets": (0, rows.nbytes),
     }
+    at = rows.nbytes
+    for part, array in parts.arrays.items():
+        code = next(code for code, name in _PARTS[part].items() if name == array.dtype.name)
+        header[f"{key}.{part}"] = {
+            "dtype": code,
+            "shape": array.shape,
+            "data_offsets": (at, at + array.nbytes),
+        }
+        at += array.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
@@ -334,16 +443,16 @@ def _check_offsets(tensors: dict[str, Any], n_bytes: int) -> None:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    if name != "bfloat16":
+    if name not in LOW_FLOATS:
         return np.dtype(name)
     try:
         import ml_dtypes  # noqa: PLC0415  # optional
     except ImportError as error:
         raise ImportError(
-            "tables of bfloat16 need ml_dtypes: pip install 'embag-cpu[bfloat16]'"
+            f"tables of {name} need ml_dtypes: pip install 'embag-cpu[bfloat16]'"
         ) from error
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
 
 
 def check_regular(path: str) -> None:

@@ -38,6 +38,14 @@ cdef inline void copy_scaled(
         to[d] = <floating_ft>0 + scale * row[d]
 
 
+cdef inline void multiply(
+    const Py_ssize_t n, floating_ft* to, const floating_ft* row, floating_ft scale
+) noexcept nogil:
+    cdef Py_ssize_t d
+    for d in range(n):
+        to[d] = scale * row[d]
+
+
 cdef inline void copy_divided(
     const Py_ssize_t n, floating_ft* to, const floating_ft* row, floating_ft divisor
 ) noexcept nogil:
@@ -65,23 +73,24 @@ cdef inline void add_scaled(
 cdef inline bint wins(floating_ft x, floating_ft best) noexcept nogil:
     """Whether x takes best's place as the maximum.
 
-    The first of equals and the first NaN stay. No branches, so that it vectorises.
+    The first of equals and the first NaN stay. No branches, so that it vectorises: as two
+    comparisons, of which the first is true of NaN, too.
     """
-    return (x > best) | ((x != x) & (best == best))
+    return (not x <= best) & (best == best)
 
 
 cdef inline bint beats(const int operation, floating_ft x, floating_ft best) noexcept nogil:
     """Whether x takes best's place as the maximum, or minimum: `wins` mirrored."""
-    if operation == MAX or operation == ARGMAX:
+    if operation == MAX or operation == SCALED_MAX or operation == ARGMAX:
         return wins(x, best)
-    return (x < best) | ((x != x) & (best == best))
+    return (not x >= best) & (best == best)
 
 
 cdef inline double start_of(const int operation) noexcept nogil:
     """What every row is reduced with: the result of no rows at all, before it becomes 0."""
-    if operation == MAX:
+    if operation == MAX or operation == SCALED_MAX:
         return -INFINITY
-    return INFINITY if operation == MIN else 0
+    return INFINITY if operation == MIN or operation == SCALED_MIN else 0
 
 
 cdef inline void choose(

@@ -190,6 +190,7 @@ def first_bad_offset(
 def first_bad_index(
     cnp.ndarray input not None,      # IN   int32 or int64, contiguous
     Py_ssize_t n_rows,
+    Py_ssize_t first_id=0,           # ids are n_rows numbers from here on
 ) -> int:
     """The first position, counted in C order, whose id is out of range; -1 if there is none."""
     cdef:
@@ -200,7 +201,9 @@ def first_bad_index(
     refuse_change(is_index_array(input))
     with nogil:
         if is_wide:
-            position = find_bad_index(<const int64_t*>indices, n_indices, <size_t>n_rows)
+            position = find_bad_index(<const int64_t*>indices, n_indices, <size_t>n_rows,
+                                      <size_t>first_id)
         else:
-            position = find_bad_index(<const int32_t*>indices, n_indices, <size_t>n_rows)
+            position = find_bad_index(<const int32_t*>indices, n_indices, <size_t>n_rows,
+                                      <size_t>first_id)
     return position

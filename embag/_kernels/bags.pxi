@@ -92,9 +92,10 @@ cdef Py_ssize_t find_bad_offset(const Bags* bags) noexcept nogil:
 
 
 cdef Py_ssize_t find_bad_index(
-    const index_ft* input, Py_ssize_t n_indices, size_t n_rows
+    const index_ft* input, Py_ssize_t n_indices, size_t n_rows, size_t first_id
 ) noexcept nogil:
-    """The first position whose id is out of range; -1 if there is none."""
+    """The first position whose id is not one of the n_rows from first_id on; -1 if there is
+    none."""
     cdef:
         Py_ssize_t start, k, stop
         bint bad
@@ -102,10 +103,10 @@ cdef Py_ssize_t find_bad_index(
         stop = min(start + 1024, n_indices)
         bad = False
         for k in range(start, stop):
-            bad = bad | (<size_t><Py_ssize_t>input[k] >= n_rows)
+            bad = bad | (<size_t><Py_ssize_t>input[k] - first_id >= n_rows)
         if bad:
             for k in range(start, stop):
-                if <size_t><Py_ssize_t>input[k] >= n_rows:
+                if <size_t><Py_ssize_t>input[k] - first_id >= n_rows:
                     return k
     return -1
 

@@ -43,6 +43,18 @@ cdef inline size_t address_at(
         return <size_t>table + <size_t>input[k] * <size_t>stride
 
 
+cdef inline size_t scale_address(
+    const entry_ft* kind,            # the type alone
+    const input_ft* input,
+    const Job* job,
+    Py_ssize_t k,
+) noexcept nogil:
+    """Where the scale of the row at position k would be, to be prefetched."""
+    if may_have_scales(kind):
+        return address_at(input, job, <const char*>job.row_scales, 4 * job.scale_step, k)
+    return 0
+
+
 cdef inline void take_half(
     const entry_ft* row,             # IN   half of a row
     const Py_ssize_t half,
@@ -51,6 +63,7 @@ cdef inline void take_half(
     floating_ft scale,               # of the entries, or the weight of the row
     floating_ft bias,                # of the entries
     bint exact,                      # the product of scale and entry needs no rounding
+    bint scaled,                     # rows have scales in an array
 ) noexcept nogil:
     """Reduce half of a row into the totals."""
     cdef floating_ft entries[WIDEST_HALF]
@@ -66,6 +79,8 @@ cdef inline void take_half(
     if chooses(operation):
         if are_quantized(row):
             dequantize_entries(half, <float*>entries, <float>scale, <float>bias)
+        elif may_have_scales(row) and scaled:
+            multiply(half, entries, entries, scale)
         choose(half, operation, total, entries)
     elif are_quantized(row) and (EMBAG_FMA or not exact):
         add_fused(half, <float*>total, <float*>entries, <float>scale)
@@ -83,11 +98,14 @@ cdef inline void fetch_row(
     bint straddles,
     Py_ssize_t edge,                 # the byte of scale and bias that is farthest from them
     size_t row,                      # where its entries are: perhaps wild, nothing is read
+    size_t scale,                    # where its scale is, if that is in an array
 ) noexcept nogil:
     """Prefetch every line that a block of a row, and its scale and bias, touch."""
     fetch_into(near, half_bytes, row, shift_bytes, straddles)
     if are_quantized(kind):
         prefetch(near, row + <size_t>edge)
+    if may_have_scales(kind):
+        prefetch(near, scale)
 
 
 cdef inline bint take_row(
@@ -115,6 +133,7 @@ cdef inline bint take_row(
         bint exact = factor_bytes_of(entries) == 2 and sample == NULL
         Py_ssize_t r = index_at(input, job, k)
         const char* row
+        bint scaled = may_have_scales(entries) and job.row_scales != NULL
         floating_ft scale = 1, bias = 0
     if <size_t>r >= n_rows:
         if job.stand_in < 0:
@@ -136,13 +155,16 @@ cdef inline bint take_row(
     elif operation == WEIGHTED_SUM:
         if are_plain(entries) or sample != NULL:
             scale = sample[k]
-    take_half(<const entry_ft*>row, half, operation, low, scale, bias, exact)
-    take_half(<const entry_ft*>(row + shift_bytes), half, operation, high, scale, bias, exact)
+    if scaled:
+        scale = scale * job.row_scales[r * job.scale_step]
+    take_half(<const entry_ft*>row, half, operation, low, scale, bias, exact, scaled)
+    take_half(<const entry_ft*>(row + shift_bytes), half, operation, high, scale, bias, exact,
+              scaled)
     return True
 
 
 cdef double weight_of_bag(
-    const Job* job, const floating_ft* sample, Py_ssize_t start, Py_ssize_t stop
+    const Job* job, const floating_ft* weights, Py_ssize_t start, Py_ssize_t stop
 ) noexcept nogil:
     """The sum of the weights of the entries that count, or the root of that of their squares."""
     cdef Py_ssize_t k, r
@@ -154,22 +176,22 @@ cdef double weight_of_bag(
                 continue
             r = job.stand_in
         if r != job.padding:
-            weight = sample[k]
+            weight = weights[k]
             total = total + (weight * weight if job.divisor == ROOT else weight)
     return sqrt(total) if job.divisor == ROOT else total
 
 
 cdef inline double divisor_of(
-    const Job* job, const floating_ft* sample, Py_ssize_t start, Py_ssize_t stop,
+    const Job* job, const floating_ft* weights, Py_ssize_t start, Py_ssize_t stop,
     Py_ssize_t n_left_out,
 ) noexcept nogil:
     """What the sum of a bag is divided by."""
     cdef double n = <double>(stop - start - n_left_out)
-    if job.divisor == COUNT or (sample == NULL and job.divisor == TOTAL):
+    if job.divisor == COUNT or (weights == NULL and job.divisor == TOTAL):
         return n
-    if sample == NULL:
+    if weights == NULL:
         return sqrt(n)
-    return weight_of_bag(job, sample, start, stop)
+    return weight_of_bag(job, weights, start, stop)
 
 
 cdef inline bint reduce_block(
@@ -178,7 +200,7 @@ cdef inline bint reduce_block(
     const int operation,
     const bint ones,                 # many bags have one row: for plain entries alone
     const input_ft* input,           # IN   (n_indices,)
-    const floating_ft* sample,       # IN   (n_indices,), for WEIGHTED_SUM alone, or NULL
+    const floating_ft* sample,       # IN   (n_indices,), or NULL
     const Job* job,                  # IN
     const Task* task,                # IN   half <= its columns <= 2 * half
 ) noexcept nogil:
@@ -231,7 +253,8 @@ cdef inline bint reduce_block(
     if task.first:
         for k in range(stop, min(stop + ahead, n_indices)):
             fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
-                      address_at(input, job, table, stride, k))
+                      address_at(input, job, table, stride, k),
+                      scale_address(entries, input, job, k))
 
     b = task.bag_start
     while b < bag_stop:
@@ -246,7 +269,8 @@ cdef inline bint reduce_block(
             while stop == start + 1 and start < one_stop:
                 if start < single_stop:
                     fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
-                              address_at(input, job, table, stride, start + ahead))
+                              address_at(input, job, table, stride, start + ahead),
+                              scale_address(entries, input, job, start + ahead))
                 r = index_at(input, job, start)
                 if <size_t>r >= n_rows:
                     if not job.skip_invalid:
@@ -285,11 +309,13 @@ cdef inline bint reduce_block(
                 if near:
                     for next_k in range(k + ahead, next_stop):
                         fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
-                                  address_at(input, job, table, stride, next_k))
+                                  address_at(input, job, table, stride, next_k),
+                                  scale_address(entries, input, job, next_k))
                 else:
                     for next_k in range(k + ahead, next_stop):
                         fetch_row(entries, False, half_bytes, shift_bytes, straddles, edge,
-                                  address_at(input, job, table, stride, next_k))
+                                  address_at(input, job, table, stride, next_k),
+                                  scale_address(entries, input, job, next_k))
                 if EMBAG_TOUCHES:
                     touch_rows(job, next_stop, burst)
                 burst_at = k + burst
@@ -298,7 +324,8 @@ cdef inline bint reduce_block(
                 segment_stop = min(segment_stop, run_stop)
             for k in range(k, min(segment_stop, single_stop)):
                 fetch_row(entries, True, half_bytes, shift_bytes, straddles, edge,
-                          address_at(input, job, table, stride, k + ahead))
+                          address_at(input, job, table, stride, k + ahead),
+                          scale_address(entries, input, job, k + ahead))
                 if not take_row(entries, half, operation, input, sample, job, k, n_rows, stride,
                                 padding, factors, shift_bytes, low, high, &biases, &n_left_out):
                     return False
@@ -317,7 +344,8 @@ cdef inline bint reduce_block(
             fill(half, low, 0)
             fill(half, high, 0)
         elif job.divisor != NOTHING and not chooses(operation):
-            divisor = <floating_ft>divisor_of(job, sample, start, stop, n_left_out)
+            divisor = <floating_ft>divisor_of(
+                job, <const floating_ft*>job.weights, start, stop, n_left_out)
             if divisor == 0:
                 fill(half, low, 0)
                 fill(half, high, 0)
@@ -445,7 +473,8 @@ cdef inline bint reduce_entries(
         if job.operation == SUM:
             return reduce_as(entries, SUM, True, input, sample, job, task)
         return reduce_as(entries, WEIGHTED_SUM, True, input, sample, job, task)
-    if job.operation == SUM and not are_quantized(kind) and entry_ft is not narrowed_entries:
+    if (job.operation == SUM and not are_quantized(kind) and entry_ft is not narrowed_entries
+            and not (may_have_scales(kind) and job.row_scales != NULL)):
         return reduce_as(entries, SUM, False, input, sample, job, task)
     return reduce_as(entries, WEIGHTED_SUM, False, input, sample, job, task)
 
@@ -501,6 +530,22 @@ cdef bint reduce_int8_by_int64(const Job* job, const Task* task) noexcept nogil:
 
 cdef bint reduce_int8_half(const Job* job, const Task* task) noexcept nogil:
     return reduce_decoded(<const int8_half_entries*>job.table, job, task)
+
+
+cdef bint reduce_signed(const Job* job, const Task* task) noexcept nogil:
+    return reduce_decoded(<const signed_entries*>job.table, job, task)
+
+
+cdef bint reduce_unsigned(const Job* job, const Task* task) noexcept nogil:
+    return reduce_decoded(<const unsigned_entries*>job.table, job, task)
+
+
+cdef bint reduce_e4m3(const Job* job, const Task* task) noexcept nogil:
+    return reduce_decoded(<const e4m3_entries*>job.table, job, task)
+
+
+cdef bint reduce_e5m2(const Job* job, const Task* task) noexcept nogil:
+    return reduce_decoded(<const e5m2_entries*>job.table, job, task)
 
 
 cdef bint reduce_int4(const Job* job, const Task* task) noexcept nogil:

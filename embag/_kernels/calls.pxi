@@ -1,12 +1,11 @@
 # Lookups in one table, as Python calls them.
 
-cdef int float_type_of(cnp.ndarray weight):
-    """The encoding of an array of floats by its dtype; -1 if it is not one of a table.
+cdef int encoding_of(cnp.ndarray weight):
+    """The encoding of an array by its dtype; -1 if it is not one of a table.
 
-    bfloat16 is a dtype of another package, which need not be installed: the first one that is
-    seen is remembered.
+    bfloat16 and floats of 8 bits are dtypes of another package, which need not be installed.
+    NumPy numbers such types as they are registered.
     """
-    global bfloat16_dtype
     cdef int type_number = cnp.PyArray_TYPE(weight)
     if type_number == cnp.NPY_FLOAT32:
         return FLOAT32
@@ -14,16 +13,19 @@ cdef int float_type_of(cnp.ndarray weight):
         return FLOAT64
     if type_number == cnp.NPY_FLOAT16:
         return FLOAT16
-    if cnp.PyArray_ITEMSIZE(weight) != 2 or not cnp.PyTypeNum_ISUSERDEF(type_number):
+    if type_number == cnp.NPY_INT8:
+        return SIGNED_INT8
+    if type_number == cnp.NPY_UINT8:
+        return UNSIGNED_INT8
+    if not cnp.PyTypeNum_ISUSERDEF(type_number):
         return -1
-    dtype = <object>cnp.PyArray_DESCR(weight)
-    if dtype is not bfloat16_dtype:
-        if dtype.kind != "V" or dtype.name != "bfloat16":
-            return -1
-        bfloat16_dtype = dtype
-    return BFLOAT16
+    code = codes_of_user_types.get(type_number)
+    if code is None:
+        code = ENCODING_CODES.get((<object>cnp.PyArray_DESCR(weight)).name, -1)
+        codes_of_user_types[type_number] = code
+    return code
 
-cdef object bfloat16_dtype = None
+cdef dict codes_of_user_types = {}
 
 
 cdef bint are_adjacent(cnp.ndarray table):
@@ -77,13 +79,15 @@ cdef bint is_sound(const Job* job) noexcept nogil:
         if not (start <= stop <= job.bags.n_indices):
             return False
         start = stop
+    if job.mapping != NULL and not is_mapped_well(job, first, stop_of(job)):
+        return False
     if job.skip_invalid:
         return True
     if job.wide:
         return find_bad_index(<const int64_t*>job.input + first, stop_of(job) - first,
-                              <size_t>job.n_rows) < 0
+                              <size_t>n_ids_of(job), <size_t>first_id_of(job)) < 0
     return find_bad_index(<const int32_t*>job.input + first, stop_of(job) - first,
-                          <size_t>job.n_rows) < 0
+                          <size_t>n_ids_of(job), <size_t>first_id_of(job)) < 0
 
 
 cdef inline Py_ssize_t stop_of(const Job* job) noexcept nogil:
@@ -133,9 +137,10 @@ def plain_call(
     cdef:
         Job job
         Task task
+        Mapping mapping
         cnp.ndarray rows
         int encoding, mode_code
-        Py_ssize_t dim, padding = -1
+        Py_ssize_t dim, padding = -1, n_ids
         double n_entries
         bint is_new = out is None, done = True
     if not (max_norm is lengths is out_dtype is default_idx is None
@@ -167,18 +172,20 @@ def plain_call(
             per_sample_weights = data
 
     # The table.
+    given_mapping = row_scales = None
     if cnp.PyArray_Check(weight):
         rows = <cnp.ndarray>weight
-        encoding = float_type_of(rows)
+        encoding = encoding_of(rows)
         if encoding < 0 or not are_adjacent(rows):
             return None
         dim = cnp.PyArray_DIM(rows, 1)
     else:
         encoded = getattr(weight, "_encoded", None)
-        if not (isinstance(encoded, tuple) and len(<tuple>encoded) >= 3
+        if not (isinstance(encoded, tuple) and len(<tuple>encoded) >= 5
                 and cnp.PyArray_Check((<tuple>encoded)[0])):
             return None
         rows, encoding, dim = (<tuple>encoded)[0], (<tuple>encoded)[1], (<tuple>encoded)[2]
+        given_mapping, row_scales = (<tuple>encoded)[3], (<tuple>encoded)[4]
         if not is_encoded_table(rows, encoding, dim):
             return None
 
@@ -201,18 +208,27 @@ def plain_call(
             return None
         job.bags = describe_bags(<cnp.ndarray>input, offsets, include_last_offset is True)
         if job.bags.n_bags < 0 or (rows is weight and (
-                cnp.PyArray_DIM(rows, 1) != dim or float_type_of(rows) != encoding)):
+                cnp.PyArray_DIM(rows, 1) != dim or encoding_of(rows) != encoding)):
             return None
     describe_table(&job, rows, encoding, dim)
+    if row_scales is not None:
+        describe_scales(&job, row_scales)
+    if given_mapping is not None:
+        if not describe_mapping(&mapping, given_mapping, job.n_rows, ENCODINGS[encoding].sum_type):
+            return None
+        job.mapping = &mapping
+    n_ids = first_id_of(&job) + n_ids_of(&job)
     if shape is not None and (
-            (<tuple>shape)[0] != job.bags.n_bags or (<tuple>shape)[1] != job.n_rows):
+            (<tuple>shape)[0] != job.bags.n_bags or (<tuple>shape)[1] != n_ids):
         return None
     if padding_idx is not None:
-        if not -job.n_rows <= padding_idx < job.n_rows:
+        if not first_id_of(&job) - n_ids <= padding_idx < n_ids:
             return None
         padding = padding_idx
         if padding < 0:
-            padding += job.n_rows
+            padding += n_ids
+        elif padding < first_id_of(&job):
+            return None
     if per_sample_weights is not None and not (
             is_factors(per_sample_weights, job.bags.n_indices, ENCODINGS[encoding].sum_type)
             and are_of_shape(<cnp.ndarray>per_sample_weights, <cnp.ndarray>input)):
@@ -233,7 +249,8 @@ def plain_call(
     elif not (is_result(out, job.bags.n_bags, dim, ENCODINGS[encoding].sum_type)
               and is_apart(<cnp.ndarray>out, input) and is_apart(<cnp.ndarray>out, offsets)
               and is_apart(<cnp.ndarray>out, per_sample_weights)
-              and is_apart(<cnp.ndarray>out, rows)):
+              and is_apart(<cnp.ndarray>out, rows) and is_apart(<cnp.ndarray>out, row_scales)
+              and is_apart_from(<cnp.ndarray>out, given_mapping)):
         return None
     job.out = cnp.PyArray_DATA(<cnp.ndarray>out)
     job.out_encoding = FLOAT64 if ENCODINGS[encoding].sum_type == cnp.NPY_FLOAT64 else FLOAT32
@@ -248,6 +265,7 @@ def plain_call(
             done = is_sound(&job)
         done = done and do_alone(&job, &task)
     if not done:
+        demand_memory()
         return None
     return (out, task.n_invalid) if return_n_invalid else out
 
@@ -274,6 +292,8 @@ def reduce_bags(
     Py_ssize_t default_row=-1,       # for bags in which nothing counts; -1: zeros
     bint normalizes=False,           # divide results by their norms; out is of the type of sums
     object n_valid=None,             # OUT  (n_bags,) int64: how many entries count; or None
+    object mapping=None,             # IN   how ids name rows: see describe_mapping; or None
+    object row_scales=None,          # IN   float32 scales: see describe_scales; or None
 ) -> bool:
     """Fill `out` by the bags of one or several parts. False if an offset or an id is bad;
     `out` is then half-written.
@@ -296,6 +316,8 @@ def reduce_bags(
         int64_t n_left_out = 0
         bint done = True
         Job table
+        Mapping described
+        Py_ssize_t n_ids = cnp.PyArray_DIM(rows, 0)
 
     demand_encoding(encoding)
     demand_encoding(out_encoding)
@@ -312,9 +334,16 @@ def reduce_bags(
     refuse_change(max_indices is None
                   or (is_plain(encoding) and encoding == out_encoding and out_rows is None
                       and is_result(max_indices, n_bags, dim, cnp.NPY_INT64)))
+    operation_of(mode, False, False)    # raises for an unknown one
+    if mapping is not None:
+        refuse_change(
+            describe_mapping(&described, mapping, n_ids, ENCODINGS[out_encoding].sum_type)
+            and max_indices is None
+            and (described.scales == NULL or MODES[mode].weighted != NO_OPERATION
+                 or out_encoding == FLOAT32 or out_encoding == FLOAT64))
+        n_ids = described.first_id + described.n_ids
     refuse_change((n_valid is None or is_factors(n_valid, n_bags, cnp.NPY_INT64))
-                  and padding < cnp.PyArray_DIM(rows, 0) and stand_in < cnp.PyArray_DIM(rows, 0)
-                  and default_row < cnp.PyArray_DIM(rows, 0)
+                  and padding < n_ids and stand_in < n_ids and default_row < n_ids
                   and (not normalizes or out_encoding == FLOAT32 or out_encoding == FLOAT64))
     jobs = <Job*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(Job))
     tasks = <Task*>malloc(n_tasks * sizeof(Task))
@@ -325,6 +354,10 @@ def reduce_bags(
         memset(counts, 0, <size_t>n_jobs * sizeof(int64_t))
         memset(&table, 0, sizeof(Job))
         describe_table(&table, rows, encoding, dim)
+        if row_scales is not None:
+            describe_scales(&table, row_scales)
+        if mapping is not None:
+            table.mapping = &described
         table.padding = padding
         table.skip_invalid = n_invalid is not None
         table.stand_in = stand_in
@@ -378,6 +411,8 @@ def reduce_bags(
         free(jobs)
         free(tasks)
         free(counts)
+    if not done:
+        demand_memory()
     if n_invalid is not None:
         (<int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_invalid))[0] = n_left_out
     return done

@@ -6,8 +6,10 @@
 # before the first feature is added up.
 
 cdef void fetch_first(const Job* job) noexcept nogil:
-    """Prefetch the first rows of a job, as many as it keeps ahead."""
+    """Prefetch the first rows of a job, as many as it keeps ahead, unless its ids are mapped."""
     cdef Py_ssize_t n_indices = job.bags.n_indices, k
+    if job.mapping != NULL:
+        return
     cdef Py_ssize_t start = max(0, min(bag_bound(&job.bags, 0), n_indices))
     for k in range(start, min(start + job.fetching.ahead, n_indices)):
         fetch_bytes(job.fetching.way, row_address(job, k), job.row_bytes)
@@ -73,7 +75,7 @@ cdef bint pool_paged(Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noexcept 
         bint fetched
         int64_t began
     for j in range(n_jobs):
-        if jobs[j].paged:
+        if paged_positions(&jobs[j]) > 0:
             n_left += jobs[j].n_positions
             key = ~<size_t>jobs[j].table   # of all features together, not of the table
     if n_left == 0:
@@ -90,6 +92,8 @@ cdef bint pool_paged(Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noexcept 
         began = begin_pages(paging, n)
         if n <= size:                # else do_task cuts one feature into pieces
             for j in range(first, stop):
+                if jobs[j].mapping != NULL:
+                    continue         # do_mapped does that
                 if fetched and jobs[j].paged:
                     fetch_pages(&jobs[j], position_of(&jobs[j], 0), jobs[j].bags.n_indices)
                 jobs[j].paged = False
@@ -102,7 +106,7 @@ cdef bint pool_paged(Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noexcept 
 
 
 cdef inline Py_ssize_t paged_positions(const Job* job) noexcept nogil:
-    return job.n_positions if job.paged else 0
+    return job.n_positions if job.paged and job.mapping == NULL else 0
 
 
 cdef inline int set_ids(
@@ -126,6 +130,7 @@ cdef class Collection:
 
     cdef:
         Job* jobs                    # (n_features,): all that does not depend on the call
+        Mapping* mappings            # (n_features,)
         tuple tables                 # keeps the memory that the jobs point to
         tuple memory                 # what no output may overlap
         object n_invalid             # as given
@@ -134,38 +139,47 @@ cdef class Collection:
 
     def __cinit__(self, tuple features not None, tuple memory not None, object n_invalid):
         """`features` holds (rows, encoding, dim, mode, padding, refuse, stand_in, default_row,
-        normalizes), one for each; `memory` the arrays that no output may overlap: all tables,
-        as given; `n_invalid`, (n_features,) int64, counts the ids out of range that calls did
-        not refuse, or is None: nobody asks."""
-        cdef Py_ssize_t f
+        normalizes, mapping, row_scales), one for each; `memory` the arrays that no output may
+        overlap: all tables, as given; `n_invalid`, (n_features,) int64, counts the ids out of range
+        that calls did not refuse, or is None."""
+        cdef Py_ssize_t f, n_ids
         cdef cnp.ndarray rows
         cdef Job* job
         self.n_features = len(features)
         # Unpacked and not indexed, which is not checked: a tuple of another length raises.
-        self.tables = tuple([rows for rows, _, _, _, _, _, _, _, _ in features])
+        self.tables = tuple([(rows, mapping, scales)
+                             for rows, _, _, _, _, _, _, _, _, mapping, scales in features])
         self.memory = memory
         self.n_invalid = n_invalid
         refuse_change(n_invalid is None
                       or is_factors(n_invalid, self.n_features, cnp.NPY_INT64))
         self.jobs = <Job*>malloc(max(<size_t>1, <size_t>self.n_features) * sizeof(Job))
-        if self.jobs == NULL:
+        self.mappings = <Mapping*>malloc(max(<size_t>1, <size_t>self.n_features) * sizeof(Mapping))
+        if self.jobs == NULL or self.mappings == NULL:
             raise MemoryError("no memory for a collection")
         memset(self.jobs, 0, <size_t>self.n_features * sizeof(Job))
         for f in range(self.n_features):
             (rows, encoding, dim, mode, padding, refuse, stand_in, default_row,
-             normalizes) = features[f]
+             normalizes, mapping, row_scales) = features[f]
             job = &self.jobs[f]
             demand_encoding(encoding)
             refuse_change(rows is not None and is_encoded_table(rows, encoding, dim))
             describe_table(job, rows, encoding, dim)
+            if row_scales is not None:
+                describe_scales(job, row_scales)
             describe_operation(job, mode, False, False)
             job.padding = padding
             job.skip_invalid = not refuse
             job.stand_in = stand_in
             job.default_row = default_row
             job.normalizes = normalizes
-            refuse_change(job.padding < job.n_rows and job.stand_in < job.n_rows
-                          and job.default_row < job.n_rows)
+            if mapping is not None:
+                refuse_change(describe_mapping(
+                    &self.mappings[f], mapping, job.n_rows, cnp.NPY_FLOAT32))
+                job.mapping = &self.mappings[f]
+            n_ids = first_id_of(job) + n_ids_of(job)
+            refuse_change(job.padding < n_ids and job.stand_in < n_ids
+                          and job.default_row < n_ids)
             job.out_encoding = FLOAT32
             # For a call these become addresses.
             job.out = <void*>(self.n_columns * <Py_ssize_t>sizeof(float))
@@ -175,6 +189,7 @@ cdef class Collection:
 
     def __dealloc__(self):
         free(self.jobs)
+        free(self.mappings)
 
     def pool(
         self,
@@ -391,4 +406,6 @@ cdef class Collection:
             for f in range(n_features):
                 embag_count(total + f, n_invalid[f])
         free(n_invalid)
+        if not done:
+            demand_memory()
         return done

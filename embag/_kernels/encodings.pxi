@@ -6,7 +6,7 @@
 # - a type of entries and its `decode`, and `write_entries` if results may have it, in
 #   entries.pxi; what that needs of the processor in platform.h
 # - a function in blocks.pxi, such as `reduce_half`, and its line in REDUCERS, in forward.pxi
-# - for arrays of a dtype: `float_type_of` in calls.pxi, and the names in _encodings.py
+# - for arrays of a dtype of NumPy's: `encoding_of` in calls.pxi
 # - for files: its names in _files/headers.py
 
 cdef enum:
@@ -20,13 +20,17 @@ cdef enum:
     TBE_INT8
     TBE_INT4
     TBE_INT2
+    SIGNED_INT8            # from here on, entries are values
+    UNSIGNED_INT8
+    E4M3
+    E5M2
     N_ENCODINGS
 
 cdef struct EncodingTraits:
     int bits               # of an entry
     int type_number        # NumPy's, of an array of such rows
     int sum_type           # NumPy's, of what rows are summed in
-    int factor_bytes       # of a row's scale, and of its bias; 0: entries are floats
+    int factor_bytes       # of a row's scale, and of its bias; 0: it has none
     # Scale and bias are in front of the entries, which other bytes may follow; else behind.
     bint factors_first
     bint rounds            # results may be rounded to it, or have it as it is
@@ -43,6 +47,11 @@ ENCODINGS[INT2] = EncodingTraits(2, cnp.NPY_UINT8, cnp.NPY_FLOAT32, 2, False, Fa
 ENCODINGS[TBE_INT8] = EncodingTraits(8, cnp.NPY_UINT8, cnp.NPY_FLOAT32, 2, True, False)
 ENCODINGS[TBE_INT4] = EncodingTraits(4, cnp.NPY_UINT8, cnp.NPY_FLOAT32, 2, True, False)
 ENCODINGS[TBE_INT2] = EncodingTraits(2, cnp.NPY_UINT8, cnp.NPY_FLOAT32, 2, True, False)
+ENCODINGS[SIGNED_INT8] = EncodingTraits(8, cnp.NPY_INT8, cnp.NPY_FLOAT32, 0, False, False)
+ENCODINGS[UNSIGNED_INT8] = EncodingTraits(8, cnp.NPY_UINT8, cnp.NPY_FLOAT32, 0, False, False)
+# NumPy has no 8-bit floats either.
+ENCODINGS[E4M3] = EncodingTraits(8, cnp.NPY_UINT8, cnp.NPY_FLOAT32, 0, False, False)
+ENCODINGS[E5M2] = EncodingTraits(8, cnp.NPY_UINT8, cnp.NPY_FLOAT32, 0, False, False)
 
 # The codes by name, for `_encodings.py`. "fused" and "tbe" are the layouts of QuantizedTable.
 ENCODING_CODES = {
@@ -56,6 +65,10 @@ ENCODING_CODES = {
     ("tbe", 8): TBE_INT8,
     ("tbe", 4): TBE_INT4,
     ("tbe", 2): TBE_INT2,
+    "int8": SIGNED_INT8,
+    "uint8": UNSIGNED_INT8,
+    "float8_e4m3fn": E4M3,
+    "float8_e5m2": E5M2,
 }
 
 

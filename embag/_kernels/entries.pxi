@@ -1,7 +1,9 @@
 # The entries of a row, decoded: what is special to each encoding.
 #
-# - Floats of any width are converted to float, exactly where they are narrower.
-# - Integers q stand for `scale * q + bias`, with a scale and a bias per row. A sum of
+# - Floats of any width, and integers of 8 bits that are values themselves, are converted to
+#   float, exactly where they are narrower. Those of 8 bits may have scales, for all rows or for
+#   each, in an array of their own.
+# - Other integers q stand for `scale * q + bias`, with a scale and a bias per row. A sum of
 #   rows is the sum of `scale * q`, each added by a fused multiply-add, plus the sum of
 #   the biases, which is one number for all columns: two instructions a vector fewer than
 #   decoding each entry, and for these rows instructions are what a cached table costs.
@@ -30,6 +32,14 @@ cdef struct int4_entries:
     uint8_t bits
 cdef struct int2_entries:
     uint8_t bits
+cdef struct signed_entries:      # the entries of this and the next structs are values
+    int8_t value
+cdef struct unsigned_entries:
+    uint8_t value
+cdef struct e4m3_entries:
+    uint8_t bits
+cdef struct e5m2_entries:
+    uint8_t bits
 
 ctypedef fused entry_ft:
     float
@@ -41,6 +51,10 @@ ctypedef fused entry_ft:
     int8_half_entries
     int4_entries
     int2_entries
+    signed_entries
+    unsigned_entries
+    e4m3_entries
+    e5m2_entries
 
 
 cdef inline bint are_plain(const entry_ft* entries) noexcept nogil:
@@ -51,6 +65,11 @@ cdef inline bint are_plain(const entry_ft* entries) noexcept nogil:
 cdef inline bint are_quantized(const entry_ft* entries) noexcept nogil:
     return (entry_ft is int8_entries or entry_ft is int8_half_entries
             or entry_ft is int4_entries or entry_ft is int2_entries)
+
+
+cdef inline bint may_have_scales(const entry_ft* entries) noexcept nogil:
+    """Whether rows may have a scale each, in an array of their own."""
+    return entry_ft is signed_entries or entry_ft is e4m3_entries or entry_ft is e5m2_entries
 
 
 cdef inline Py_ssize_t factor_bytes_of(const entry_ft* entries) noexcept nogil:
@@ -84,7 +103,14 @@ cdef inline void decode(const Py_ssize_t n, const entry_ft* entries, float* to) 
     elif entry_ft is bfloat_entries:
         for d in range(n):
             to[d] = embag_bfloat_to_float(entries[d].bits)
-    elif entry_ft is int8_entries or entry_ft is int8_half_entries:
+    elif entry_ft is signed_entries:
+        embag_int8s_to_floats(n, <const char*>entries, to)
+    elif entry_ft is e4m3_entries:
+        embag_e4m3s_to_floats(n, <const char*>entries, to)
+    elif entry_ft is e5m2_entries:
+        embag_e5m2s_to_floats(n, <const char*>entries, to)
+    elif (entry_ft is int8_entries or entry_ft is int8_half_entries
+          or entry_ft is unsigned_entries):
         embag_bytes_to_floats(8, n, <const char*>entries, to)
     elif entry_ft is int4_entries:
         embag_bytes_to_floats(4, n // 2, <const char*>entries, to)

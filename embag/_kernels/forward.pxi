@@ -24,19 +24,31 @@ cdef bint do_task(const Job* job, Task* task) noexcept nogil:
     Under the floating-point settings of the thread: see `do_chunk`.
     """
     task.n_invalid = 0
+    if job.mapping != NULL:
+        task.done = do_mapped(job, task)    # mapping.pxi
+        return task.done
     if job.skip_invalid and task.column_start == 0:
         # Apart from the reduction: a count there costs a quarter of the time of a row in
         # cache, though it is never reached. The ids are in the cache now, and needed soon.
         task.n_invalid = count_task(job, task)
-    if task.column_start == task.column_stop:
-        task.done = True
-    elif job.paged:
-        task.done = reduce_paged(job, task)
-    else:
-        task.done = reduce_timed(job, task)
-    if task.done and (job.n_valid != NULL or job.default_row >= 0 or job.normalizes):
-        task.done = finish_task(job, task)
+    task.done = reduce_bags_of(job, task)
     return task.done
+
+
+cdef inline bint reduce_bags_of(const Job* job, const Task* task) noexcept nogil:
+    """Reduce the task's bags. False if something is bad."""
+    cdef bint done
+    if task.column_start == task.column_stop:
+        done = True
+    elif is_scaled(job.operation):
+        done = choose_scaled(job, task)     # mapping.pxi
+    elif job.paged:
+        done = reduce_paged(job, task)
+    else:
+        done = reduce_timed(job, task)
+    if done and (job.n_valid != NULL or job.default_row >= 0 or job.normalizes):
+        done = finish_task(job, task)
+    return done
 
 
 cdef Py_ssize_t count_valid(
@@ -69,13 +81,14 @@ cdef bint finish_task(const Job* job, const Task* task) noexcept nogil:
     instead.input = &default_id
     instead.wide = True
     instead.reduce_columns = reducer_of(job.encoding, job.out_encoding, True)
-    instead.sample = NULL
+    instead.sample = job.default_factor
+    instead.weights = NULL
     instead.ones = False
     instead.padding = instead.default_row = instead.stand_in = -1
     instead.out_rows = NULL
     instead.choice = NULL
-    if job.operation == WEIGHTED_SUM:
-        instead.operation = SUM
+    if not chooses(job.operation):
+        instead.operation = SUM if job.default_factor == NULL else WEIGHTED_SUM
     bag.bag_start = 0
     bag.bag_stop = 1
     bag.first = False
@@ -92,7 +105,8 @@ cdef bint finish_task(const Job* job, const Task* task) noexcept nogil:
             instead.out = result_of(job, b)
             if job.max_indices != NULL:
                 instead.max_indices = job.max_indices + b * job.dim
-            if not reduce_task(&instead, &bag):
+            if not (choose_scaled(&instead, &bag) if is_scaled(job.operation)
+                    else reduce_task(&instead, &bag)):
                 return False
         if job.normalizes:
             if job.out_encoding == FLOAT64:
@@ -389,6 +403,10 @@ REDUCERS[FLOAT16] = Reducers(reduce_half, reduce_half)
 REDUCERS[BFLOAT16] = Reducers(reduce_bfloat, reduce_bfloat)
 REDUCERS[INT8] = Reducers(reduce_int8_by_int32, reduce_int8_by_int64)
 REDUCERS[TBE_INT8] = Reducers(reduce_int8_half, reduce_int8_half)
+REDUCERS[SIGNED_INT8] = Reducers(reduce_signed, reduce_signed)
+REDUCERS[UNSIGNED_INT8] = Reducers(reduce_unsigned, reduce_unsigned)
+REDUCERS[E4M3] = Reducers(reduce_e4m3, reduce_e4m3)
+REDUCERS[E5M2] = Reducers(reduce_e5m2, reduce_e5m2)
 REDUCERS[INT4] = REDUCERS[TBE_INT4] = Reducers(reduce_int4, reduce_int4)
 REDUCERS[INT2] = REDUCERS[TBE_INT2] = Reducers(reduce_int2, reduce_int2)
 

@@ -14,6 +14,15 @@ cdef struct Task:
     Py_ssize_t n_invalid   # ids out of range that were skipped
     Py_ssize_t job         # where several are planned together: the job that it is part of
 
+cdef struct Mapping:
+    # Ids that are not numbers of rows: see mapping.pxi. An id's place is its distance from
+    # first_id.
+    Py_ssize_t first_id
+    Py_ssize_t n_ids
+    const void* rows       # (n_ids,) the row of each place, -1 for none; NULL: the place
+    bint wide              # rows are int64, else int32
+    const void* scales     # (n_ids,) of the dtype of sums; NULL: 1
+
 cdef struct Job
 
 ctypedef bint (*reducer)(const Job*, const Task*) noexcept nogil
@@ -33,8 +42,11 @@ cdef struct Job:
     Py_ssize_t entries     # where a row has its entries, in bytes ...
     Py_ssize_t factors     # ... and its scale and bias
     Py_ssize_t row_bytes   # all that is read of a row
+    const float* row_scales    # (n_rows,) or one for all rows; NULL: 1
+    Py_ssize_t scale_step  # from the scale of a row to that of the next: 1 or 0
     bint straddles         # blocks of rows need not be whole cache lines
     double table_bytes
+    const Mapping* mapping  # how ids name rows; NULL: an id is the number of its row
     Choice* choice         # of how rows are prefetched; NULL: the strategy is given
     Strategy fetching
     bint paged             # its pages may be prefetched
@@ -44,11 +56,13 @@ cdef struct Job:
     Bags bags
     Py_ssize_t n_positions      # in these bags, as first seen
     bint ones              # many bags have one row: worth a way of their own
-    const void* sample     # (n_indices,) of the dtype of sums, for WEIGHTED_SUM alone
+    const void* sample     # (n_indices,) of the dtype of sums: factors of rows; or NULL
+    const void* weights    # (n_indices,) by which means divide: `sample`, without scales
     Py_ssize_t padding     # a row, or -1 for none
     bint skip_invalid      # ids out of range are skipped or replaced, else refused
     Py_ssize_t stand_in    # the row that replaces them; -1: they are skipped
     Py_ssize_t default_row     # of a bag in which nothing counts; -1: it is zeros
+    const void* default_factor  # of that row, of the dtype of sums; NULL: 1
     int mode
     int operation
     int divisor
@@ -99,10 +113,25 @@ cdef void describe_table(
     job.padding = job.stand_in = job.default_row = -1
     job.skip_invalid = job.normalizes = False
     job.n_valid = NULL
+    job.mapping = NULL
+    job.row_scales = NULL
+    job.scale_step = 0
+    job.default_factor = NULL
     job.choice = NULL
     job.paged = False
     # For a few rows; see choose_strategy.
     use_strategy(job, Strategy(INTO_L1, 0 if job.table_bytes <= NEAR_TABLE else FEW, FEW))
+
+
+cdef int describe_scales(Job* job, object scales) except -1:
+    """Set the scales of a job's rows: float32, one or n_rows."""
+    refuse_change(is_factors(scales, cnp.PyArray_SIZE(<cnp.ndarray?>scales), cnp.NPY_FLOAT32)
+                  and (cnp.PyArray_NDIM(<cnp.ndarray>scales) == 0
+                       or cnp.PyArray_SIZE(<cnp.ndarray>scales) == job.n_rows)
+                  and job.encoding in (SIGNED_INT8, E4M3, E5M2))
+    job.row_scales = <const float*>cnp.PyArray_DATA(<cnp.ndarray>scales)
+    job.scale_step = cnp.PyArray_NDIM(<cnp.ndarray>scales) > 0
+    return 0
 
 
 cdef inline void use_strategy(Job* job, Strategy strategy) noexcept nogil:
@@ -142,8 +171,13 @@ cdef inline void set_input(Job* job, cnp.ndarray input, Py_ssize_t n_positions, 
     job.sample = NULL
     if sample is not None:
         job.sample = cnp.PyArray_DATA(<cnp.ndarray>sample)
-    job.ones = (n_positions < ONES * job.bags.n_bags and job.stand_in < 0
-                and (job.sample == NULL or job.divisor == NOTHING or job.divisor == COUNT))
+    job.weights = job.sample
+    note_ones(job)
+
+
+cdef inline void note_ones(Job* job) noexcept nogil:
+    job.ones = (job.n_positions < ONES * job.bags.n_bags and job.stand_in < 0
+                and (job.weights == NULL or job.divisor == NOTHING or job.divisor == COUNT))
 
 
 # --- Prefetching --------------------------------------------------------------

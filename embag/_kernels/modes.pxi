@@ -25,6 +25,8 @@ cdef enum:
     WEIGHTED_SUM
     MAX
     MIN
+    SCALED_MAX             # MAX of rows that have factors: in mapping.pxi
+    SCALED_MIN
     ARGMAX                 # MAX, and the winning rows
     ARGMIN
 
@@ -53,6 +55,19 @@ MODES[MODE_DIVIDED_SUM] = ModeTraits(SUM, WEIGHTED_SUM, NO_OPERATION, COUNT)
 cdef inline bint chooses(const int operation) noexcept nogil:
     """Whether each entry of the result is that of one row."""
     return operation >= MAX
+
+
+cdef inline bint is_scaled(const int operation) noexcept nogil:
+    return operation == SCALED_MAX or operation == SCALED_MIN
+
+
+cdef inline int scaled_operation(int operation) noexcept nogil:
+    """The operation on rows that have factors."""
+    if operation == SUM:
+        return WEIGHTED_SUM
+    if operation == MAX:
+        return SCALED_MAX
+    return SCALED_MIN if operation == MIN else operation
 
 
 cdef dict codes_of_modes = {

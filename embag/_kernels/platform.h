@@ -429,6 +429,89 @@ static inline void embag_bytes_to_floats(
             to[p * n + i] = (float)((uint8_t)from[i] >> p * bits & ((1 << bits) - 1));
 }
 
+/* n signed bytes to floats. */
+static inline void embag_int8s_to_floats(const ptrdiff_t n, const char *from, float *to) {
+    ptrdiff_t done = 0;
+#if defined(__AVX512F__)
+    for (ptrdiff_t i = 0; i < n - n % 16; i += 16) {
+        __m512i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + i)));
+        _mm512_storeu_ps(to + i, _mm512_cvtepi32_ps(x));
+    }
+    done = n - n % 16;
+#endif
+#if defined(__AVX2__)
+    for (ptrdiff_t i = done; i < n - n % 8; i += 8) {
+        __m256i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(from + i)));
+        _mm256_storeu_ps(to + i, _mm256_cvtepi32_ps(x));
+    }
+    done = n - n % 8;
+#endif
+    for (ptrdiff_t i = done; i < n; i++)
+        to[i] = (float)(signed char)from[i];
+}
+
+/* Floats of 8 bits to floats, exactly. One with 5 bits of exponent (e5m2) is the upper byte of a
+ * half. One with 4 (e4m3fn) has the bits of a half that is 256 times as small, except for NaN:
+ * it has one for each sign, and no infinity. */
+static inline float embag_e5m2_to_float(uint8_t bits) {
+    return embag_half_to_float((uint16_t)(bits << 8));
+}
+static inline float embag_e4m3_to_float(uint8_t bits) {
+    const uint16_t half = (uint16_t)((bits & 0x80) << 8 | (bits & 0x7f) << 7);
+    const uint32_t value = embag_bits_of_float(embag_half_to_float(half) * 256.0f);
+    return embag_float_of_bits((bits & 0x7f) == 0x7f ? value | 0x7fc00000 : value);
+}
+static inline void embag_e5m2s_to_floats(const ptrdiff_t n, const char *from, float *to) {
+    ptrdiff_t done = 0;
+#if defined(__AVX512F__)
+    for (ptrdiff_t i = 0; i < n - n % 16; i += 16) {
+        __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(from + i)));
+        _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_slli_epi16(x, 8)));
+    }
+    done = n - n % 16;
+#endif
+#if defined(__AVX2__) && defined(EMBAG_F16C)
+    for (ptrdiff_t i = done; i < n - n % 8; i += 8) {
+        __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(from + i)));
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_slli_epi16(x, 8)));
+    }
+    done = n - n % 8;
+#endif
+    for (ptrdiff_t i = done; i < n; i++)
+        to[i] = embag_e5m2_to_float((uint8_t)from[i]);
+}
+static inline void embag_e4m3s_to_floats(const ptrdiff_t n, const char *from, float *to) {
+    ptrdiff_t done = 0;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    for (ptrdiff_t i = 0; i < n - n % 16; i += 16) {
+        __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(from + i)));
+        __m256i half = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7f)), 7);
+        __mmask16 nan = _mm256_cmpeq_epi16_mask(half, _mm256_set1_epi16(0x7f << 7));
+        half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
+        __m256i sign = _mm256_and_si256(_mm256_slli_epi16(x, 8), _mm256_set1_epi16(-0x8000));
+        __m512 value = _mm512_cvtph_ps(_mm256_or_si256(half, sign));
+        _mm512_storeu_ps(to + i, _mm512_mul_ps(value, _mm512_set1_ps(256.0f)));
+    }
+    done = n - n % 16;
+#endif
+#if defined(__AVX2__) && defined(EMBAG_F16C)
+    for (ptrdiff_t i = done; i < n - n % 8; i += 8) {
+        __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(from + i)));
+        __m128i magnitude = _mm_and_si128(x, _mm_set1_epi16(0x7f));
+        __m128i half = _mm_or_si128(
+            _mm_slli_epi16(_mm_xor_si128(x, magnitude), 8), _mm_slli_epi16(magnitude, 7));
+        __m256 value = _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
+        __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+        __m256i quiet = _mm256_and_si256(
+            _mm256_cvtepi16_epi32(nan), _mm256_set1_epi32(0x7fc00000));
+        _mm256_storeu_ps(to + i, _mm256_or_ps(value, _mm256_castsi256_ps(quiet)));
+    }
+    done = n - n % 8;
+#endif
+    for (ptrdiff_t i = done; i < n; i++)
+        to[i] = embag_e4m3_to_float((uint8_t)from[i]);
+}
+
 /* Whether the level has an instruction for the fused multiply-add. */
 #if defined(__FMA__) || defined(__aarch64__)
 #define EMBAG_FMA 1

@@ -97,7 +97,7 @@ def renorm(
         chunk_work work = <chunk_work>renorm_chunk[float]
     refuse_change(is_table(weight) and cnp.PyArray_ISWRITEABLE(weight) and is_index_array(rows)
                   and cnp.PyArray_ITEMSIZE(rows) == 8
-                  and find_bad_index(ids, job.n, <size_t>cnp.PyArray_DIM(weight, 0)) < 0)
+                  and find_bad_index(ids, job.n, <size_t>cnp.PyArray_DIM(weight, 0), 0) < 0)
     if cnp.PyArray_ITEMSIZE(weight) == 8:
         work = <chunk_work>renorm_chunk[double]
     run_chunks(work, &job, ids, NULL, shares_of(n_threads), n_threads)

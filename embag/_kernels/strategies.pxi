@@ -354,6 +354,8 @@ OPERATION_NAMES = {
     WEIGHTED_SUM: "weighted sum",
     MAX: "max",
     MIN: "min",
+    SCALED_MAX: "max of scaled rows",
+    SCALED_MIN: "min of scaled rows",
     ARGMAX: "max with winning rows",
     ARGMIN: "min with winning rows",
     DOT: "gradient of weights",

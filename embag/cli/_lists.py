@@ -1,4 +1,4 @@
-"""List columns: parse them from text, and find the rows of invalid entries.
+"""List columns: parse text, separate ids from weights, and find the rows of invalid entries.
 
 Tested in tests/cli/.
 """
@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from embag._columns import readers
+from embag._columns.pieces import Column
 
 INTEGERS, NUMBERS = pa.int64(), pa.float64()
 
@@ -27,24 +30,107 @@ class BadRow(ValueError):
 
 
 def check_lists(field: pa.Field, numbers: pa.DataType) -> None:
-    """Raise unless a column has lists of numbers of this kind, or text."""
-    is_number = [pa.types.is_integer, pa.types.is_floating][: 1 if numbers == INTEGERS else 2]
+    """Raise unless a column has lists of numbers of this kind, or text.
+
+    Lists of ids may have weights beside the ids.
+    """
     if _is_text(field.type):
         return
-    if not (_is_list(field.type) and any(is_a(field.type.value_type) for is_a in is_number)):
+    items = [field.type.value_type] if _is_list(field.type) else []
+    if numbers == INTEGERS:
+        items = _types_with_weights(field.type) or items
+    is_number = [pa.types.is_integer, pa.types.is_floating]
+    accepted = [is_number[: 1 if numbers == INTEGERS else 2], is_number]
+    if not items or not all(
+        any(is_a(_decoded(item)) for is_a in kinds)
+        for item, kinds in zip(items, accepted, strict=False)
+    ):
         kind = "integers" if numbers == INTEGERS else "numbers"
         raise ValueError(f"column {field.name!r} must have lists of {kind}, got {field.type}")
 
 
-def as_lists(column: pa.ChunkedArray, numbers: pa.DataType) -> pa.ChunkedArray:
-    """Parse a column of text into lists; return a list column as it is.
+def check_numbers(field: pa.Field, numbers: pa.DataType) -> None:
+    """Raise unless a column has numbers of this kind."""
+    dtype = field.type
+    is_float = numbers == NUMBERS and pa.types.is_floating(dtype)
+    if not (is_float or pa.types.is_integer(dtype)):
+        kind = "integers" if numbers == INTEGERS else "numbers"
+        raise ValueError(f"column {field.name!r} must have {kind} with --by, got {dtype}")
 
-    "1 2 3", "1,2,3", "[1, 2, 3]", "1;2;3" and "1|2|3" are the list of 1, 2 and 3. "1,,2" and
-    "1,2," are errors.
+
+def has_weights(dtype: pa.DataType) -> bool:
+    """Return whether a column of this type has ids with weights."""
+    return bool(_types_with_weights(dtype))
+
+
+def _types_with_weights(dtype: pa.DataType) -> list[pa.DataType]:
+    """Return the types of the ids and of the weights of a column; [] if it has no weights."""
+    if pa.types.is_map(dtype):
+        return [dtype.key_type, dtype.item_type]
+    if pa.types.is_struct(dtype):
+        fields = [dtype.field(i).type for i in range(dtype.num_fields)]
+        is_pair = len(fields) == 2 and all(map(_is_list, fields))
+        return [field.value_type for field in fields] if is_pair else []
+    items = dtype.value_type if _is_list(dtype) else dtype
+    if pa.types.is_struct(items) and items.num_fields == 2:
+        return [items.field(i).type for i in range(2)]
+    return []
+
+
+def _decoded(dtype: pa.DataType) -> pa.DataType:
+    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+
+
+def as_lists(
+    column: pa.ChunkedArray, numbers: pa.DataType
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    """Return the lists of a column, and those of the weights in it.
+
+    Text is parsed: "1 2 3", "1,2,3", "[1, 2, 3]", "1;2;3" and "1|2|3" are the list of 1, 2 and
+    3. "1,,2" and "1,2," are errors.
     """
-    if not _is_text(column.type):
-        return column
-    return pa.chunked_array([_parse(column.combine_chunks(), numbers)])
+    if _is_text(column.type):
+        return pa.chunked_array([_parse(column.combine_chunks(), numbers)]), None
+    if has_weights(column.type):
+        pairs = [_split(chunk) for chunk in column.chunks]
+        kinds = [pa.large_list(_decoded(item)) for item in _types_with_weights(column.type)]
+        ids, weights = (
+            pa.chunked_array([pair[i] for pair in pairs], None if pairs else kinds[i])
+            for i in range(2)
+        )
+        return ids, weights
+    if pa.types.is_dictionary(column.type.value_type):
+        kind = pa.large_list(_decoded(column.type.value_type))
+        return pa.chunked_array(map(_decode, column.chunks), kind), None
+    return column, None
+
+
+def _split(chunk: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return the ids and the weights of a chunk as lists."""
+    if pa.types.is_struct(chunk.type):
+        ids, weights = chunk.flatten()  # null where the struct is
+        return _decode(ids), weights
+    if pa.types.is_map(chunk.type):
+        bounds = chunk.offsets.to_numpy()
+        fields = [chunk.keys, chunk.items]  # of all entries in memory
+    else:
+        bounds = _offsets(chunk)
+        fields = pc.list_flatten(chunk).flatten()
+    nulls = pc.is_null(chunk) if chunk.null_count else None
+    ids, weights = (
+        pa.LargeListArray.from_arrays(pa.array(bounds, pa.int64()), field, mask=nulls)
+        for field in fields
+    )
+    return _decode(ids), weights
+
+
+def _decode(lists: pa.Array) -> pa.Array:
+    """Return lists with the values of their dictionary; others as they are."""
+    if not pa.types.is_dictionary(lists.type.value_type):
+        return lists
+    nulls = pc.is_null(lists) if lists.null_count else None
+    values = pc.list_flatten(lists).dictionary_decode()
+    return pa.LargeListArray.from_arrays(pa.array(_offsets(lists)), values, mask=nulls)
 
 
 def find_out_of_range(ids: pa.Array, n_rows: int) -> NDArray[np.bool_]:
@@ -54,6 +140,12 @@ def find_out_of_range(ids: pa.Array, n_rows: int) -> NDArray[np.bool_]:
     valid = pc.is_valid(ids).to_numpy(zero_copy_only=False)
     found: NDArray[np.bool_] = valid & ((numbers < 0) | (numbers >= n_rows))
     return found
+
+
+def count_out_of_range(lists: pa.ChunkedArray, n_rows: int) -> NDArray[np.int64]:
+    """Return how many ids of each list are out of range for a table."""
+    column: Column = readers.as_input(lists, "ids")
+    return column.count_out_of_range(n_rows)
 
 
 def find_first_out_of_range(column: pa.ChunkedArray, n_rows: int) -> tuple[int, int]:

@@ -66,6 +66,11 @@ def open_source(
         yield reader(path, _Wanted(lists, others), files)
 
 
+def is_known(path: str) -> bool:
+    """Return whether the suffix is that of a format of ids."""
+    return _suffix(path) in _READERS
+
+
 def has_no_columns(path: str) -> bool:
     """Return whether the format holds only ids."""
     return _suffix(path) == ".npy"
@@ -184,9 +189,8 @@ def _open_json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Sourc
         schema = _json_lines.find_types(_open_text(path, first)[1], wanted.names)
     _check_names(wanted, schema.names)
     for name, numbers in wanted.lists.items():
-        if _is_untyped_list(schema.field(name).type):
-            i = schema.names.index(name)
-            schema = schema.set(i, pa.field(name, pa.list_(numbers)))
+        i = schema.names.index(name)
+        schema = schema.set(i, pa.field(name, _as_wanted(schema.field(i).type, numbers)))
     if wanted.names:
         schema = pa.schema([schema.field(name) for name in wanted.names])
     raw, text = _open_text(path, files)
@@ -195,14 +199,32 @@ def _open_json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Sourc
     return _make_source(wanted, schema, batches, None, raw.size(), _make_tell(raw))
 
 
-def _is_untyped_list(dtype: pa.DataType) -> bool:
-    """Return whether a column inferred as this type may hold lists of any numbers."""
+def _as_wanted(dtype: pa.DataType, numbers: pa.DataType) -> pa.DataType:
+    """Return the type in which to read a column that was inferred as `dtype`.
+
+    The first rows may have no numbers, or integers where later ones have floats.
+    """
+    if pa.types.is_null(dtype):
+        return pa.list_(numbers)
     if pa.types.is_list(dtype):
-        dtype = dtype.value_type
-        return any(
-            is_a(dtype) for is_a in (pa.types.is_null, pa.types.is_integer, pa.types.is_floating)
+        return pa.list_(_as_wanted_items(dtype.value_type, numbers))
+    if pa.types.is_struct(dtype) and dtype.num_fields == 2:  # of two lists: ids and weights
+        fields = [dtype.field(i) for i in range(2)]
+        if all(pa.types.is_list(field.type) for field in fields):
+            kinds = zip(fields, (numbers, pa.float64()), strict=True)
+            return pa.struct([(field.name, _as_wanted(field.type, kind)) for field, kind in kinds])
+    return dtype
+
+
+def _as_wanted_items(dtype: pa.DataType, numbers: pa.DataType) -> pa.DataType:
+    """Return the type in which to read items of lists."""
+    if pa.types.is_struct(dtype) and dtype.num_fields == 2:  # an id and its weight
+        kinds = zip([dtype.field(i) for i in range(2)], (numbers, pa.float64()), strict=True)
+        return pa.struct(
+            [(field.name, _as_wanted_items(field.type, kind)) for field, kind in kinds]
         )
-    return bool(pa.types.is_null(dtype))
+    is_a_number = (pa.types.is_null, pa.types.is_integer, pa.types.is_floating)
+    return numbers if any(is_a(dtype) for is_a in is_a_number) else dtype
 
 
 def _open_text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:

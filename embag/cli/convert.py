@@ -51,7 +51,9 @@ def command(source: str, target: str, tensor: str | None, as_json: bool) -> None
 
         with (
             report_errors(target),
-            tables.new_table(target, place.dtype, place.shape, place.packing) as write,
+            tables.new_table(
+                target, place.dtype, place.shape, place.packing, parts=place.parts
+            ) as write,
         ):
             n_done = 0
             for rows in read():

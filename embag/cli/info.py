@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 import embag
 from embag import tables
+from embag._encodings import memory_of
+from embag._files import other_formats
 from embag._files.headers import NpyHeader, check_regular, read_npy_header
 from embag.cli import _lists, _options, _sources
 from embag.cli._errors import report_errors
@@ -68,8 +70,11 @@ def command(
 def _is_table(path: str) -> bool:
     suffix = os.path.splitext(path.lower())[1]
     if suffix != ".npy":
-        return suffix == ".safetensors"
-    return _read_npy_header(path).dtype.kind not in "iu"
+        # Loading a table of another format fails, and says how to convert it.
+        is_other = not _sources.is_known(path) and other_formats.explain(path)
+        return suffix == ".safetensors" or bool(is_other)
+    header = _read_npy_header(path)
+    return header.dtype.kind not in "iu" or (header.dtype.itemsize == 1 and len(header.shape) == 2)
 
 
 def _read_npy_header(path: str) -> NpyHeader:
@@ -95,7 +100,7 @@ def _describe_table(path: str, tensor: str | None) -> dict[str, Any]:
     try:
         table = embag.load_table(path, name=tensor)
     except ValueError as error:
-        if path.lower().endswith(".safetensors"):
+        if not path.lower().endswith(".npy"):
             raise
         # Not a table, but described all the same.
         header = _read_npy_header(path)
@@ -109,6 +114,10 @@ def _describe_table(path: str, tensor: str | None) -> dict[str, Any]:
         }
     found: dict[str, Any] = {"kind": "table", "shape": list(table.shape)}
     rows: Any = table
+    if isinstance(table, embag.RemappedTable):
+        found |= {"first_id": table.first_id, "rows": len(memory_of(table.table)[0])}
+        table = table.table
+        rows = table
     if isinstance(table, embag.QuantizedTable):
         found |= {"bits": table.bits, "layout": table.layout}
         rows = table.packed
@@ -142,7 +151,7 @@ def _describe_ids(path: str, column: str | None, n_table_rows: int | None) -> di
         seen = _ColumnSummary(n_table_rows)
         for batch in source.batches:
             try:
-                seen.add(_lists.as_lists(pa.chunked_array([batch[column]]), _lists.INTEGERS))
+                seen.add(_lists.as_lists(pa.chunked_array([batch[column]]), _lists.INTEGERS)[0])
             except _lists.BadRow as error:
                 row = seen.n_rows + error.row
                 raise ValueError(f"column {column!r}, row {row}: {error}") from error

@@ -1,12 +1,13 @@
 """``embag pool``: pool a list column of ids into a column of vectors, file to file.
 
     reading    record batches of the wanted columns (_sources.py), cut and joined to chunks;
-               lists are parsed where they are text (_lists.py)
+               lists are parsed where they are text (_lists.py); with --by, lists are made of
+               the rows of each key (_long_format.py)
     pooling    embag.embedding_bag of each chunk, one thread per chunk
     writing    the kept columns and the vectors (_sinks.py)
 
 The three stages run concurrently (_stages.py). Memory holds the table and a few chunks,
-whatever the size of the file or of its row groups.
+whatever the size of the file or of its row groups; with --by, also the columns of the file.
 
 Tested in tests/cli/.
 """
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 import embag
 from embag._modes import MODES
-from embag.cli import _ending, _lists, _options, _sinks, _sources, _stages
+from embag.cli import _ending, _lists, _long_format, _options, _sinks, _sources, _stages
 from embag.cli._errors import report_errors
 from embag.cli._output import format_bytes, peak_memory, progress_bar
 
@@ -39,9 +40,10 @@ _CHUNK_BYTES = 16 << 20
 class _Chunk(NamedTuple):
     """Some rows of a file."""
 
-    start: int  # the first row's number in the file
     table: pa.Table
-    lists: dict[str, pa.ChunkedArray]  # ids and weights, parsed where they are text
+    ids: pa.ChunkedArray  # lists, parsed where they are text
+    weights: pa.ChunkedArray | None  # from --weights, or from the column of ids
+    place: Callable[[int], str]  # of a row, for messages
 
 
 class _Counts(NamedTuple):
@@ -87,6 +89,13 @@ def _as_invalid(ctx: click.Context, param: click.Parameter, given: str) -> str |
     help="Name of the list column of ids; not for a .npy file.",
 )
 @click.option(
+    "--by",
+    metavar="NAME",
+    callback=_options.checked_name,
+    help="Name of a column of keys, for a file with one id in each row: --column and --weights are "
+    "then columns of numbers, and OUT has a row for each key.",
+)
+@click.option(
     "--table", "table_path", metavar="FILE", required=True, help="The table, with a row per id."
 )
 @_options.tensor
@@ -105,7 +114,8 @@ def _as_invalid(ctx: click.Context, param: click.Parameter, given: str) -> str |
     "--weights",
     metavar="NAME",
     callback=_options.checked_name,
-    help="Name of a list column of weights, for --mode sum, mean or sqrtn.",
+    help="Name of a list column of weights, for --mode sum, mean or sqrtn. Not for a column "
+    "that has weights itself: a map, or structs of ids and weights.",
 )
 @click.option(
     "--name",
@@ -120,6 +130,12 @@ def _as_invalid(ctx: click.Context, param: click.Parameter, given: str) -> str |
     default="raise",
     show_default=True,
     help="For ids out of range: fail, skip and count them, or look up ROW in their place.",
+)
+@click.option(
+    "--n-invalid",
+    metavar="NAME",
+    callback=_options.checked_name,
+    help="Write how many ids of each list are out of range, in a column of this name.",
 )
 @click.option(
     "--default-idx",
@@ -164,6 +180,7 @@ def _as_invalid(ctx: click.Context, param: click.Parameter, given: str) -> str |
 def command(
     source: str,
     column: str | None,
+    by: str | None,
     table_path: str,
     tensor: str | None,
     target: str,
@@ -172,6 +189,7 @@ def command(
     weights: str | None,
     name: str | None,
     invalid: str | int,
+    n_invalid: str | None,
     default_idx: int | None,
     normalize: bool,
     padding_idx: int | None,
@@ -190,6 +208,8 @@ def command(
     \b
       embag pool events.parquet --column item_ids --table items.npy \\
           --mode mean --keep user_id,ts --out pooled.parquet
+      embag pool clicks.parquet --by user_id --column item_id --weights w \\
+          --table items.npy --out users.parquet
 
     \b
     IN    .parquet; .arrow, .feather, .arrows; .csv, .tsv, .jsonl, also with .gz or .zst,
@@ -199,12 +219,20 @@ def command(
     """
     start = time.perf_counter()
     kept = [part.strip() for text in keep for part in text.split(",")]
-    column = _check_options(source, column, table_path, target, mode, kept, weights, null_empty)
-    if null_weights == "skip" and weights is None:
-        raise click.UsageError("--null-weights must come with --weights")
+    adds_columns = bool(kept) or null_empty or n_invalid is not None
+    column = _check_options(
+        source, column, by, table_path, target, mode, kept, weights, adds_columns
+    )
+    if by is not None and not _sinks.has_no_columns(target):
+        kept = [by]
+    if n_invalid is not None and invalid == "raise":
+        raise click.UsageError("--n-invalid must come with --invalid skip or a row")
     name = name or f"{column}_vector"
-    if len({name, *kept}) <= len(kept):
-        raise click.UsageError("the names of --keep and of the vectors must differ; see --name")
+    names = [name, *kept, *([] if n_invalid is None else [n_invalid])]
+    if len(set(names)) < len(names):
+        raise click.UsageError(
+            "the names of --keep, of --n-invalid and of the vectors must differ; see --name"
+        )
     if threads is not None:
         embag.set_num_threads(threads)
     table = _options.load_table(table_path, tensor, load)
@@ -230,8 +258,11 @@ def command(
     run = _Run(
         source=source,
         column=column,
+        by=by,
         weights=weights,
+        takes_weights=MODES[mode].takes_weights,
         skip_null_weights=null_weights == "skip",
+        n_invalid=n_invalid,
         kept=kept,
         table_shape=table.shape,
         pool=pool,
@@ -245,25 +276,31 @@ def command(
 def _check_options(
     source: str,
     column: str | None,
+    by: str | None,
     table: str,
     target: str,
     mode: str,
     kept: list[str],
     weights: str | None,
-    null_empty: bool,
+    adds_columns: bool,
 ) -> str:
     """Raise unless the options are compatible; return the name of the column."""
+    if by is not None and kept:
+        raise click.UsageError("--keep must be left out where --by is given: OUT has the keys")
     if _sources.has_no_columns(source):
-        if column is not None or weights is not None or kept:
+        if column is not None or by is not None or weights is not None or kept:
             raise click.UsageError(
-                "--column, --weights and --keep must be left out: IN is a .npy file, of ids alone"
+                "--column, --by, --weights and --keep must be left out: IN is a .npy file, of ids "
+                "alone"
             )
         column = _sources.NPY_COLUMN
     elif column is None:
-        raise click.UsageError("--column must name the column of lists of ids")
-    if _sinks.has_no_columns(target) and (kept or null_empty):
+        kind = "ids" if by is not None else "lists of ids"
+        raise click.UsageError(f"--column must name the column of {kind}")
+    if _sinks.has_no_columns(target) and adds_columns:
         raise click.UsageError(
-            "--keep and --null-empty must be left out: OUT is a .npy file, of vectors alone"
+            "--keep, --null-empty and --n-invalid must be left out: OUT is a .npy file, of "
+            "vectors alone"
         )
     if weights is not None and not MODES[mode].takes_weights:
         raise click.UsageError(f"--weights must come with --mode sum, mean or sqrtn, got {mode}")
@@ -277,8 +314,11 @@ class _Run:
 
     source: str
     column: str
+    by: str | None  # the column of keys, in long format
     weights: str | None  # a column
+    takes_weights: bool  # the mode does
     skip_null_weights: bool
+    n_invalid: str | None  # the column of the number of ids out of range
     kept: list[str]
     table_shape: tuple[int, int]
     pool: Callable[..., Any]  # embedding_bag with its options
@@ -298,12 +338,13 @@ class _Run:
         counts = _Counts()
         with contextlib.ExitStack() as files:
             with report_errors(self.source):
-                source = _sources.open_source(self.source, self.lists, self.kept)
-                opened = files.enter_context(source)
+                opened = files.enter_context(self._open_source())
                 for name, numbers in self.lists.items():
                     _lists.check_lists(opened.schema.field(name), numbers)
+                self._check_weights(opened.schema.field(self.column).type)
                 fields = [_sinks.decoded_field(opened.schema.field(name)) for name in self.kept]
-            schema = pa.schema([*fields, self.field])
+            counts_field = [pa.field(self.n_invalid, pa.int64())] if self.n_invalid else []
+            schema = pa.schema([*fields, *counts_field, self.field])
             show = files.enter_context(progress_bar(self.source, opened.n_rows, opened.n_bytes))
 
             def write_chunk(pooled: _Pooled) -> None:
@@ -325,19 +366,46 @@ class _Run:
                 seconds["writing"] += time.perf_counter() - start  # flushing to the disk
         return _Done(counts, opened.n_bytes, sink.n_bytes, seconds)
 
+    def _check_weights(self, ids: pa.DataType) -> None:
+        """Raise unless the options about weights fit the type of the column of ids."""
+        if self.weights is None and self.skip_null_weights and not _lists.has_weights(ids):
+            raise click.UsageError("--null-weights must come with --weights")
+        if self.weights is not None and _lists.has_weights(ids):
+            raise click.UsageError(
+                f"--weights must be left out: column {self.column!r} has weights of its own"
+            )
+
+    def _open_source(self) -> contextlib.AbstractContextManager[_sources.Source]:
+        if self.by is not None:
+            return _long_format.open_grouped(self.source, self.by, self.lists)
+        return _sources.open_source(self.source, self.lists, self.kept)
+
     def _read_chunks(self, batches: Iterable[pa.RecordBatch]) -> Iterator[_Chunk]:
         vector_bytes = self.table_shape[1] * self.field.type.value_type.bit_width // 8
         with report_errors(self.source):
             decoded = _sinks.decode_dictionaries(batches, self.kept)
-            yield from _cut_chunks(decoded, self.lists, vector_bytes)
+            for start, rows in _cut_chunks(decoded, vector_bytes):
+                yield self._make_chunk(start, pa.Table.from_batches(rows))
+
+    def _make_chunk(self, start: int, table: pa.Table) -> _Chunk:
+        place = functools.partial(_name_place, self.by, start, table)
+        with _locate_errors(self.column, place):
+            ids, weights = _lists.as_lists(table[self.column], _lists.INTEGERS)
+        if self.weights is not None:
+            with _locate_errors(self.weights, place):
+                weights, _ = _lists.as_lists(table[self.weights], _lists.NUMBERS)
+        return _Chunk(table, ids, weights if self.takes_weights else None, place)
 
     def _pool_chunk(self, chunk: _Chunk, schema: pa.Schema) -> _Pooled:
         with report_errors(self.source):
             ids, weights, n_null_weights = self._get_lists(chunk)
-            vectors, n_invalid, n_valid = self._pool_lists(ids, weights, chunk.start)
+            vectors, n_invalid, n_valid = self._pool_lists(ids, weights, chunk)
         nulls = n_valid == 0 if self.null_empty else None
         pooled = _sinks.as_column(vectors, self.field, nulls)
-        columns = [*(chunk.table[name] for name in self.kept), pooled]
+        columns = [chunk.table[name] for name in self.kept]
+        if self.n_invalid is not None:
+            columns.append(pa.array(_lists.count_out_of_range(ids, self.table_shape[0])))
+        columns.append(pooled)
         n_ids = pc.sum(pc.list_value_length(ids)).as_py() or 0
         n_nulls = 0 if nulls is None else int(nulls.sum())
         return _Pooled(
@@ -347,16 +415,16 @@ class _Run:
 
     def _get_lists(self, chunk: _Chunk) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None, int]:
         """Return ids, weights, and the number of ids that were skipped for null weights."""
-        ids = chunk.lists[self.column]
-        if self.weights is None:
-            return ids, None, 0
-        weights = chunk.lists[self.weights]
-        with _locate_errors(self.weights, chunk.start):
-            ids, n_null = _lists.drop_unweighted(ids, weights, skip=self.skip_null_weights)
-        return ids, weights, n_null
+        if chunk.weights is None:
+            return chunk.ids, None, 0
+        with _locate_errors(self.weights or self.column, chunk.place):
+            ids, n_null = _lists.drop_unweighted(
+                chunk.ids, chunk.weights, skip=self.skip_null_weights
+            )
+        return ids, chunk.weights, n_null
 
     def _pool_lists(
-        self, ids: pa.ChunkedArray, weights: pa.ChunkedArray | None, start: int
+        self, ids: pa.ChunkedArray, weights: pa.ChunkedArray | None, chunk: _Chunk
     ) -> tuple[NDArray[Any], int, NDArray[np.int64]]:
         """Return vectors, the number of ids out of range, and how many ids count in each list.
 
@@ -368,18 +436,21 @@ class _Run:
             n_rows = self.table_shape[0]
             row, found = _lists.find_first_out_of_range(ids, n_rows)
             raise IndexError(
-                f"column {self.column!r}, row {start + row}: id {found} is out of range for a "
+                f"column {self.column!r}, {chunk.place(row)}: id {found} is out of range for a "
                 f"table of {n_rows} rows (use --invalid skip to skip such ids)"
             ) from error
         except ValueError as error:
-            raise ValueError(f"from row {start} on: {error}") from error
+            raise ValueError(f"from {chunk.place(0)} on: {error}") from error
         return vectors, n_invalid, n_valid
 
 
 def _cut_chunks(
-    batches: Iterable[pa.RecordBatch], lists: dict[str, pa.DataType], vector_bytes: int
-) -> Iterator[_Chunk]:
-    """Cut and join batches to chunks of about _CHUNK_BYTES, including their vectors."""
+    batches: Iterable[pa.RecordBatch], vector_bytes: int
+) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
+    """Cut and join batches to chunks of about _CHUNK_BYTES, including their vectors.
+
+    Yields (start, batches): the number of the first row, and the rows.
+    """
     start = n_bytes = 0
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
@@ -390,29 +461,27 @@ def _cut_chunks(
             waiting.append(batch.slice(first, step))
             n_bytes += len(waiting[-1]) * row_bytes
             if n_bytes >= _CHUNK_BYTES:
-                yield _make_chunk(start, waiting, lists)
+                yield start, waiting
                 start += sum(map(len, waiting))
                 waiting, n_bytes = [], 0
     if waiting:
-        yield _make_chunk(start, waiting, lists)
+        yield start, waiting
 
 
-def _make_chunk(start: int, batches: list[pa.RecordBatch], lists: dict[str, pa.DataType]) -> _Chunk:
-    table = pa.Table.from_batches(batches)
-    columns = {}
-    for name, numbers in lists.items():
-        with _locate_errors(name, start):
-            columns[name] = _lists.as_lists(table[name], numbers)
-    return _Chunk(start, table, columns)
+def _name_place(by: str | None, start: int, table: pa.Table, row: int) -> str:
+    """Return how messages call a row: by its number in the file; in long format, by its key."""
+    if by is None:
+        return f"row {start + row}"
+    return f"{by} {table[by][row].as_py()!r:.50}"
 
 
 @contextlib.contextmanager
-def _locate_errors(column: str, start: int) -> Iterator[None]:
-    """Name the column, and the row of the file, in errors about a row of a chunk."""
+def _locate_errors(column: str, place: Callable[[int], str]) -> Iterator[None]:
+    """Name the column, and the place in the file, in errors about a row of a chunk."""
     try:
         yield
     except _lists.BadRow as error:
-        raise ValueError(f"column {column!r}, row {start + error.row}: {error}") from error
+        raise ValueError(f"column {column!r}, {place(error.row)}: {error}") from error
 
 
 def _summarize(

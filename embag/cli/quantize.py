@@ -7,8 +7,8 @@ import json
 import time
 
 import click
+import numpy as np
 
-import embag
 from embag import tables
 from embag.cli import _ending, _options
 from embag.cli._errors import report_errors
@@ -39,7 +39,7 @@ def command(source: str, target: str, bits: int, tensor: str | None, as_json: bo
     _ending.use_output("OUT", target, source)
     table = _options.load_table(source, tensor)
     with report_errors(source):
-        if isinstance(table, embag.QuantizedTable):
+        if not isinstance(table, np.ndarray):
             raise ValueError(f"table must be of floats, got {table}")
     n_rows, dim = table.shape
     with (

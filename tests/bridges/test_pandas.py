@@ -236,3 +236,86 @@ def test_missing_packages(missing):
         "ImportError: embag.pandas needs pandas and pyarrow: "
         "pip install pandas pyarrow 'embag-cpu[arrow]'"
     )
+
+
+def test_weights_of_the_column():
+    entry = pa.struct([("id", pa.int64()), ("weight", pa.float32())])
+    pairs = [
+        None if bag is None else [(i, w) for i, w in zip(bag, factors, strict=True)]
+        for bag, factors in zip(LISTS, FACTORS, strict=True)
+    ]
+    series = pd.Series(pairs, dtype=pd.ArrowDtype(pa.list_(entry)))
+    for mode in ("sum", "max"):
+        bits = expected(LISTS, None if mode == "max" else FACTORS, mode=mode)
+        assert_pooled(series.embag.pool(TABLE, mode), bits)
+
+
+# --- Frames with one id in each row ---------------------------------------------------
+
+EVENTS = pd.DataFrame(
+    {
+        "user": [9, 7, 7, 9, 8, 7],
+        "city": ["a", "b", "b", "a", None, "c"],
+        "id": [3, 1, 4, 1, 5, 9],
+        "factor": [0.5, 1.0, 2.0, 3.0, -1.0, 0.25],
+    }
+)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
+def test_rows_by_key(mode):
+    pooled = EVENTS.embag.pool("user", "id", TABLE, mode)
+    assert pooled.index.tolist() == [7, 8, 9]
+    assert (pooled.index.name, pooled.name, pooled.dtype) == ("user", "id", pooled_type())
+    assert_pooled(pooled, expected([[1, 4, 9], [5], [3, 1]], mode=mode))
+    pooled = EVENTS.embag.pool("user", "id", TABLE, mode, sort=False)
+    assert pooled.index.tolist() == [9, 7, 8]
+    assert_pooled(pooled, expected([[3, 1], [1, 4, 9], [5]], mode=mode))
+
+
+def test_weights_of_rows():
+    pooled = EVENTS.embag.pool("user", "id", TABLE, "sum", "factor")
+    factors = [[1.0, 2.0, 0.25], [-1.0], [0.5, 3.0]]
+    assert_pooled(pooled, expected([[1, 4, 9], [5], [3, 1]], factors, mode="sum"))
+
+
+def test_several_keys_and_missing_ones():
+    pooled = EVENTS.embag.pool(["user", "city"], "id", TABLE)
+    assert pooled.index.tolist() == [(7, "b"), (7, "c"), (9, "a")]
+    assert_pooled(pooled, expected([[1, 4], [9], [3, 1]]))
+    pooled = EVENTS.embag.pool("city", "id", TABLE, dropna=False)
+    assert_pooled(pooled, expected([[3, 1], [1, 4], [9], [5]]))
+    categories = EVENTS.assign(city=pd.Categorical(EVENTS["city"], ["z", "c", "b", "a"]))
+    assert categories.embag.pool("city", "id", TABLE).index.tolist() == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "int32[pyarrow]"])
+def test_missing_ids(dtype):
+    events = EVENTS.astype({"id": dtype})
+    events.loc[4, "id"] = None
+    events.loc[5, "id"] = None
+    pooled = events.embag.pool("user", "id", TABLE, "sum", "factor")
+    assert_pooled(pooled, expected([[1, 4], [], [3, 1]], [[1.0, 2.0], [], [0.5, 3.0]], mode="sum"))
+    pooled = events.embag.pool("user", "id", TABLE, null_empty=True)
+    assert pooled.isna().tolist() == [False, True, False]
+
+
+def test_options_of_rows():
+    options = {"invalid": "skip", "default_idx": 2, "normalize": True, "padding_idx": 1}
+    pooled = EVENTS.embag.pool("user", "id", TABLE[:5], num_threads=1, **options)
+    assert_pooled(pooled, expected([[1, 4, 9], [5], [3, 1]], weight=TABLE[:5], **options))
+    empty = EVENTS[:0].embag.pool("user", "id", TABLE)
+    assert (len(empty), empty.dtype) == (0, pooled_type())
+
+
+def test_errors_of_rows():
+    with pytest.raises(KeyError):
+        EVENTS.embag.pool("nobody", "id", TABLE)
+    with pytest.raises(IndexError, match=r"input\[4\] = 5 is out of range for a table of 5 rows"):
+        EVENTS.embag.pool("user", "id", TABLE[:5])
+    with pytest.raises(TypeError, match="input must be integers, got dtype float64"):
+        EVENTS.embag.pool("user", "factor", TABLE)
+    events = EVENTS.astype({"factor": "Float64"})
+    events.loc[2, "factor"] = None
+    with pytest.raises(ValueError, match="per_sample_weights must have no nulls"):
+        events.embag.pool("user", "id", TABLE, "sum", "factor")

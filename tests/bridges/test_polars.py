@@ -124,6 +124,16 @@ def test_quantized_table(frame):
     assert_pooled(frame["ids"].embag.pool(small), expected(LISTS, weight=small))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_columns_of_vectors_are_tables(frame, engine):
+    vectors = pl.Series(TABLE, dtype=pl.Array(pl.Float32, 6))
+    chunks = pl.concat([vectors[:3], vectors[3:]], rechunk=False)
+    for table in (vectors, chunks, vectors.to_frame("vector")):
+        query = frame.lazy().select(IDS.embag.pool(table))
+        assert_pooled(query.collect(engine=engine)["ids"], expected(LISTS))
+        assert_pooled(frame["ids"].embag.pool(table), expected(LISTS))
+
+
 def test_options(frame):
     assert_pooled(frame["ids"].embag.pool(TABLE, padding_idx=3), expected(LISTS, padding_idx=3))
     bits = expected(LISTS, weight=TABLE[:5], invalid="skip")
@@ -151,6 +161,63 @@ def test_null_where_a_list_has_no_id(frame, engine):
     assert_pooled(
         frame["ids"].embag.pool(TABLE, null_empty=True).drop_nulls(), pooled.drop_nulls().to_numpy()
     )
+
+
+@pytest.mark.parametrize("kind", ["lists_of_structs", "structs_of_lists"])
+def test_weights_of_the_column(kind, frame):
+    pairs = [
+        None if bag is None else [{"id": i, "weight": w} for i, w in zip(bag, f, strict=True)]
+        for bag, f in zip(LISTS, FACTORS, strict=True)
+    ]
+    entry = pl.Struct({"id": pl.Int32, "weight": pl.Float64})
+    column = pl.Series("ids", pairs, pl.List(entry))
+    if kind == "structs_of_lists":
+        column = frame.select(ids=pl.struct("ids", "factors"))["ids"]
+    for mode in ("sum", "mean", "max"):
+        bits = expected(LISTS, None if mode == "max" else FACTORS, mode=mode)
+        assert_pooled(column.embag.pool(TABLE, mode), bits)
+        pooled = pl.LazyFrame({"ids": column}).select(IDS.embag.pool(TABLE, mode))
+        for engine in ENGINES:
+            assert_pooled(pooled.collect(engine=engine)["ids"], bits)
+    with pytest.raises(ValueError, match=r"^per_sample_weights must be None where input has weig"):
+        column.embag.pool(TABLE, "sum", frame["factors"])
+
+
+# --- Counts ---------------------------------------------------------------------------
+
+COUNTED = [[1, 99], None, [], [-1, None, 60, 3], [2], [None]]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_counts_are_fields_of_structs(engine):
+    frame = pl.LazyFrame({"ids": COUNTED * 700})
+    pool = IDS.embag.pool(
+        TABLE, "sum", padding_idx=2, invalid="skip", return_n_invalid=True, return_n_valid=True
+    )
+    query = frame.select(pool.struct.unnest())
+    dtypes = {"vector": pl.Array(pl.Float32, 6), "n_invalid": pl.Int64, "n_valid": pl.Int64}
+    assert dict(query.collect_schema()) == dtypes
+    counted = query.collect(engine=engine)
+    bits = expected([[1], None, [], [3], [], []] * 700, mode="sum")
+    assert_pooled(counted["vector"], bits)
+    assert counted["n_invalid"].to_list() == [1, 0, 0, 2, 0, 0] * 700
+    assert counted["n_valid"].to_list() == [1, 0, 0, 1, 0, 0] * 700
+
+
+def test_one_count():
+    series = pl.Series("ids", COUNTED)
+    counted = series.embag.pool(TABLE, invalid=0, null_empty=True, return_n_invalid=True)
+    assert counted.name == "ids"
+    assert counted.struct.fields == ["vector", "n_invalid"]
+    assert counted.struct.field("vector").is_null().to_list() == [0, 1, 1, 0, 0, 1]
+    assert counted.struct.field("n_invalid").sum() == 3
+    counted = series.embag.pool(TABLE, invalid="skip", return_n_valid=True)
+    assert counted.struct.fields == ["vector", "n_valid"]
+    arrays = pl.Series([[1, 99], [98, -1]], dtype=pl.Array(pl.Int64, 2))
+    counted = arrays.embag.pool(TABLE, invalid="skip", return_n_invalid=True)
+    assert counted.struct.field("n_invalid").to_list() == [1, 2]
+    with pytest.raises(TypeError, match=r"^return_n_invalid must be a bool, got 1$"):
+        series.embag.pool(TABLE, return_n_invalid=1)
 
 
 # --- In queries -----------------------------------------------------------------------
@@ -210,6 +277,53 @@ def test_group_by(frame, engine):
     flat = pl.LazyFrame({"user": [1, 2, 1, 3], "id": [5, 3, 9, 1]})
     query = flat.group_by("user", maintain_order=True).agg(pl.col("id").implode().embag.pool(TABLE))
     assert_pooled(query.collect(engine=engine)["id"], expected([[5, 9], [3], [1]]))
+
+
+# Events of one id each: the lists above, a row for each id, keys in an order of their own.
+EVENTS = [
+    (f"key {key}", id, factor)
+    for place in range(5)
+    for key, (ids, factors) in enumerate(zip(LISTS, FACTORS, strict=True))
+    for id, factor in list(zip(ids or (), factors or (), strict=True))[place : place + 1]
+]
+KEYS = list(dict.fromkeys(key for key, *_ in EVENTS))
+OF_KEYS = [LISTS[int(key.split()[1])] for key in KEYS]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
+def test_rows_of_groups(engine, mode):
+    events = pl.LazyFrame(EVENTS, ["key", "id", "factor"], orient="row").cast(
+        {"factor": pl.Float32}
+    )
+    query = events.group_by("key", maintain_order=True).agg(
+        pl.col("id").embag.pool_rows(TABLE, mode), other=pl.col("id").embag.pool_rows(TABLE)
+    )
+    pooled = query.collect(engine=engine)
+    assert pooled["key"].to_list() == KEYS
+    assert pooled.schema["id"] == pl.Array(pl.Float32, 6)
+    assert_pooled(pooled["id"], expected(OF_KEYS, mode=mode))
+    if mode in ("max", "min"):
+        return
+    bits = expected(OF_KEYS, [FACTORS[int(key.split()[1])] for key in KEYS], mode=mode)
+    for weights in ("factor", pl.col("factor")):
+        pool = pl.col("id").embag.pool_rows(TABLE, mode, weights)
+        pooled = events.group_by("key", maintain_order=True).agg(pool).collect(engine=engine)
+        assert_pooled(pooled["id"], bits)
+
+
+def test_rows_of_a_column():
+    events = pl.DataFrame({"key": [1, 2, 1], "id": [5, None, 9], "factor": [1.0, 2.0, 3.0]})
+    pool = pl.col("id").embag.pool_rows
+    assert_pooled(events.select(pool(TABLE))["id"], expected([[5, 9]]))
+    assert events.clear().group_by("key").agg(pool(TABLE)).schema["id"] == pl.Array(pl.Float32, 6)
+    by_key = events.group_by("key", maintain_order=True)
+    assert by_key.agg(pool(TABLE, null_empty=True))["id"].is_null().to_list() == [False, True]
+    pooled = by_key.agg(pool(TABLE[:6], invalid="skip", normalize=True, default_idx=2))["id"]
+    options = {"invalid": "skip", "normalize": True, "default_idx": 2}
+    assert_pooled(pooled, expected([[5, 9], []], weight=TABLE[:6], **options))
+    with pytest.raises(IndexError, match="out of range"):
+        by_key.agg(pool(TABLE[:6]))
 
 
 def test_over(frame):

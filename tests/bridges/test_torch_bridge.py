@@ -9,6 +9,7 @@ import copy
 import inspect
 import itertools
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -79,12 +80,16 @@ def assert_near(ours, theirs, n_terms, largest):
 # The signature, and importing
 
 
-def test_the_signature_is_that_of_torch():
+def test_the_signature_is_that_of_torch_with_more_keywords():
     def parameters(function):
         signature = inspect.signature(function).parameters.values()
         return [(p.name, p.kind, p.default) for p in signature]
 
-    assert parameters(embedding_bag) == parameters(F.embedding_bag)
+    more = [("default_idx", None), ("invalid", "raise"), ("normalize", False)]
+    assert parameters(embedding_bag) == [
+        *parameters(F.embedding_bag),
+        *((name, inspect.Parameter.KEYWORD_ONLY, default) for name, default in more),
+    ]
     ours, theirs = embag.torch.EmbeddingBag, torch.nn.EmbeddingBag
     assert parameters(ours) == parameters(theirs)
     assert parameters(ours.forward) == parameters(theirs.forward)
@@ -189,6 +194,58 @@ def test_gradcheck_with_one_of_two_frozen(frozen):
         lambda weight, sample: embedding_bag(input, weight, per_sample_weights=sample, **options),
         [weight, sample],
     )
+
+
+# Default and invalid rows, and normalization
+
+FAULTY = torch.tensor([1, 2, -3, 5, 2, 30]), torch.tensor([0, 2, 2, 5])
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
+@pytest.mark.parametrize("invalid", ["skip", -7])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_default_and_invalid_rows_and_normalization(mode, invalid, normalize):
+    weight, sample = table(dtype=torch.float64), None
+    if mode not in ("max", "min"):
+        sample = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        sample = (sample + 0.5).requires_grad_()
+    options = {"mode": mode, "default_idx": -1, "invalid": invalid, "normalize": normalize}
+    input, offsets = FAULTY
+
+    def function(weight, sample):
+        return embedding_bag(input, weight, offsets, per_sample_weights=sample, **options)
+
+    expected = embag.embedding_bag(
+        input.numpy(),
+        weight.detach().numpy(),
+        offsets.numpy(),
+        per_sample_weights=None if sample is None else sample.detach().numpy(),
+        **options,
+    )
+    np.testing.assert_array_equal(function(weight, sample).detach().numpy(), expected)
+    assert torch.autograd.gradcheck(function, [weight, sample])
+
+    bags = embag.torch.EmbeddingBag.from_pretrained(weight.detach(), mode=mode)
+    bags.default_idx, bags.invalid, bags.normalize = -1, invalid, normalize
+    bags = pickle.loads(pickle.dumps(bags))
+    np.testing.assert_array_equal(bags(input, offsets, sample).detach().numpy(), expected)
+
+
+def test_the_repr_has_the_options_that_are_set():
+    bags = embag.torch.EmbeddingBag(10, 3, mode="sum")
+    theirs = repr(torch.nn.EmbeddingBag(10, 3, mode="sum"))
+    assert repr(bags) == theirs
+    bags.default_idx, bags.invalid, bags.normalize = 0, "skip", True
+    assert repr(bags) == theirs[:-1] + ", default_idx=0, invalid='skip', normalize=True)"
+
+
+def test_a_table_must_not_change_before_the_gradient_of_a_normalized_result():
+    weight = table()
+    result = embedding_bag(torch.tensor([[1, 2]]), weight, normalize=True)
+    with torch.no_grad():
+        weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
 
 
 # Samples of OpInfo
@@ -911,3 +968,17 @@ def test_training(mode, sparse, dtype):
     # this small do not amplify what the steps before left.
     bound = len(theirs) * 10 * torch.finfo(dtype).eps
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
+
+
+# Tables that are copied at each call
+
+
+def test_copies_of_large_tables_are_warned_of_at_the_line_of_the_user():
+    weight = torch.ones(64, 5000).T.requires_grad_()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", embag.PerformanceWarning)
+        result = embedding_bag(torch.tensor([[1, 2]]), weight, normalize=True)
+        result.sum().backward()
+    first, second = caught
+    assert first.filename == second.filename == __file__
+    assert second.lineno == first.lineno + 1

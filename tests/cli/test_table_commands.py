@@ -266,3 +266,18 @@ def test_a_file_in_fortran_order_is_pooled_from_a_copy(tmp_path, capsys):
     assert "table must be in C order, got Fortran order: load it with memory='copy'" in printed.err
     run(capsys, *command, tmp_path / "v.npy", "--load", "copy")
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), means([[1, 2], [3, 4]]))
+
+
+def test_tables_of_other_formats_are_explained(tmp_path, capsys):
+    np.savez(tmp_path / "t.npz", weight=TABLE)
+    np.save(tmp_path / "ids.npy", np.array([[1, 2], [3, 4]]))
+    source, out = tmp_path / "t.npz", tmp_path / "out.npy"
+    for command in (
+        ["info", source],
+        ["convert", source, out],
+        ["quantize", source, out],
+        ["pool", tmp_path / "ids.npy", "--table", source, "--out", out],
+    ):
+        printed = run(capsys, *command, status=1)
+        assert "an .npz archive of 'weight': read one of them by `table = np" in printed.err
+        assert len(printed.err.splitlines()) == 1

@@ -509,7 +509,10 @@ W = np.arange(20, dtype=np.float32).reshape(10, 2)
 V = np.arange(5, dtype=np.float16).reshape(5, 1)
 T = {"w": W, "v": V}
 FEATURES = [Feature("a", "w"), Feature("b", "v", "max"), Feature("c", "w")]
-KINDS = "float32, float64, float16 or bfloat16 in native byte order, or a QuantizedTable"
+KINDS = (
+    "float32, float64, float16, bfloat16, int8, uint8, float8_e4m3fn or float8_e5m2 in native "
+    "byte order, or a QuantizedTable"
+)
 
 
 def make(features=FEATURES, tables=T):
@@ -522,12 +525,12 @@ CONSTRUCTION = [
     (
         make(tables={"w": [[1.0]]}),
         TypeError,
-        "tables['w'] must be a numpy.ndarray or a QuantizedTable, got list",
+        "tables['w'] must be a numpy.ndarray, a QuantizedTable or a RemappedTable, got list",
     ),
     (
         make(tables=T | {"unused": None}),
         TypeError,
-        "tables['unused'] must be a numpy.ndarray or a QuantizedTable, got None",
+        "tables['unused'] must be a numpy.ndarray, a QuantizedTable or a RemappedTable, got None",
     ),
     (make(tables={"w": W.astype(int)}), TypeError, f"tables['w'] must be {KINDS}, got int64"),
     (make(tables={"w": W.astype(">f4")}), TypeError, f"tables['w'] must be {KINDS}, got >f4"),
@@ -552,12 +555,12 @@ CONSTRUCTION = [
     (
         make([FEATURES[0], Feature("b", "w", "median")]),
         ValueError,
-        "feature 'b': mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got 'median'",
+        "feature 'b': mode must be 'sum', 'mean', 'sqrtn', 'max', 'min' or 'none', got 'median'",
     ),
     (
         make([Feature("a", "w", None)]),
         ValueError,
-        "feature 'a': mode must be 'sum', 'mean', 'sqrtn', 'max' or 'min', got None",
+        "feature 'a': mode must be 'sum', 'mean', 'sqrtn', 'max', 'min' or 'none', got None",
     ),
     (
         make([Feature("a", "v", "sum", 5)]),

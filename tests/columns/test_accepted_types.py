@@ -101,6 +101,19 @@ def test_lists_of_every_type(container, entry, lists):
 @LENGTHS
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("container", CONTAINERS)
+def test_ragged_inputs_of_any_lengths_are_refused_alike(container, entry, lists):
+    column = CONTAINERS[container]([ENTRIES[entry](bag) for bag in lists])
+    with pytest.raises(ValueError, match=r"^(offsets must be None|input must be 1-D) where "):
+        embag.embedding_bag(column, W, [0, 1])
+    with pytest.raises(ValueError, match=r"^(lengths must be None|input must be 1-D) where "):
+        embag.embedding_bag(column, W, lengths=[1, 2])
+    with pytest.raises(ValueError, match=r"^per_sample_weights must "):
+        embag.embedding_bag(column, W, mode="sum", per_sample_weights=[1.0, 2.0, 3.0])
+
+
+@LENGTHS
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_weights_of_every_type(container, entry, lists):
     weights = CONTAINERS[container]([ENTRIES[entry](bag) for bag in lists])
     expected = pool_arrays(lists, lists, mode="sum")
@@ -215,14 +228,12 @@ def test_lists_that_cannot_be_read():
         embag.embedding_bag([[1], Broken([2])], W)
 
 
-def test_arrow_maps():
+def test_lists_of_arrow_maps():
     pa = pytest.importorskip("pyarrow")
     kind = pa.map_(pa.int64(), pa.float64())
-    maps = pa.array([[(1, 2.0)], []], kind)
-    for column, seen in ((maps, "maps"), (pa.array([[], []], pa.list_(kind)), "lists of maps")):
-        with pytest.raises(TypeError) as caught:
-            embag.embedding_bag(column, W)
-        assert str(caught.value) == f"input must be lists of numbers, got {seen}"
+    with pytest.raises(TypeError) as caught:
+        embag.embedding_bag(pa.array([[], []], pa.list_(kind)), W)
+    assert str(caught.value) == "input must be lists of numbers, got lists of maps"
 
 
 # --- Nulls in flat columns ------------------------------------------------------------

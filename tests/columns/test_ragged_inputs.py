@@ -1,6 +1,5 @@
 """Ragged inputs: the bits of plain arrays, no copies, and errors."""
 
-import ctypes
 import gc
 import itertools
 import sys
@@ -8,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from arrow_exports import LET_BE, Exports
 from cases import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -491,11 +491,11 @@ def test_memory_is_released():
 
 def test_a_result_may_outlive_its_input():
     pa = pytest.importorskip("pyarrow")
-    from embag._columns._cdata import read_lists  # noqa: PLC0415
+    from embag._columns._cdata import Source  # noqa: PLC0415
 
-    _, _, chunks = read_lists(pa.array([[1, 2, 3]] * 1000))
-    items = chunks[0][5]
-    del chunks
+    (chunk,) = Source(pa.array([[1, 2, 3]] * 1000)).read_chunks()
+    items = chunk.child(0).values()
+    del chunk
     gc.collect()
     assert (items.reshape(1000, 3) == [1, 2, 3]).all()
     assert not items.flags.writeable
@@ -575,11 +575,9 @@ def test_matrices_that_do_not_fit():
         (sparse.csc_array((3, 10)), {}, TypeError,
          "input must be a CSR matrix where it is sparse, got csc with 2 axes: see tocsr()"),
         (sparse.csr_array((3, 10)), {"per_sample_weights": [[1.0]] * 3}, ValueError,
-         "per_sample_weights must be None where input is a matrix, whose data are the weights, "
-         "got list"),
+         "per_sample_weights must be None where input has weights of its own, got list"),
         (sparse.csr_array((3, 10)), {"per_sample_weights": sparse.csr_array((3, 10))}, ValueError,
-         "per_sample_weights must be None where input is a matrix, whose data are the weights, "
-         "got csr_array"),
+         "per_sample_weights must be None where input has weights of its own, got csr_array"),
         (sparse.csr_array(np.ones((3, 10), complex)), {}, TypeError,
          "the data of input must cast to float32 as 'same_kind', got dtype complex128"),
     ):  # fmt: skip
@@ -741,8 +739,8 @@ def test_inputs_that_are_not_lists_of_integers():
         (pa.array([[True]]), TypeError, "input must be lists of numbers, got lists of booleans"),
         (pa.array([[[1]]]), TypeError,
          r"input must be lists of numbers, got lists of Arrow's type '\+l'"),
-        (pa.ListArray.from_arrays([0, 1], pa.array([1]).dictionary_encode()), TypeError,
-         "input must be lists of numbers, got lists of Arrow's type 'dictionary'"),
+        (pa.ListArray.from_arrays([0, 1], pa.array(["a"]).dictionary_encode()), TypeError,
+         "input must be lists of numbers, got lists of dictionaries of strings"),
         (pa.table({"a": [[1]], "b": [[1]]}), TypeError,
          "input must be one column, got Table of several"),
         ([[1], 2], TypeError, r"input\[1\] must be a list or an array of integers, got 2"),
@@ -803,40 +801,6 @@ def test_offsets_out_of_bounds(offsets, message, dtype):
 
 
 # --- Hostile producers ----------------------------------------------------------------
-
-
-class ArrowArray(ctypes.Structure):
-    pass
-
-
-ArrowArray._fields_ = [
-    *((name, ctypes.c_int64) for name in
-      ("length", "null_count", "offset", "n_buffers", "n_children")),
-    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ("children", ctypes.POINTER(ctypes.POINTER(ArrowArray))),
-    ("dictionary", ctypes.c_void_p),
-    ("release", ctypes.c_void_p),
-    ("private_data", ctypes.c_void_p),
-]  # fmt: skip
-
-
-# Instead of the producer's own function, which would read beyond the array.
-RELEASE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda array: None)
-LET_BE = ctypes.cast(RELEASE, ctypes.c_void_p).value
-
-
-class Exports:
-    """An Arrow array whose exported struct is changed."""
-
-    def __init__(self, column, change):
-        self.column, self.change = column, change
-
-    def __arrow_c_array__(self, requested_schema=None):
-        schema, array = self.column.__arrow_c_array__()
-        get = ctypes.pythonapi.PyCapsule_GetPointer
-        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        self.change(ArrowArray.from_address(get(array, b"arrow_array")))
-        return schema, array
 
 
 @pytest.mark.parametrize(

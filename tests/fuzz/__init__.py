@@ -2,6 +2,7 @@
 
     values.py             values of arguments: any object, any array, any layout
     lookup_cases.py       sound calls, and checks of their results: lookups, gradients, layers
+    segment_cases.py      the same in long format
     ragged_cases.py       the same for ragged inputs
     collection_cases.py   the same for EmbeddingBagCollection
     table_cases.py        the same for quantized tables, sparse rows, memory, settings

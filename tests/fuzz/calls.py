@@ -1,6 +1,13 @@
 """Which functions draw cases of each public name; test_fuzz.py checks that none is missing."""
 
-from . import collection_cases, file_cases, lookup_cases, ragged_cases, table_cases
+from . import (
+    collection_cases,
+    file_cases,
+    lookup_cases,
+    ragged_cases,
+    segment_cases,
+    table_cases,
+)
 from .checked_call import maybe_corrupt
 
 # The name, the function that draws cases, their frequency, and arguments that they may lack.
@@ -12,14 +19,21 @@ _CALLS = [
     ("embedding_bag", ragged_cases.ragged_lookup_cases, 6,
      ["offsets", "lengths", "max_norm", "norm_type", "per_sample_weights", "include_last_offset",
       "padding_idx", "out", "return_max_indices", "out_dtype", "invalid", "return_n_invalid"]),
+    ("embedding_bag", ragged_cases.column_table_cases, 1, ["out", "max_norm"]),
     ("embedding_bag", ragged_cases.lengths_cases, 2,
      ["offsets", "max_norm", "per_sample_weights", "include_last_offset", "invalid"]),
+    ("embedding_bag", segment_cases.segment_lookup_cases, 3,
+     ["offsets", "lengths", "n_bags", "per_sample_weights", "include_last_offset", "out",
+      "invalid"]),
+    ("segment_reduce", segment_cases.segment_reduce_cases, 2, []),
+    ("segment_reduce_backward", segment_cases.segment_reduce_cases, 1, []),
     ("embedding_bag_backward", lookup_cases.backward_cases, 7,
      ["per_sample_weights", "include_last_offset", "padding_idx", "max_indices", "wrt",
       "default_idx", "invalid", "normalize"]),
     ("embedding", lookup_cases.embedding_cases, 3, ["out", "invalid", "max_norm"]),
     ("embedding_backward", lookup_cases.embedding_backward_cases, 2, ["invalid", "sparse"]),
     ("EmbeddingBagGrads", lookup_cases.grads_cases, 1, []),
+    ("SegmentReduceGrads", lookup_cases.grads_cases, 1, []),
     ("EmbeddingBag", lookup_cases.layer_cases, 4,
      ["max_norm", "norm_type", "padding_idx", "mode", "out", "per_sample_weights"]),
     ("EmbeddingBagCollection", collection_cases.embedding_bag_collection_cases, 8,
@@ -27,6 +41,8 @@ _CALLS = [
     ("Feature", collection_cases.feature_cases, 1, []),
     ("QuantizationError", table_cases.quantization_error_cases, 1, []),
     ("QuantizedTable", table_cases.from_packed_cases, 3, []),
+    ("QuantizedTable", table_cases.symmetric_cases, 2, []),
+    ("RemappedTable", table_cases.remapped_cases, 3, ["index_map", "scales", "first_id"]),
     ("QuantizedTable", table_cases.dequantize_cases, 2, []),
     ("QuantizedTable", table_cases.error_cases, 1, []),
     ("quantized.row_bytes", table_cases.row_bytes_cases, 1, []),

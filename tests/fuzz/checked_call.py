@@ -100,7 +100,9 @@ def memory_of(value, depth=3):
         fields = array.shape, array.dtype, array.flags.writeable
         return fields, array.tolist() if array.dtype.hasobject else array.tobytes()
     if kind is embag.QuantizedTable:
-        return memory_of(getattr(value, "packed", None))
+        return memory_of([getattr(value, name, None) for name in ("packed", "scales")])
+    if kind is embag.RemappedTable:
+        return memory_of([getattr(value, name, None) for name in ("table", "index_map", "scales")])
     if kind is embag.SparseRows:
         return memory_of(getattr(value, "indices", None)), memory_of(getattr(value, "values", None))
     if kind in (list, tuple) and depth:

@@ -18,6 +18,7 @@ from .lookup_cases import (
     count_invalid,
     expected_forward,
     plain,
+    remapped,
     rows_of,
     sample_weights,
     tables,
@@ -29,6 +30,7 @@ from .values import layouts
 def parts(rng):
     """Return tables and features for a collection."""
     named = {f"t{i}": tables(rng) for i in range(rng.randint(0, 3))}
+    named |= {name: remapped(rng, table) for name, table in named.items() if rng.random() < 0.15}
     features = []
     all_sums = rng.random() < 0.5
     for i in range(rng.randint(0, 4) if named else 0):
@@ -38,9 +40,23 @@ def parts(rng):
         mode = "sum" if all_sums else rng.choice(MODES)
         default = rng.choice([None, None, 0]) if n_rows else None
         invalid = rng.choice([None, None, "skip", "raise"])
+        if rng.random() < 0.1:
+            mode, default = "none", None
         feature = embag.Feature(f"f{i}", table, mode, padding, default, invalid, rng.random() < 0.1)
         features.append(feature)
     return named, features
+
+
+def pooled(ebc):
+    """Return the features with bags."""
+    return [feature for feature in ebc.features if feature.mode != "none"]
+
+
+def without_ids(ebc):
+    """Return the pooled result of a call without ids."""
+    if len(pooled(ebc)) == len(ebc.features):
+        return ebc(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    return ebc({feature.name: np.zeros((0, 2), np.int64) for feature in ebc.features})[0]
 
 
 def policy(ebc, feature):
@@ -51,10 +67,9 @@ def policy(ebc, feature):
 def check_made(ebc, call):
     assert type(ebc) is embag.EmbeddingBagCollection
     assert ebc.dim == sum(columns.stop - columns.start for columns in ebc.slices.values())
-    assert list(ebc.slices) == [feature.name for feature in ebc.features]
+    assert list(ebc.slices) == [feature.name for feature in pooled(ebc)]
     assert "EmbeddingBagCollection(" in repr(ebc)
-    empty = ebc(np.zeros(0, np.int64), np.zeros(1, np.int64))
-    assert empty.shape == (0, ebc.dim)
+    assert without_ids(ebc).shape == (0, ebc.dim)
 
 
 def embedding_bag_collection_cases(rng):
@@ -85,11 +100,11 @@ def embedding_bag_collection_cases(rng):
         )  # fmt: skip
     if how == 3 and named:
         return replace_case(rng, ebc)
-    by_name = rng.random() < 0.5
+    by_name = rng.random() < 0.5 or len(pooled(ebc)) < len(features)
     arguments = named_arguments if by_name else flat_arguments
     call = arguments(rng, ebc, n_bags)
     if rng.random() < 0.3:
-        call["out"] = np.full((n_bags if features else 0, ebc.dim), 7, np.float32)
+        call["out"] = np.full((n_bags if pooled(ebc) else 0, ebc.dim), 7, np.float32)
     call["num_threads"] = rng.choice(THREADS)
     if rng.random() < 0.1:
         call["return_n_valid"] = rng.random() < 0.9
@@ -115,9 +130,8 @@ def replace_case(rng, ebc):
     def check(result, given):
         assert result is None
         assert ebc.tables[given["name"]] is given["table"]
-        assert list(ebc.slices) == [feature.name for feature in ebc.features]
-        nothing = ebc(np.zeros(0, np.int64), np.zeros(1, np.int64))
-        assert nothing.shape == (0, ebc.dim)
+        assert list(ebc.slices) == [feature.name for feature in pooled(ebc)]
+        assert without_ids(ebc).shape == (0, ebc.dim)
 
     return Case("EmbeddingBagCollection.replace", ebc.replace, call, check, (TypeError, ValueError))
 
@@ -153,11 +167,18 @@ def named_arguments(rng, ebc, n_bags):
     ilo = rng.random() < 0.3
     ids, weights = {}, {}
     for feature in ebc.features:
-        some = bags(rng, rows_of(ebc.tables[feature.table]), n_bags, ilo=ilo)
+        n_rows = rows_of(ebc.tables[feature.table])
+        some = bags(rng, n_rows, n_bags, ilo=ilo)
         given = some.input
+        if feature.mode == "none":  # of the ids of bags some may be in none, and of any value
+            n = rng.choice([0, 1, 6]) if n_rows else 0
+            given = np.array([rng.randrange(n_rows) for _ in range(n)], "i8")
+            given = given.reshape(rng.choice([(n,), (1, n), (n, 1, 1)]))
         if policy(ebc, feature) != "raise" and rng.random() < 0.5:
             given = with_invalid_ids(rng, given)
-        if some.offsets is not None:
+        if feature.mode == "none":
+            given = layouts(rng, given, ["spaced", "misaligned", "read-only", "subclass"])
+        elif some.offsets is not None:
             given = given, some.offsets
         elif isinstance(given, tuple):  # a tuple of two rows would be an (ids, offsets) pair
             given = list(given)
@@ -178,9 +199,14 @@ def check_split(ebc, result, call):
 
 
 def check_pooled(ebc, result, call):
+    features = pooled(ebc)
     if call.get("return_n_valid", False):
-        result, n_valid = result
-        assert n_valid.shape == (len(result), len(ebc.features))
+        *result, n_valid = result
+        assert n_valid.shape == (len(result[0]), len(features))
+        result = result[0] if len(result) == 1 else tuple(result)
+    if len(features) < len(ebc.features):
+        result, rows = result
+        check_unpooled(ebc, rows, call["values"])
     out = call.get("out")
     assert out is None or result is out
     assert result.dtype == np.float32
@@ -193,7 +219,7 @@ def check_pooled(ebc, result, call):
     n_bags = len(result)
     if n_bags > MOST:
         return
-    for f, feature in enumerate(ebc.features):
+    for f, feature in enumerate(features):
         lookup = {"mode": feature.mode, "padding_idx": feature.padding_idx}
         if isinstance(values, Mapping):
             given = values[feature.name]
@@ -212,9 +238,7 @@ def check_pooled(ebc, result, call):
             if sample is not None:
                 lookup["per_sample_weights"] = sample[bounds[0] : bounds[-1]]
         table = ebc.tables[feature.table]
-        if isinstance(table, np.ndarray):
-            with np.errstate(all="ignore"):
-                table = plain(table).astype(np.float32)
+        table = in_float32(table)
         lookup |= {"weight": table, "invalid": policy(ebc, feature)}
         lookup |= {"default_idx": feature.default_idx, "normalize": feature.normalize}
         count = count_invalid(lookup)
@@ -222,6 +246,36 @@ def check_pooled(ebc, result, call):
         expected = expected_forward(lookup)
         if expected is not None:
             check_same_bits(result[:, ebc.slices[feature.name]], expected[0])
+
+
+def in_float32(table):
+    """Return a table as a collection reads it."""
+    with np.errstate(all="ignore"):
+        if isinstance(table, np.ndarray):
+            return plain(table).astype(np.float32)
+        if isinstance(table, embag.RemappedTable):
+            scales = None if table.scales is None else table.scales.astype(np.float32)
+            return embag.RemappedTable(
+                in_float32(table.table), table.index_map, scales, table.first_id
+            )
+    return table
+
+
+def check_unpooled(ebc, rows, values):
+    """Compare the rows of features without bags with those of `embedding`."""
+    unpooled = [feature for feature in ebc.features if feature.mode == "none"]
+    assert list(rows) == [feature.name for feature in unpooled]
+    for feature in unpooled:
+        table, ids = ebc.tables[feature.table], values[feature.name]
+        table = in_float32(table)
+        found, count = rows[feature.name], ebc.n_invalid[feature.name]
+        assert found.dtype == np.float32
+        expected = embag.embedding(ids, table, invalid=policy(ebc, feature))
+        assert found.shape == expected.shape
+        if not feature.normalize:
+            check_same_bits(found, expected)
+        if policy(ebc, feature) == "raise":
+            assert count == 0
 
 
 def feature_cases(rng):

@@ -11,7 +11,7 @@ import numpy as np
 import embag
 
 from .checked_call import Case
-from .lookup_cases import FLOATS, MOST, NARROW, PACKED, plain, rows_of, tables
+from .lookup_cases import FLOATS, MOST, NARROW, PACKED, plain, remapped, rows_of, tables
 from .table_cases import check_quantized
 from .values import EDGES
 
@@ -26,9 +26,15 @@ def folder():
 
 def check_equal(a, b):
     """Check that two tables hold the same bytes."""
-    assert type(a) is embag.QuantizedTable or type(a) is np.ndarray
+    assert type(a) in (embag.RemappedTable, embag.QuantizedTable, np.ndarray)
+    if isinstance(a, embag.RemappedTable):
+        assert a.first_id == b.first_id
+        np.testing.assert_array_equal(a.index_map, b.index_map)
+        np.testing.assert_array_equal(a.scales, b.scales)
+        a, b = a.table, b.table
     if isinstance(a, embag.QuantizedTable):
         assert (a.bits, a.dim, a.layout) == (b.bits, b.dim, b.layout)
+        np.testing.assert_array_equal(a.scales, b.scales)
         a, b = a.packed, b.packed
     assert (a.shape, a.dtype) == (b.shape, b.dtype)
     assert a.tobytes() == np.ascontiguousarray(plain(b)).tobytes()
@@ -37,11 +43,16 @@ def check_equal(a, b):
 def save_cases(rng):
     table = tables(rng)
     suffix = rng.choice([".npy", ".safetensors", ".NPY"])
+    if rng.random() < 0.1:
+        table = remapped(rng, table)
+    if isinstance(table, embag.RemappedTable) or getattr(table, "scales", None) is not None:
+        suffix = ".safetensors"
     path = folder() / f"saved{suffix}"
     call = {"path": rng.choice([path, str(path)]), "table": table}
     if suffix == ".safetensors" and rng.random() < 0.5:
         call["name"] = rng.choice(["weight", "", "a.b", "ü", "x" * 300, "embag.x"])
-    quantizes = isinstance(table, np.ndarray) and rng.random() < 0.4
+    is_float = isinstance(table, np.ndarray) and table.itemsize > 1
+    quantizes = is_float and rng.random() < 0.4
     if quantizes:
         with np.errstate(all="ignore"):
             values = plain(table).astype(np.float64)

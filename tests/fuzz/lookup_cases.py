@@ -9,7 +9,7 @@ import reference
 import embag
 
 from .checked_call import Case
-from .values import BFLOAT16, integer, layouts, numbers, random_bytes
+from .values import BFLOAT16, FLOAT8, integer, layouts, numbers, random_bytes
 
 RAISES = (TypeError, ValueError, IndexError, RuntimeError)
 MOST = 5000  # positions, bags and columns: the reference is slow
@@ -17,6 +17,7 @@ MODES = ["sum", "mean", "sqrtn", "max", "min"]
 THREADS = [None, None, 1, 2, 3, 8, 2**31, 2**70, np.int64(2)]
 FLOATS = ["f4", "f4", "f8"]
 NARROW = ["f2", BFLOAT16]
+EIGHT_BITS = ["i1", "u1", FLOAT8, "symmetric"]
 PACKED = [(layout, bits) for layout in ("fused", "tbe") for bits in (8, 4, 2)]
 
 
@@ -31,7 +32,7 @@ class Bags(NamedTuple):
     n_bags: int
 
 
-def tables(rng, kinds=(*FLOATS, *NARROW, *PACKED), *, often=4):
+def tables(rng, kinds=(*FLOATS, *NARROW, *PACKED, *EIGHT_BITS), *, often=4):
     """Return a table of one of these kinds; tables of floats have any layout."""
     kind = rng.choice(list(kinds))
     n_rows = rng.choice([0, 1, 2, 3, 5, 12, 12, 40, 40, 100])
@@ -51,6 +52,11 @@ def tables(rng, kinds=(*FLOATS, *NARROW, *PACKED), *, often=4):
             rng, packed, ["spaced", "reversed", "wide", "read-only", "map", "subclass"]
         )
         return embag.QuantizedTable.from_packed(packed, bits, dim, layout)
+    if kind == "symmetric":
+        q = layouts(rng, random_bytes(rng, (n_rows, dim)).view("i1"), ["spaced", "wide", "map"])
+        scales = numbers(rng, rng.choice([(), (n_rows,), (n_rows, 1)]), special=special)
+        with np.errstate(all="ignore"):
+            return embag.QuantizedTable.from_int8(q, scales)
     with np.errstate(all="ignore"):
         table = numbers(rng, (n_rows, dim), special=special).astype(kind)
     ways = [
@@ -64,6 +70,20 @@ def tables(rng, kinds=(*FLOATS, *NARROW, *PACKED), *, often=4):
         "masked",
     ]
     return layouts(rng, table, [*ways, "map", "matrix"], often=often)
+
+
+def remapped(rng, table):
+    """Return a table whose ids are mapped to the rows of another."""
+    n_rows = rows_of(table)
+    n_ids = rng.choice([0, 1, 5, 40])
+    index_map = rng.choice([None, [rng.randrange(-1, n_rows) for _ in range(n_ids)]])
+    n_ids = n_rows if index_map is None else n_ids
+    dtype = rng.choice(["i4", "i8", "i2"])
+    return embag.RemappedTable(
+        table,
+        None if index_map is None else np.array(index_map, dtype),
+        rng.choice([None, numbers(rng, n_ids, special=rng.random() < 0.1).astype("f4")]),
+    )
 
 
 def bags(rng, n_rows, n_bags=None, *, two_d=None, ilo=None, narrow=True):
@@ -128,16 +148,18 @@ def sample_weights(rng, shape):
     return layouts(rng, weights, [*ways, "list"] if weights.size else ways)
 
 
-def forward_arguments(rng, kinds=(*FLOATS, *FLOATS, *NARROW, *PACKED)):
+def forward_arguments(rng, kinds=(*FLOATS, *FLOATS, *NARROW, *PACKED, *EIGHT_BITS), maps=True):
     """Return the arguments of a sound call by name."""
     table = tables(rng, kinds)
+    is_double = getattr(table, "dtype", None) == np.float64
+    if maps and rng.random() < 0.15:
+        table = remapped(rng, table)
     some = bags(rng, rows_of(table))
     mode = rng.choice(MODES)
     call = {"input": some.input, "weight": table, "offsets": some.offsets, "mode": mode}
     if some.include_last_offset:
         call["include_last_offset"] = rng.choice([True, np.True_])
     plain = isinstance(table, np.ndarray) and table.dtype.char in "fd"
-    is_double = plain and table.dtype.char == "d"
     if rng.random() < 0.3 and rows_of(table):
         call["padding_idx"] = rng.randrange(-rows_of(table), rows_of(table))
     selects = mode in ("max", "min")
@@ -197,17 +219,19 @@ def expected_forward(call, weight=None):
     if max(input.size, n_bags, weight.shape[1]) > MOST:
         return None
     padding, sample = call.get("padding_idx"), call.get("per_sample_weights")
-    invalid = call.get("invalid", "raise")
+    invalid, default = call.get("invalid", "raise"), call.get("default_idx")
     options = {
         "mode": call.get("mode", "mean"),
         "padding_idx": None if padding is None else operator.index(padding),
         "include_last_offset": bool(call.get("include_last_offset", False)),
         "invalid": invalid if isinstance(invalid, str) else operator.index(invalid),
-        "default_idx": call.get("default_idx"),
+        "default_idx": None if default is None else operator.index(default),
         "normalize": bool(call.get("normalize", False)),
     }
     if sample is not None:
         options["per_sample_weights"] = plain(sample)
+    if isinstance(weight, embag.RemappedTable) or getattr(weight, "scales", None) is not None:
+        return reference.mapped_embedding_bag(input, weight, offsets, **options)
     if isinstance(weight, embag.QuantizedTable):
         return reference.quantized_embedding_bag(input, weight, offsets, **options)
     return reference.embedding_bag(input, floats_of(weight), offsets, **options)
@@ -265,7 +289,8 @@ def check_forward(result, call):
     out, dtype = call.get("out"), call.get("out_dtype")
     assert out is None or result is out
     assert result.flags.c_contiguous
-    is_double = getattr(call["weight"], "dtype", None) == np.float64
+    table = getattr(call["weight"], "table", call["weight"])
+    is_double = getattr(table, "dtype", None) == np.float64
     dtype = np.dtype(dtype or ("f8" if is_double else "f4"))
     assert result.dtype == dtype
     if call.get("max_norm") is not None:
@@ -341,8 +366,8 @@ def check_backward(result, call):
 # --- Cases ----------------------------------------------------------------------------
 
 
-def forward_cases(rng):
-    call = forward_arguments(rng)
+def with_counts_and_rows(rng, call):
+    """Add what to do with ids out of range and with empty bags, and counts, to a sound call."""
     n_rows = rows_of(call["weight"])
     more = call.get("max_norm") is None and n_rows > 0
     if rng.random() < 0.3:
@@ -359,6 +384,11 @@ def forward_cases(rng):
         call["normalize"] = rng.random() < 0.8
     if rng.random() < 0.2:
         call["return_n_valid"] = rng.random() < 0.8
+    return call
+
+
+def forward_cases(rng):
+    call = with_counts_and_rows(rng, forward_arguments(rng))
     return Case(
         "embedding_bag",
         embag.embedding_bag,
@@ -371,7 +401,7 @@ def forward_cases(rng):
 
 
 def backward_arguments(rng):
-    call = forward_arguments(rng, FLOATS)
+    call = forward_arguments(rng, FLOATS, maps=False)
     for name in ("out", "out_dtype", "max_norm", "norm_type", "return_max_indices"):
         call.pop(name, None)
     dim = call["weight"].shape[1]
@@ -432,11 +462,14 @@ def embedding_cases(rng):
     if rng.random() < 0.2:
         call["out_dtype"] = dtype
         call["out"] = np.full((*shape, table.shape[1]), 7, dtype)
+    elif isinstance(table, np.ndarray) and table.itemsize > 1 and rng.random() < 0.2:
+        call["out_dtype"] = table.dtype  # a copy, of any encoding
 
     def check(result, given):
         if given["weight"].shape[1] and not is_ragged(given["input"]):
             assert result.shape == (*np.shape(given["input"]), given["weight"].shape[1])
-        is_plain = plain_table and given["weight"] is table
+        is_plain = given["weight"] is table and isinstance(table, np.ndarray)
+        is_plain = is_plain and (plain_table or given.get("out_dtype") == table.dtype)
         if is_plain and "invalid" not in given and given.get("max_norm") is None:
             check_same_bits(result, plain(given["weight"])[plain(given["input"]).astype("i8")])
 
@@ -468,26 +501,31 @@ def embedding_backward_cases(rng):
 
 
 def grads_cases(rng):
-    """EmbeddingBagGrads is a tuple of any two values."""
+    """The gradients are tuples of any two values."""
 
     def check(result, call):
         assert all(map(operator.is_, result, call.values()))
 
-    call = {"weight": 1, "per_sample_weights": None}
-    return Case("EmbeddingBagGrads", embag.EmbeddingBagGrads, call, check, (TypeError,))
+    kind = rng.choice([embag.EmbeddingBagGrads, embag.SegmentReduceGrads])
+    call = dict.fromkeys(kind._fields, 1)
+    return Case(kind.__name__, kind, call, check, (TypeError,))
 
 
-LAYER_OPTIONS = ("scale_grad_by_freq", "mode", "sparse", "include_last_offset", "padding_idx")
+LAYER_OPTIONS = (
+    *("scale_grad_by_freq", "mode", "sparse", "include_last_offset", "padding_idx"),
+    *("default_idx", "invalid", "normalize"),
+)
 
 
 def layer_cases(rng):
     """Return a call of a constructor, or of a layer of sound arguments."""
     backward = rng.random() < 0.5
-    call = backward_arguments(rng) if backward else forward_arguments(rng, FLOATS)
+    if backward:
+        call = backward_arguments(rng)
+    else:
+        call = with_counts_and_rows(rng, forward_arguments(rng, FLOATS, maps=False))
     if call.pop("out_dtype", None) is not None:
         call.pop("out", None)
-    for name in ("default_idx", "invalid", "normalize"):
-        call.pop(name, None)
     if call["mode"] in ("max", "min"):
         call.pop("sparse", None)
     table = call.pop("weight")

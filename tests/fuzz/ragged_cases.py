@@ -76,20 +76,76 @@ def as_sequences(rng, lists, dtype):
 
 def as_arrow(rng, lists, dtype):
     item = pa.from_numpy_dtype(np.dtype(dtype))
-    kind = rng.choice([pa.list_, pa.large_list, pa.list_view, pa.large_list_view])(item)
+    if item != pa.float32() and item != pa.float64() and rng.random() < 0.2:
+        kind = rng.choice([pa.list_, pa.large_list])(pa.dictionary(pa.int32(), item))
+    else:
+        kind = rng.choice([pa.list_, pa.large_list, pa.list_view, pa.large_list_view])(item)
+    return as_chunks(rng, lists, kind, [1, 2])
+
+
+def as_chunks(rng, lists, kind, junk):
+    """Return lists as slices of one or several arrays, which begin with `junk`."""
     cuts = sorted(rng.randint(0, len(lists)) for _ in range(rng.choice([0, 1, 3])))
     bounds = [0, *cuts, len(lists)]
     chunks = [
-        pa.array([[1, 2], *lists[a:b], None], kind).slice(1, b - a)
+        pa.array([junk, *lists[a:b], None], kind).slice(1, b - a)
         for a, b in itertools.pairwise(bounds)
     ]
     return pa.chunked_array(chunks, kind) if len(chunks) > 1 else chunks[0]
+
+
+def as_weighted(rng, some, dtype):
+    """Return a column of ids with weights."""
+    item, share = pa.from_numpy_dtype(np.dtype(dtype)), rng.choice([pa.float32(), pa.float64()])
+    pairs = [
+        None if bag is None else list(zip(bag, weights, strict=True))
+        for bag, weights in zip(some.lists, some.weights, strict=True)
+    ]
+    has_nulls = any(None in (bag or ()) for bag in some.lists)
+    how = rng.choice(["structs", "struct", *["map"] * (not has_nulls)])
+    if how == "map":
+        return as_chunks(rng, pairs, pa.map_(item, share), [(1, 2.0)])
+    if how == "struct":
+        rows = [None if bag is None else tuple(zip(*bag, strict=True)) or ([], []) for bag in pairs]
+        kind = pa.struct([("a", pa.list_(item)), ("b", pa.large_list(share))])
+        return as_chunks(rng, rows, kind, ([1, 2], [3.0, 4.0]))
+    entry = pa.struct([("a", item), ("b", share)])
+    return as_chunks(rng, pairs, rng.choice([pa.list_, pa.list_view])(entry), [(1, 2.0)])
 
 
 def as_column(rng, lists, dtype):
     if pa is None or rng.random() < 0.3:
         return as_sequences(rng, lists, dtype)
     return as_arrow(rng, lists, dtype)
+
+
+def column_table_cases(rng):
+    """Return a call of `embedding_bag` with a table in an Arrow column."""
+    if pa is None:
+        return ragged_lookup_cases(rng)
+    n_rows, dim, before = rng.randint(1, 9), rng.choice([1, 3, 8, 33]), rng.randint(0, 3)
+    table = numbers(rng, (before + n_rows, dim)).astype(rng.choice(["f4", "f8"]))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(table.reshape(-1)), dim)
+    table, column = table[before:], column[before:]
+    if rng.random() < 0.3:
+        cut = rng.randint(0, n_rows)
+        column = pa.chunked_array([column[:cut], column[cut:]])
+    if rng.random() < 0.2:
+        column = pa.table({"vector": column})
+    ids = np.array([[rng.randrange(n_rows) for _ in range(3)] for _ in range(2)])
+    options = {"input": ids, "mode": rng.choice(["sum", "mean", "max"])}
+
+    def check(result, call):
+        if call.get("weight") is column and all(call.get(k) is v for k, v in options.items()):
+            lookup_cases.check_same_bits(result, embag.embedding_bag(weight=table, **options))
+
+    return Case(
+        "embedding_bag",
+        embag.embedding_bag,
+        {"weight": column, **options},
+        check,
+        lookup_cases.RAISES,
+    )
 
 
 def ragged_lookup_cases(rng):
@@ -112,8 +168,10 @@ def ragged_lookup_cases(rng):
         weighted = True
     else:
         dtype = rng.choice(["i8", "i8", "i4", "u8", "i2", *["u1"] * (n_rows <= 256)])
-        call["input"] = as_column(rng, some.lists, dtype)
-        if weighted:
+        own = pa is not None and rng.random() < 0.2
+        call["input"] = as_weighted(rng, some, dtype) if own else as_column(rng, some.lists, dtype)
+        weighted = weighted or own
+        if weighted and not own:
             kind = rng.choice(["f4", "f8"])
             call["per_sample_weights"] = as_column(rng, some.weights, kind)
     if "out" in call:
@@ -124,7 +182,7 @@ def ragged_lookup_cases(rng):
 
     def check(result, call):
         if call.get("input") is given[0] and call.get("per_sample_weights") is given[1]:
-            # The data of a matrix are weights, except for maxima and minima.
+            # The weights of a matrix or a column do not matter for maxima and minima.
             takes = weighted and call.get("mode", "mean") not in ("max", "min")
             lookup_cases.check_forward(result, {**call, **some.arrays(takes)})
 

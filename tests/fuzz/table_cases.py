@@ -24,7 +24,7 @@ from .lookup_cases import (
     rows_of,
     tables,
 )
-from .values import BFLOAT16, DTYPES, layouts, numbers, random_bytes
+from .values import BFLOAT16, DTYPES, FLOAT8, layouts, numbers, random_bytes
 
 REFUSES = (TypeError, ValueError)
 
@@ -94,6 +94,58 @@ def from_packed_cases(rng):
     return Case(
         "QuantizedTable.from_packed", embag.QuantizedTable.from_packed, call, check, REFUSES
     )
+
+
+def symmetric_cases(rng):
+    """Return a table of 8-bit entries with scales of their own."""
+    is_int8 = rng.random() < 0.5
+    n_rows, dim = rng.choice([0, 1, 3, 20]), rng.randint(0, 70)
+    q = random_bytes(rng, (n_rows, dim)).view("i1" if is_int8 else FLOAT8)
+    q = layouts(rng, q, ["spaced", "reversed", "wide", "map"])
+    shape = rng.choice([(), (1,), (n_rows,), (n_rows, 1)])
+    call = {"q": q, "scales": rng.choice([2, numbers(rng, shape, special=rng.random() < 0.1)])}
+
+    def check(table, given):
+        assert type(table) is embag.QuantizedTable
+        assert table.shape == plain(given["q"]).shape
+        if max(table.dim, len(table)) < MOST:
+            with np.errstate(all="ignore"):
+                values = plain(given["q"]).astype(np.float32)
+                scales = table.scales.reshape(-1, 1)
+                expected = values * scales
+            check_same_bits(table.dequantize(), expected)
+
+    name = "from_int8" if is_int8 else "from_float8"
+    make = getattr(embag.QuantizedTable, name)
+    return Case(f"QuantizedTable.{name}", make, call, check, REFUSES)
+
+
+def remapped_cases(rng):
+    """Return a table whose ids are mapped to the rows of another."""
+    table = tables(rng)
+    n_rows = rows_of(table)
+    n_ids = rng.choice([0, 1, 5, 30])
+    ids = [rng.randrange(-1, n_rows) for _ in range(n_ids)]
+    call = {"table": table, "first_id": rng.choice([0, 0, 3, 2**40])}
+    call["index_map"] = rng.choice([ids, np.array(ids, rng.choice(["i8", "i4", "i2"])), None])
+    if rng.random() < 0.5:
+        n_scales = n_rows if call["index_map"] is None else n_ids
+        call["scales"] = numbers(rng, n_scales).astype(rng.choice(["f4", "f2", "i4"]))
+
+    def check(remapped, given):
+        index_map, first = given.get("index_map"), operator.index(given.get("first_id", 0))
+        if max(*remapped.shape) > MOST:
+            return
+        rows = np.arange(len(remapped)) if index_map is None else remapped.index_map
+        found = embag.embedding(np.arange(len(remapped)) + first, remapped)
+        expected = embag.embedding(rows, given["table"], invalid="skip")
+        if remapped.scales is not None:
+            with np.errstate(all="ignore"):
+                expected *= remapped.scales[:, None]
+        expected[np.asarray(rows) < 0] = 0
+        check_same_bits(found, expected)
+
+    return Case("RemappedTable", embag.RemappedTable, call, check, REFUSES)
 
 
 def check_quantized(table):

@@ -12,6 +12,7 @@ import numpy as np
 import embag
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 class HostileError(Exception):
@@ -121,6 +122,8 @@ MUTABLE = [
     lambda: _nested(2000),
     lambda: embag.QuantizedTable.from_packed(np.zeros((4, 12), np.uint8), 8, 4),
     lambda: embag.QuantizedTable.from_packed(np.zeros((0, 4), np.uint8), 4, 0),
+    lambda: embag.QuantizedTable.from_int8(np.zeros((4, 3), np.int8), [1, 2, 3, 4]),
+    lambda: embag.RemappedTable(np.ones((4, 3), np.float32), [3, -1, 0], [1, 2, 3], 1),
     lambda: embag.SparseRows([0], np.ones((1, 3)), (4, 3)),
     lambda: embag.Feature("a", "t"),
     lambda: embag.Feature(1, [], {}, 0.5),

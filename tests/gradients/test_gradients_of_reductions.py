@@ -4,30 +4,17 @@ import itertools
 
 import numpy as np
 import pytest
+from differences import differences
 
 import embag
 
 N_ROWS, DIM = 6, 3
 IDS = np.array([0, 1, 3, 2, 2, 9, 0, -4])
 OFFSETS = np.array([0, 2, 2, 5, 6])
-STEP = 1e-6
 
 
 def table():
     return np.random.default_rng(0).standard_normal((N_ROWS, DIM))
-
-
-def differences(function, array):
-    """Return the gradient of a function of an array by central differences."""
-    result = np.zeros_like(array)
-    for place in np.ndindex(array.shape):
-        kept = array[place]
-        array[place] = kept + STEP
-        above = function()
-        array[place] = kept - STEP
-        result[place] = (above - function()) / (2 * STEP)
-        array[place] = kept
-    return result
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
@@ -115,3 +102,56 @@ def test_bad_ids_are_named():
             embag.embedding_bag_backward(
                 np.ones((len(OFFSETS), DIM)), IDS, table(), OFFSETS, mode="sum", **options
             )
+
+
+# --- Remapped tables --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_remapped_tables(mode, weighted):
+    if weighted and mode in ("max", "min"):
+        return
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((6, 3))
+    table = embag.RemappedTable(rows, [5, -1, 0, 2, 0, -1, 3], rng.standard_normal(7), first_id=2)
+    ids, offsets = np.array([2, 4, 3, 6, 5, 8, 1, 99, 7, 3, 4, 4]), [0, 3, 6, 6, 9]
+    weights = rng.random(12) + 0.5 if weighted else None
+    grad = rng.standard_normal((5, 3))
+    for options in (
+        {},
+        {"padding_idx": 5, "default_idx": 4},
+        {"invalid": 6, "default_idx": 5, "padding_idx": 5},
+        {"normalize": True, "default_idx": 3},
+    ):
+        call = {"mode": mode, "invalid": "skip", **options}
+
+        def loss(call=call):
+            out = embag.embedding_bag(ids, table, offsets, per_sample_weights=weights, **call)
+            return (grad * out).sum()
+
+        dense = embag.embedding_bag_backward(
+            grad, ids, table, offsets, per_sample_weights=weights, **call
+        )
+        sparse = embag.embedding_bag_backward(
+            grad, ids, table, offsets, per_sample_weights=weights, sparse=True, **call
+        )
+        assert np.array_equal(sparse.weight.to_dense(), dense.weight)
+        pads = options.get("padding_idx") == options.get("default_idx") is not None
+        if not pads:  # the padding row as a default has a value without a gradient
+            np.testing.assert_allclose(dense.weight, differences(loss, rows), atol=1e-6)
+        if weighted:
+            np.testing.assert_allclose(
+                dense.per_sample_weights, differences(loss, weights), atol=1e-6
+            )
+
+
+def test_frequencies_of_remapped_tables_are_those_of_rows():
+    rows = np.zeros((2, 1))
+    table = embag.RemappedTable(rows, [0, 0, 1], [1, 2, 1])
+    for sparse in (False, True):
+        grads = embag.embedding_bag_backward(
+            [[6.0]], [[0, 0, 1, 2]], table, mode="sum", scale_grad_by_freq=True, sparse=sparse
+        )
+        dense = grads.weight.to_dense() if sparse else grads.weight
+        assert dense.tolist() == [[8], [6]]

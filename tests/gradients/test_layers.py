@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from cases import CASES, REDUCTIONS, call_arguments
+from differences import differences
 
 import embag
 
@@ -77,6 +78,47 @@ def test_sparse_gradients():
     assert grads.shape == (10, 3)
 
 
+# Ids below 0 and beyond the table, and an empty bag.
+FAULTY, FAULTY_OFFSETS = np.array([1, 2, -3, 5, 2, 30]), np.array([0, 2, 2, 5])
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
+@pytest.mark.parametrize("invalid", ["skip", 3])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_default_and_invalid_rows_and_normalization_in_both_passes(mode, invalid, normalize):
+    rng = np.random.default_rng(0)
+    weights = None if mode in ("max", "min") else rng.uniform(0.5, 2, len(FAULTY))
+    options = {"mode": mode, "default_idx": -1, "invalid": invalid, "normalize": normalize}
+    table = rng.standard_normal((10, 3))
+    layer = embag.EmbeddingBag.from_pretrained(table, **options)
+    arguments = FAULTY, FAULTY_OFFSETS, weights
+    np.testing.assert_array_equal(
+        layer(*arguments),
+        embag.embedding_bag(FAULTY, table, FAULTY_OFFSETS, per_sample_weights=weights, **options),
+    )
+    grad_output = rng.standard_normal((4, 3))
+    grads = layer.backward(grad_output, *arguments)
+
+    def loss():
+        return float((layer(*arguments) * grad_output).sum())
+
+    np.testing.assert_allclose(grads.weight, differences(loss, table), rtol=1e-6, atol=1e-8)
+    assert grads.weight[9].any()  # of the empty bag
+    if weights is not None:
+        expected = differences(loss, weights)
+        np.testing.assert_allclose(grads.per_sample_weights, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_forward_counts_ids():
+    layer = embag.EmbeddingBag(10, 3, mode="max", invalid="skip")
+    pooled, rows, n_invalid, n_valid = layer(
+        FAULTY, FAULTY_OFFSETS, return_max_indices=True, return_n_invalid=True, return_n_valid=True
+    )
+    assert pooled.shape == rows.shape == (4, 3)
+    assert n_invalid == 2
+    assert n_valid.tolist() == [2, 0, 2, 0]
+
+
 def test_max_norm_scales_the_table_in_place():
     table = np.full((10, 4), 3.0)
     layer = embag.EmbeddingBag.from_pretrained(table, max_norm=1, norm_type=np.inf)
@@ -99,13 +141,18 @@ def test_the_constructor_has_the_arguments_of_torch():
     ]
     assert [p.name for p in parameters[:2]] == ["num_embeddings", "embedding_dim"]
     assert [(p.name, p.kind) for p in parameters[10:]] == [
+        ("default_idx", inspect.Parameter.KEYWORD_ONLY),
+        ("invalid", inspect.Parameter.KEYWORD_ONLY),
+        ("normalize", inspect.Parameter.KEYWORD_ONLY),
         ("dtype", inspect.Parameter.KEYWORD_ONLY),
         ("rng", inspect.Parameter.KEYWORD_ONLY),
     ]
 
 
 def test_attributes():
-    layer = embag.EmbeddingBag(10, 3, 1, 3, True, "sum", True, None, True, -1)
+    layer = embag.EmbeddingBag(
+        10, 3, 1, 3, True, "sum", True, None, True, -1, default_idx=-2, invalid=-3, normalize=True
+    )
     assert vars(layer) | {"weight": None} == {
         "num_embeddings": 10,
         "embedding_dim": 3,
@@ -116,9 +163,12 @@ def test_attributes():
         "sparse": True,
         "include_last_offset": True,
         "padding_idx": 9,  # counted from the start, as torch does
+        "default_idx": 8,
+        "invalid": 7,
+        "normalize": True,
         "weight": None,
     }
-    layer.mode = "mean"  # the call reads the options
+    layer.mode, layer.default_idx, layer.normalize = "mean", None, False  # the call reads them
     assert layer([9, 9, 1], [0, 2, 3]).tolist() == [[0] * 3, layer.weight[1].tolist()]
 
 
@@ -207,6 +257,14 @@ def test_calling_a_layer_is_its_forward():
             "mode='mean', padding_idx=9)",
         ),
         ({"padding_idx": 0, "mode": "max"}, "EmbeddingBag(10, 3, mode='max', padding_idx=0)"),
+        (
+            {"default_idx": -1, "invalid": np.int8(-2), "normalize": np.True_},
+            "EmbeddingBag(10, 3, mode='mean', default_idx=9, invalid=8, normalize=True)",
+        ),
+        (
+            {"default_idx": 0, "invalid": "skip"},
+            "EmbeddingBag(10, 3, mode='mean', default_idx=0, invalid='skip')",
+        ),
     ],
 )
 def test_repr_is_that_of_torch(options, expected):
@@ -217,7 +275,9 @@ def test_repr_is_that_of_torch(options, expected):
     "duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))]
 )
 def test_pickles_and_deep_copies_hold_the_table(duplicate):
-    layer = embag.EmbeddingBag(10, 3, max_norm=2.0, mode="sum", padding_idx=-2, rng=0)
+    layer = embag.EmbeddingBag(
+        10, 3, max_norm=2.0, mode="sum", padding_idx=-2, default_idx=1, invalid=3, normalize=True
+    )
     twin = duplicate(layer)
     assert vars(twin) | {"weight": None} == vars(layer) | {"weight": None}
     np.testing.assert_array_equal(twin.weight, layer.weight)
@@ -295,6 +355,12 @@ ERRORS = [
     (make(padding_idx=10), ValueError, "padding_idx must name one of weight's 10 rows, got 10"),
     (make(padding_idx=-11), ValueError, "padding_idx must name one of weight's 10 rows, got -11"),
     (make(padding_idx=1.0), TypeError, "padding_idx must be an integer, got 1.0"),
+    (make(default_idx=10), ValueError, "default_idx must name one of weight's 10 rows, got 10"),
+    (make(default_idx="0"), TypeError, "default_idx must be an integer, got '0'"),
+    (make(invalid=10), ValueError, "invalid must name one of weight's 10 rows, got 10"),
+    (make(invalid=True), ValueError, "invalid must be 'raise', 'skip' or a row, got True"),
+    (make(invalid=None), ValueError, "invalid must be 'raise', 'skip' or a row, got None"),
+    (make(normalize=1), TypeError, "normalize must be a bool, got 1"),
     (make(_weight=[[1.0]]), TypeError, "_weight must be a numpy.ndarray, got list"),
     (make(_weight=np.ones((10, 3), int)), TypeError, f"_weight {TABLE_KINDS}, got int64"),
     (make(_weight=np.ones(3)), ValueError, "_weight must be 2-D (n_rows, dim), got shape (3,)"),

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import embag
+from embag._kernels import strategies
+from embag._kernels.dispatch import kernels
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.standard_normal((20, 5)).astype(np.float32)
@@ -29,6 +31,104 @@ def test_rows_keep_their_bits(level):
     assert embag.embedding([3, 1], quantized).tobytes() == quantized.dequantize()[[3, 1]].tobytes()
 
 
+WIDTHS = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 33, 63, 64, 65, 100, 128, 163, 200, 257, 300, 513]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_copies_of_all_widths(dtype, level, eager_threads):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    for dim in WIDTHS:
+        bits = RNG.integers(0, 256, (70, dim * np.dtype(dtype).itemsize), np.uint8)
+        table = bits.view(dtype)  # NaN of all kinds, -0.0, subnormals
+        spread = np.zeros((70, dim + 3), dtype)
+        spread[:, 1:-2] = table
+        ids = RNG.integers(0, 70, 203)
+        expected = table.view(np.uint8)[ids].tobytes()
+        for index_dtype, n_threads in (np.int32, 1), (np.int64, 1), (np.int64, 3):
+            given = ids.astype(index_dtype)
+            for rows in (table, spread[:, 1:-2], table[::-1].copy()[::-1]):
+                options = {"out_dtype": dtype, "num_threads": n_threads}
+                found = embag.embedding(given, rows, **options)
+                assert found.dtype == dtype
+                assert found.tobytes() == expected, (dim, n_threads)
+                out = np.full((203, dim), 7, dtype)
+                embag.embedding(given, rows, out=out, **options)
+                assert out.tobytes() == expected, (dim, n_threads)
+
+
+@pytest.mark.parametrize("strategy", ["none", "L1:1", "L1:16", "L1:64:16", "L2:64:64", "L2:7:3"])
+def test_prefetching_changes_no_bits(strategy, level):
+    used = strategies.kernels  # of the level under test
+    used.pin_strategy(strategies.parse(strategy))
+    try:
+        for dim in (5, 64, 700):
+            table = RNG.standard_normal((50, dim)).astype(np.float32)
+            for n in (0, 1, 2, 63, 64, 65, 200):
+                ids = RNG.integers(0, 50, n)
+                assert embag.embedding(ids, table).tobytes() == table[ids].tobytes()
+    finally:
+        used.pin_strategy(None)
+
+
+@pytest.mark.parametrize("dim", [3, 64, 700])
+def test_ids_out_of_range_among_others(dim, level, eager_threads):
+    table = RNG.standard_normal((50, dim)).astype(np.float32)
+    ids = RNG.integers(0, 50, (40, 5))
+    ids[::3, 1] = [50, -1, 2**40, -(2**60), 49] * 2 + [99] * 4
+    bad = (ids < 0) | (ids >= 50)
+    inside = np.where(bad, 0, ids)
+    zeros, replaced = table[inside], table[np.where(bad, 47, ids)]
+    zeros[bad] = 0
+    quantized = embag.quantize(table)
+    for n_threads in (1, 3):
+        options = {"num_threads": n_threads}
+        found = embag.embedding(ids, table, invalid="skip", **options)
+        assert found.tobytes() == zeros.tobytes()
+        found = embag.embedding(ids, table, invalid=-3, **options)
+        assert found.tobytes() == replaced.tobytes()
+        found = embag.embedding(ids, quantized, invalid=47, **options)
+        expected = quantized.dequantize()[np.where(bad, 47, ids)]
+        assert found.tobytes() == expected.tobytes()
+        out = np.full((40, 5, dim), 7, np.float32)
+        with pytest.raises(IndexError, match=r"^input\[0, 1\] = 50 is out of range"):
+            embag.embedding(ids, table, out=out, **options)
+        assert (out == 7).all()
+        with pytest.raises(IndexError, match=r"^input\[0, 1\] = 50 is out of range"):
+            embag.embedding(ids, table, **options)
+
+
+def test_results_rounded_to_another_dtype(level):
+    ids = RNG.integers(0, 20, (3, 2))
+    table = np.nan_to_num(TABLE)
+    with np.errstate(over="ignore"):
+        expected = table.astype(np.float16)[ids]
+    found = embag.embedding(ids, table, out_dtype=np.float16)
+    assert found.tobytes() == expected.tobytes()
+    out = np.empty((3, 2, 5), np.float16)
+    assert embag.embedding(ids, table, out=out, out_dtype=np.float16) is out
+    assert out.tobytes() == expected.tobytes()
+
+
+def test_ids_with_many_axes():
+    ids = np.array(3)[(None,) * 30]
+    assert embag.embedding(ids, TABLE).shape == (*ids.shape, 5)
+
+
+def test_a_large_gather_chooses_how_to_prefetch():
+    table = np.ones((300, 600), np.float32)
+    ids = RNG.integers(0, 300, 20_000)
+    kernels.forget_strategies()
+    try:
+        for _ in range(3):
+            assert embag.embedding(ids, table, num_threads=1).all()
+        assert [choice.work for choice in strategies.choices()] == [
+            "copy, float32 rows of up to 4096 bytes, tables of 512 KiB to 16 MiB, one thread"
+        ]
+    finally:
+        kernels.forget_strategies()
+
+
 def test_lists_are_arrays():
     assert embag.embedding([[0, 2], [2, 1]], TABLE).tobytes() == TABLE[[[0, 2], [2, 1]]].tobytes()
 
@@ -45,6 +145,17 @@ def test_options():
     assert found.tobytes() == table[1].tobytes()
     assert abs(np.linalg.norm(found) - 1) < 1e-6
     assert (table[[0, 2]] == 2).all()
+
+
+def test_tables_that_are_copied():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    for dtype in (np.float32, np.float64, np.float16, bfloat16):
+        table = np.asfortranarray(RNG.standard_normal((20, 5)).astype(dtype))
+        expected = table[[3, 1]].astype(np.float64 if dtype == np.float64 else np.float32)
+        np.testing.assert_array_equal(embag.embedding([3, 1], table), expected, strict=True)
+    column = np.zeros((5, 20), np.float32)
+    with pytest.raises(ValueError, match="out must share no memory with weight, got an overlap"):
+        embag.embedding([1], column.T, out=column.reshape(-1, 5)[:1])
 
 
 def test_tables_without_columns():

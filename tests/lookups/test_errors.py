@@ -46,41 +46,45 @@ ERRORS = [
     (
         call(weight=[[1.0]]),
         TypeError,
-        "weight must be a numpy.ndarray or a QuantizedTable, got list",
+        "weight must be a numpy.ndarray, a QuantizedTable or a RemappedTable, got list",
     ),
     (
         call(weight=Tensor()),
         TypeError,
-        "weight must be a numpy.ndarray or a QuantizedTable, got Tensor: pass weight.numpy()",
+        "weight must be a numpy.ndarray, a QuantizedTable or a RemappedTable, "
+        "got Tensor: pass weight.numpy()",
     ),
     (
         call(weight=Parameter()),
         TypeError,
-        "weight must be a numpy.ndarray or a QuantizedTable, got Parameter: "
+        "weight must be a numpy.ndarray, a QuantizedTable or a RemappedTable, got Parameter: "
         "pass weight.detach().numpy()",
     ),
     (
         call(weight=OtherArray()),
         TypeError,
-        "weight must be a numpy.ndarray or a QuantizedTable, got OtherArray: "
+        "weight must be a numpy.ndarray, a QuantizedTable or a RemappedTable, got OtherArray: "
         "pass np.asarray(weight)",
     ),
     (
         call(weight=W.astype(int)),
         TypeError,
-        "weight must be float32, float64, float16 or bfloat16 in native byte order, "
+        "weight must be float32, float64, float16, bfloat16, int8, uint8, float8_e4m3fn or "
+        "float8_e5m2 in native byte order, "
         "or a QuantizedTable, got int64",
     ),
     (
         call(weight=W.astype(">f4")),
         TypeError,
-        "weight must be float32, float64, float16 or bfloat16 in native byte order, "
+        "weight must be float32, float64, float16, bfloat16, int8, uint8, float8_e4m3fn or "
+        "float8_e5m2 in native byte order, "
         "or a QuantizedTable, got >f4",
     ),
     (
         call(weight=W.astype(">f2")),
         TypeError,
-        "weight must be float32, float64, float16 or bfloat16 in native byte order, "
+        "weight must be float32, float64, float16, bfloat16, int8, uint8, float8_e4m3fn or "
+        "float8_e5m2 in native byte order, "
         "or a QuantizedTable, got >f2",
     ),
     (

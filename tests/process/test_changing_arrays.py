@@ -38,6 +38,10 @@ def test_values_written_by_another_thread(level):
     run_lookups("values_of_a_lookup", level=level)
 
 
+def test_segment_ids_written_by_another_thread():
+    run_lookups("values_of_segment_ids")
+
+
 def test_ids_that_a_finalizer_resizes():
     run("resize_in_finalizers.py")
 

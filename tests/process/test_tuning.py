@@ -36,6 +36,11 @@ def test_tune_settles_each_mode(bits, eager_threads):
     assert reported[work]["strategy"] == tuned[0].strategy
 
 
+def test_a_table_whose_ids_are_mapped(eager_threads):
+    rows = np.ones((20_000, 32), np.float32)
+    assert all(found.settled for found in embag.tune(embag.RemappedTable(rows, first_id=7), 1))
+
+
 def test_many_threads(eager_threads):
     tuned = embag.tune(np.ones((20_000, 32), np.float32), n_threads=4)
     assert [(found.n_threads, found.settled) for found in tuned] == [(1, True)] * 3 + [
@@ -63,7 +68,7 @@ def test_a_table_without_entries_has_nothing_to_tune():
 
 
 def test_bad_arguments():
-    with pytest.raises(TypeError, match=r"^weight must be a numpy.ndarray or a QuantizedTable"):
+    with pytest.raises(TypeError, match=r"^weight must be a numpy\.ndarray, a QuantizedTable or"):
         embag.tune([[1.0]])
     with pytest.raises(ValueError, match=r"^n_threads must be at least 1, got 0$"):
         embag.tune(np.ones((3, 4), np.float32), n_threads=0)

@@ -28,6 +28,8 @@ EXPECTED = {  # per kind of workload, besides the peers
     "step": EMBAG,
     "quantized": LIMITED,
     "collection": LIMITED,
+    "gather": EMBAG | {"embag-pinned"},
+    "gather-out": EMBAG | {"embag-pinned"},
     "quantize": EMBAG,
     "matrix": LIMITED | NUMPY if HAS_SCIPY else {"limit", "limit-numpy"},
 }
@@ -49,7 +51,7 @@ def expected_contenders(workload, missing):
         expected.add("torch-uncoalesced")
     if HAS_FBGEMM and is_collection:
         expected.add("fbgemm")
-    if HAS_ZENTORCH and workload["kind"] in ("forward", "quantized", "collection"):
+    if HAS_ZENTORCH and workload["kind"] in ("forward", "quantized", "gather", "collection"):
         expected.add("zentorch")
     return expected - set(workload["unsuited"])
 
@@ -80,6 +82,7 @@ def test_results_are_complete(results_file):
     assert {"one-bag", "ragged-d64-2m", "max-d64-1m"} <= set(workloads)
     assert {"dense-max-d64-10k", "sparse-weighted-d64-1m", "step-d64-1m"} <= set(workloads)
     assert {"int8-d64-2m", "26-tables-batch-int8", "quantize-int8-1m"} <= set(workloads)
+    assert {"gather-d64-2m", "gather-out-d64-2m", "gather-int8-d64-2m"} <= set(workloads)
     assert {"sum-d64-2m-2t", "26-tables-skewed-2t"} <= set(workloads)
     for workload in workloads.values():
         contenders = workload["contenders"]
@@ -107,6 +110,7 @@ TABLES = {
     "threads": "thread table",
     "gradients": "gradient table",
     "matrices": "matrix table",
+    "gathers": "gather table",
 }
 
 
@@ -168,13 +172,14 @@ def test_tables_are_written_and_checked(folder, tmp_path):
     text = write_and_check("benchmarks.operations.table", page, folder)
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    forward, inference, threads, gradients, matrices = text.split("\nbetween\n")
+    forward, inference, threads, gradients, matrices, gathers = text.split("\nbetween\n")
     assert "| max, D = 64, 1 M rows |" in forward
     assert "of the best pinned candidate" in forward
     assert "| dense gradient, max, 10 k rows |" in gradients
     assert "| 8-bit sum, D = 64, 2 M rows | 72 |" in inference
     assert "Processor one, 2 threads of" in threads
     assert "| `X @ W`, D = 64, 10 k rows, 512 rows of X with 40 entries |" in matrices
+    assert "| 8 bits to float32, D = 64, 2 M rows, 40,960 ids |" in gathers
 
 
 def test_processors_are_compared_side_by_side(folder, results_file, tmp_path):
@@ -359,3 +364,22 @@ def test_wrong_vectors_are_detected(tmp_path):
     turned = pooled["vector"].take(list(reversed(range(len(pooled)))))
     pq.write_table(pooled.set_column(1, "vector", turned), out)
     assert run_module("benchmarks.pipeline.check", events, out, check=False).returncode
+
+
+def test_the_table_of_strings_is_written():
+    for package in ("pandas", "polars", "pyarrow", "tokenizers"):
+        pytest.importorskip(package)
+    printed = run_python(
+        "-m", "benchmarks.strings", "--strings", "2000", "--vocabulary", "100", "--rounds", "1",
+        cwd=ROOT,
+    ).stdout  # fmt: skip
+    assert printed.startswith("| | ns per string | prepare, ms |\n|---|--:|--:|\n| a `dict`")
+    assert "| tokenizers, `WordLevel`, text to ids | " in printed
+
+
+@pytest.mark.skipif(not HAS_SCIPY, reason="needs scipy")
+def test_long_format():
+    sizes = ["--events=3000", "--users=600", "--items=500", "--rounds=2"]
+    output = run_module("benchmarks.long_format", *sizes).stdout
+    for name in ("embag", "CSR", "add.at", "add.reduceat"):
+        assert f" {name}: " in output

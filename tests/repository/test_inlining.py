@@ -7,7 +7,7 @@ import pytest
 
 from embag._kernels import dispatch
 
-INLINED = ("reduce_block", "take_row", "fetch_row", "take_half")
+INLINED = ("reduce_block", "take_row", "fetch_row", "take_half", "copy_block", "copy_row")
 
 
 @pytest.mark.parametrize("level", dispatch.built_levels())

@@ -29,6 +29,7 @@ def functions(module, names):
         key: function
         for name, value in values.items()
         if callable(value)
+        if not (inspect.isclass(value) and issubclass(value, Exception))
         for key, function in members(value, name)
     }
 

@@ -41,6 +41,19 @@ def values_of_a_lookup():
             )
             for n in (1, 3, 8)
         ]
+        half, out = table.astype(np.float16), np.empty((len(input), dim), np.float32)
+        calls += [
+            partial(embag.embedding, input, rows, num_threads=n, **options)
+            for rows, options in (
+                (table, {}),
+                (table, {"out": out}),
+                (table, {"invalid": "skip"}),
+                (table, {"invalid": -1}),
+                (half, {"out_dtype": np.float16}),
+                (half, {"invalid": "skip"}),
+            )
+            for n in (1, 3, 8)
+        ]
         outcomes |= call_while_scribbling(calls, [input, offsets])
     assert outcomes - {"result"}, outcomes
 
@@ -118,6 +131,32 @@ def values_of_a_backward_call():
             for n_threads in (1, 3, 8)
         ]
         outcomes |= call_while_scribbling(calls, [input, offsets, winners.reshape(-1)])
+    assert outcomes - {"result"}, outcomes
+
+
+def values_of_segment_ids():
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    table = np.ones((300, 20), np.float32)
+    weights = np.ones(5000, np.float32)
+    for is_sorted in (False, True):
+        segments = rng.integers(0, 400, 5000)
+        segments = np.sort(segments) if is_sorted else segments
+        input = rng.integers(0, 300, 5000)
+        grad = np.ones((400, 20), np.float32)
+        calls = []
+        for n_threads in (1, 3, 8):
+            # Without `n_bags`, an id of 10**9 would take gigabytes.
+            options = {"segment_ids": segments, "n_bags": 400, "num_threads": n_threads}
+            bag = partial(embag.embedding_bag, input, table, **options)
+            backward = partial(embag.embedding_bag_backward, grad, input, table, **options)
+            calls += [
+                bag,
+                partial(bag, mode="max", return_max_indices=True),
+                partial(bag, per_sample_weights=weights, invalid="skip"),
+                partial(backward, per_sample_weights=weights),
+            ]
+        outcomes |= call_while_scribbling(calls, [input, segments])
     assert outcomes - {"result"}, outcomes
 
 

@@ -137,12 +137,13 @@ def assert_same_bits(result, expected, message=""):
 # --- Low-precision tables -------------------------------------------------------------
 
 NARROW_FLOATS = ["float16", "bfloat16"]
+EIGHT_BITS = ["int8", "uint8", "float8_e4m3fn", "float8_e5m2"]
 QUANTIZED = ["fused8", "fused4", "fused2", "tbe8", "tbe4", "tbe2"]
 
 
 def dtype_of(name):
-    if name == "bfloat16":
-        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    if name == "bfloat16" or name.startswith("float8"):
+        return np.dtype(getattr(pytest.importorskip("ml_dtypes"), name))
     return np.dtype(name)
 
 
@@ -166,6 +167,8 @@ def pack(integers, scale, bias, bits, layout, n_extra=0):
 def low_precision_table(kind, n_rows, dim, seed=0):
     """Return a table of one of the kinds above, or of another dtype by name."""
     rng = np.random.default_rng(seed)
+    if kind in ("int8", "uint8"):
+        return rng.integers(0, 256, (n_rows, dim), np.uint8).view(kind)
     if kind not in QUANTIZED:
         return rng.standard_normal((n_rows, dim)).astype(dtype_of(kind))
     layout, bits = kind[:-1], int(kind[-1])

@@ -275,3 +275,114 @@ def renorm(weight: NDArray[Any], rows: set[int], max_norm: float, norm_type: flo
         norm = np.linalg.norm(weight[r].astype(np.float64), norm_type)
         if norm > max_norm:
             weight[r] = weight[r] * (max_norm / (norm + 1e-7))
+
+
+def mapped_embedding_bag(
+    input: NDArray[Any],
+    table: Any,
+    offsets: NDArray[Any] | None = None,
+    mode: str = "mean",
+    per_sample_weights: NDArray[Any] | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    invalid: str | int = "raise",
+    default_idx: int | None = None,
+    normalize: bool = False,
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the result of `embedding_bag` for a RemappedTable, or a symmetric table.
+
+    Each entry becomes a row and a factor. A sum is then the weighted sum of rows, and a maximum
+    that of scaled rows.
+    """
+    inner, index_map, scales, first = table, None, None, 0
+    if not isinstance(table, QuantizedTable):
+        inner, index_map, scales = table.table, table.index_map, table.scales
+        first = table.first_id
+    row_scales = getattr(inner, "scales", None)
+    n_ids = len(table)
+    rows_table = inner
+    is_packed = isinstance(inner, QuantizedTable) and row_scales is None
+    if isinstance(inner, QuantizedTable) and row_scales is not None:
+        rows_table = inner.packed
+    if not is_packed:
+        sums = np.float64 if rows_table.dtype == np.float64 else np.float32
+        with np.errstate(all="ignore"):
+            rows_table = np.ndarray.view(rows_table, np.ndarray).astype(sums)
+    sums = np.float32 if is_packed else rows_table.dtype.type
+    is_scaled = scales is not None or row_scales is not None
+
+    def place_of(number: int) -> int:
+        return number - first if number >= 0 else n_ids + number
+
+    padding = None if padding_idx is None else place_of(padding_idx)
+    stand_in = place_of(invalid) if isinstance(invalid, int) else None
+
+    def entry(place: int, weight: Any) -> tuple[int, Any]:
+        row = place if index_map is None else int(index_map[place])
+        factor = sums(weight)
+        if row >= 0 and scales is not None:
+            factor = factor * scales[place]
+        # Maxima are those of decoded rows, each multiplied by the scale of its id.
+        if row >= 0 and row_scales is not None and mode not in ("max", "min"):
+            factor = factor * sums(row_scales[row] if row_scales.ndim else row_scales)
+        return row, factor
+
+    flat = np.asarray(input).reshape(-1)
+    given = np.ones(len(flat), sums)
+    if per_sample_weights is not None:
+        given = np.asarray(per_sample_weights).reshape(-1).astype(sums)
+    rows, factors = np.full(len(flat), -1, np.int64), np.zeros(len(flat), sums)
+    ids = np.full(len(flat), -1, np.int64)
+    with np.errstate(all="ignore"):
+        for k, number in enumerate(flat):
+            place = int(number) - first
+            if not 0 <= place < n_ids:
+                place = stand_in
+            if place is not None and place != padding:
+                rows[k], factors[k] = entry(place, given[k])
+                ids[k] = place + first
+
+        def reduce(rows: Any, factors: Any, offsets: Any, weighted: bool, last: bool) -> Any:
+            options: dict[str, Any] = {"include_last_offset": last, "invalid": "skip"}
+            if mode in ("max", "min"):
+                values = rows_table
+                if not len(inner):
+                    values = np.zeros((0, table.shape[1]), sums)
+                    return embedding_bag(rows, values, offsets, mode=mode, **options)
+                if is_packed:
+                    q, scale, bias = unpack(inner.packed, inner.bits, inner.dim, inner.layout)
+                    values = scale[:, None] * q + bias[:, None]
+                elif row_scales is not None:
+                    values = row_scales.reshape(-1, 1) * values
+                values = values[rows] * factors[:, None] if scales is not None else values[rows]
+                numbers = np.where(rows < 0, -1, np.arange(len(rows)))
+                return embedding_bag(numbers, values, offsets, mode=mode, **options)
+            options |= {"mode": "sum", "per_sample_weights": factors if weighted else None}
+            if is_packed:
+                return quantized_embedding_bag(rows, inner, offsets, **options)
+            return embedding_bag(rows, rows_table, offsets, **options)
+
+        if offsets is None:
+            bags = bags_of(np.asarray(input), None, False)
+            offsets = np.array([0, *(bag.stop for bag in bags)], np.int64)
+            include_last_offset = True
+        bags = bags_of(flat, offsets, include_last_offset)
+        weighted = is_scaled or per_sample_weights is not None
+        out, winners = reduce(rows, factors, offsets, weighted, include_last_offset)
+        winners = np.where(winners < 0, -1, ids[winners]) if len(ids) else winners
+        for b, bag in enumerate(bags):
+            counted = [given[k] for k in bag if rows[k] >= 0]
+            if not counted and default_idx is not None:
+                row, factor = entry(place_of(default_idx), 1)
+                if row >= 0:
+                    out[b], _ = reduce(
+                        np.array([row]), np.array([factor]), np.array([0]), is_scaled, False
+                    )
+                    winners[b] = (
+                        -1 if mode in ("sum", "mean", "sqrtn") else (place_of(default_idx) + first)
+                    )
+            elif counted and mode in ("mean", "sqrtn"):
+                out[b] = divided(out[b], mode, counted)
+            if normalize:
+                out[b] = normalized(out[b])
+    return out, winners

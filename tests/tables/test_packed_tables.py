@@ -265,8 +265,9 @@ def test_a_shape_that_is_changed_later(level):
 def test_attributes_that_are_forcibly_changed(level):
     rows = fused().packed
     encoding = _encodings.ENCODINGS["fused", 8]
-    wrong = [_encodings.Table(rows, code, 6, encoding) for code in (-1, 0, 2, 3, 5, 6, 10, 99)]
-    wrong += [_encodings.Table(rows, 4, dim, encoding) for dim in (-1, 5, 7, 2**61)]
+    codes = -1, 0, 2, 3, 5, 6, 10, 11, 12, 99
+    wrong = [_encodings.Table(rows, code, 6, None, None, encoding) for code in codes]
+    wrong += [_encodings.Table(rows, 4, dim, None, None, encoding) for dim in (-1, 5, 7, 2**61)]
     forced = [("_encoded", value) for value in wrong] + [("dim", 7), ("dim", 2**61)]
     for name, value in forced:
         table = fused()

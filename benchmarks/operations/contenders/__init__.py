@@ -15,22 +15,35 @@ from benchmarks.operations.contenders.embag import (
     Embag,
     EmbagBackward,
     EmbagCollection,
+    EmbagGather,
+    EmbagGatherOut,
     EmbagMatrix,
     EmbagNumpy,
     EmbagNumpyMatrix,
     EmbagPinned,
     EmbagPinnedCollection,
+    EmbagPinnedGather,
+    EmbagPinnedGatherOut,
     EmbagPinnedMatrix,
     EmbagQuantize,
     EmbagStep,
 )
 from benchmarks.operations.contenders.fbgemm import Fbgemm
 from benchmarks.operations.contenders.limit import Limit, LimitNumpy
-from benchmarks.operations.contenders.others import Numba, Numpy, Scipy, ScipyMatrix
+from benchmarks.operations.contenders.others import (
+    Numba,
+    Numpy,
+    NumpyGather,
+    NumpyGatherOut,
+    Scipy,
+    ScipyMatrix,
+)
 from benchmarks.operations.contenders.torch import (
     Torch,
     TorchBackward,
     TorchCollection,
+    TorchGather,
+    TorchGatherOut,
     TorchQuantize,
     TorchQuantized,
     TorchStep,
@@ -39,6 +52,7 @@ from benchmarks.operations.contenders.torch import (
 from benchmarks.operations.contenders.zentorch import (
     Zentorch,
     ZentorchCollection,
+    ZentorchGather,
     ZentorchQuantized,
 )
 
@@ -84,6 +98,21 @@ CONTENDERS: dict[str, dict[str, type[Contender]]] = {
         "embag-again": EmbagCollection,
         "embag-pinned": EmbagPinnedCollection,
         "limit": Limit,
+    },
+    "gather": {
+        "torch": TorchGather,
+        "zentorch": ZentorchGather,
+        "embag": EmbagGather,
+        "embag-again": EmbagGather,
+        "embag-pinned": EmbagPinnedGather,
+        "numpy": NumpyGather,
+    },
+    "gather-out": {
+        "torch": TorchGatherOut,
+        "embag": EmbagGatherOut,
+        "embag-again": EmbagGatherOut,
+        "embag-pinned": EmbagPinnedGatherOut,
+        "numpy": NumpyGatherOut,
     },
     "quantize": {
         "torch": TorchQuantize,

@@ -21,6 +21,7 @@ from benchmarks.operations.workloads import (
     assert_collection,
     assert_gradients,
     assert_result,
+    assert_rows,
     fill_table,
     numpy_dtype,
 )
@@ -170,6 +171,16 @@ class Collection(Contender):
 
     def assert_result(self, batch: Batch, result: Any) -> None:
         assert_collection(self.workload, self.table, batch, np.asarray(result))
+
+
+class Gather(Contender):
+    """Base of the contenders for rows without bags."""
+
+    def convert(self, batch: Batch) -> Any:
+        return batch.indices
+
+    def assert_result(self, batch: Batch, result: Any) -> None:
+        assert_rows(self.workload, self.table, batch, np.asarray(result))
 
 
 class Quantize(Contender):

@@ -13,6 +13,7 @@ from benchmarks.operations.contenders.base import (
     Backward,
     Collection,
     EmbeddingBag,
+    Gather,
     Matrix,
     Quantize,
     Step,
@@ -122,6 +123,30 @@ class EmbagCollection(Collection, Embag):
         return result
 
 
+class EmbagGather(Gather, Embag):
+    """`embedding`, each result new."""
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, weight, result = self.module.embedding, self.weight, None
+        for ids in batches:
+            result = function(ids, weight)
+        return result
+
+
+class EmbagGatherOut(EmbagGather):
+    """`embedding` with `out`."""
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        self.out = np.empty((workload.n_bags, workload.dim), np.float32)
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, weight, out = self.module.embedding, self.weight, self.out
+        for ids in batches:
+            function(ids, weight, out=out)
+        return out
+
+
 class EmbagQuantize(Quantize, Embag):
     """`quantize`."""
 
@@ -175,4 +200,12 @@ class EmbagPinnedCollection(Pinned, EmbagCollection):
 
 
 class EmbagPinnedMatrix(Pinned, EmbagMatrix):
+    pass
+
+
+class EmbagPinnedGather(Pinned, EmbagGather):
+    pass
+
+
+class EmbagPinnedGatherOut(Pinned, EmbagGatherOut):
     pass

@@ -10,6 +10,7 @@ from benchmarks.operations.contenders.base import (
     Backward,
     Collection,
     EmbeddingBag,
+    Gather,
     Quantize,
     Step,
     fused_rows,
@@ -157,6 +158,41 @@ class TorchCollection(Collection, Torch):
                 ]
                 result = cat(pooled, 1)
         return result
+
+
+class TorchGather(Gather, Torch):
+    """`torch.nn.functional.embedding`."""
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        if workload.is_quantized:
+            return "tables of floats only"
+        return super().unsuited(workload, n_threads)
+
+    def convert(self, batch: Batch) -> Any:
+        return self.module.from_numpy(batch.indices)
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, weight, result = self.module.nn.functional.embedding, self.weight, None
+        with self.module.inference_mode():
+            for ids in batches:
+                result = function(ids, weight)
+        return result
+
+    def assert_result(self, batch: Batch, result: Any) -> None:
+        super().assert_result(batch, self.to_array(result))
+
+
+class TorchGatherOut(TorchGather):
+    """`torch.index_select` with `out`: `embedding` has none."""
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, weight = self.module.index_select, self.weight
+        with self.module.inference_mode():
+            out = self.module.empty(self.workload.n_bags, self.workload.dim, dtype=weight.dtype)
+            for ids in batches:
+                function(weight, 0, ids, out=out)
+        return out
 
 
 class TorchQuantize(Quantize, TorchQuantized):

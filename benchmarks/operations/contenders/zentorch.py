@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.operations.contenders.torch import Torch, TorchCollection, TorchQuantized
+from benchmarks.operations.contenders.torch import (
+    Torch,
+    TorchCollection,
+    TorchGather,
+    TorchQuantized,
+)
 from benchmarks.operations.workloads import Workload
 
 BITS = 4  # of its quantized rows, which have the bytes of torch's
@@ -66,6 +71,17 @@ class ZentorchQuantized(Zentorch, TorchQuantized):
         with self.module.inference_mode():
             for indices, offsets, _ in batches:
                 result = function(weight, indices, offsets, BITS, dtype)
+        return result
+
+
+class ZentorchGather(TorchGather, Zentorch):
+    """`zentorch_embedding`."""
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, weight, result = self.operators.zentorch_embedding, self.weight, None
+        with self.module.inference_mode():
+            for ids in batches:
+                result = function(weight, ids)
         return result
 
 
