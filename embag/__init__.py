@@ -24,6 +24,7 @@ The rest of the public API:
 
     backward.py            `embedding_bag_backward`: the gradients (_grouping.py groups ids)
     sparse_rows.py         `SparseRows`: a gradient that holds only the rows in use
+    optim.py               `optim.Adagrad` and others: steps that change the rows in use
     embedding.py           `embedding`, `embedding_backward`: rows without bags
     segments.py            `segment_reduce`: reduce the rows of an array per segment
     layers.py              `EmbeddingBag`: a table with the options of its lookups
@@ -50,6 +51,7 @@ The semantics are those of `torch.nn.functional.embedding_bag`. docs/semantics.m
 differences, with reasons.
 """
 
+from embag import optim
 from embag._config import show_config
 from embag._performance import PerformanceWarning
 from embag._process.threads import get_num_threads, num_threads, set_num_threads
@@ -91,6 +93,7 @@ __all__ = [
     "get_num_threads",
     "load_table",
     "num_threads",
+    "optim",
     "quantize",
     "save_table",
     "segment_reduce",

@@ -158,22 +158,19 @@ def as_bags(
     lengths: Any,
     include_last_offset: bool,
     label: IdsLabel = INPUT,
-    ragged: bool = True,
     segment_ids: Any = None,
     n_bags: Any = None,
 ) -> Bags:
     """Return the bags of a lookup, checked except for the values of ids and offsets.
 
-    Without `ragged`, ragged inputs are refused. For a feature, a column of integers without
-    offsets has one id in each bag. Segment ids are checked and grouped.
+    For a feature, a column of integers without offsets has one id in each bag. Segment ids are
+    checked and grouped.
     """
     by_segment = segment_ids is not None or n_bags is not None
     if by_segment:
         _arguments.check_segment_options(segment_ids, n_bags, offsets, lengths, include_last_offset)
     ids: Any = input
-    if not ragged:
-        ids = _arguments.as_indices(input, label.name)
-    elif not kernels.is_index_array(input):
+    if not kernels.is_index_array(input):
         flat = label is FEATURE_IDS and offsets is None
         ids = readers.as_input(input, label.name, flat)
     if type(ids) is Column:
@@ -253,20 +250,18 @@ def add_weights(
     mode: Mode,
     n_rows: int,
     dtype: np.dtype[Any],
-    ragged: bool = True,
 ) -> tuple[Bags, Weights]:
     """Return bags and their weights in this dtype, checked except for the weights' values.
 
-    2-D ids with ragged weights become a ragged input; without `ragged`, such weights are
-    refused. A matrix has weights of its own, and must have `n_rows` columns, as many as the
-    table has rows.
+    2-D ids with ragged weights become a ragged input. A matrix has weights of its own, and must
+    have `n_rows` columns, as many as the table has rows.
     """
     if type(bags) is ArrayBags:
         if per_sample_weights is None:
             return bags, None
         check_weighted(mode, per_sample_weights)
         factors = None
-        if ragged and bags.offsets is None:
+        if bags.offsets is None:
             factors = readers.as_ragged_weights(per_sample_weights)
         if factors is None:
             weights = _arguments.as_sample_weights(
@@ -278,6 +273,45 @@ def add_weights(
     column: Any = bags
     readers.check_matrix(column, n_rows)
     return column, readers.as_weights(per_sample_weights, column, mode, dtype)
+
+
+class Flattened(NamedTuple):
+    """A ragged input as arrays, without its nulls."""
+
+    bags: ArrayBags
+    weights: AnyArray | None
+    positions: NDArray[np.int64]  # of each weight among the entries that the lists hold
+    shape: tuple[int, ...]  # of these entries
+
+
+def flatten(column: Column, weights: Column | None, dtype: np.dtype[Any]) -> Flattened:
+    """Return the bags of a ragged input as arrays, with the weights in `dtype`."""
+    ids: list[AnyArray] = []
+    samples: list[AnyArray] = []
+    positions: list[AnyArray] = []
+    n_entries = 0
+    offsets = _arguments.new_array(np.zeros, (column.n_bags + 1,), np.dtype(np.int64))
+    for piece in column.pieces(weights, dtype):
+        used = piece.used
+        ids.append(used)
+        sizes = piece.indices.shape[-1] if piece.offsets is None else np.diff(piece.offsets)
+        offsets[piece.start + 1 : piece.start + piece.n + 1] = sizes
+        if piece.sample is not None:
+            samples.append(piece.sample.reshape(-1)[piece.first : piece.first + len(used)])
+            kept = np.arange(len(used)) if piece.kept is None else np.flatnonzero(piece.kept)
+            positions.append(n_entries + kept)
+        n_entries += len(used) if piece.given_offsets is None else int(piece.given_offsets[-1])
+    np.cumsum(offsets, out=offsets)
+    indices = _concatenate(ids)
+    bags = ArrayBags(indices, offsets, True, column.n_bags, INPUT, indices, offsets)
+    sample = None if weights is None else _concatenate(samples, dtype)
+    shape = column.array_shape or (n_entries,)
+    return Flattened(bags, sample, _concatenate(positions), shape)
+
+
+def _concatenate(parts: list[AnyArray], dtype: Any = np.int64) -> AnyArray:
+    """Return arrays end to end, in one of them if there is no other; of no arrays, none."""
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype), *parts])
 
 
 def copy_if_shared(array: AnyArray | None, table: AnyArray) -> Any:

@@ -98,9 +98,8 @@ def make(
     normalize: Any = False,
     segment_ids: Any = None,
     n_bags: Any = None,
-    ragged: bool = True,
 ) -> Call:
-    """Check the arguments of a lookup. Without `ragged`, ragged inputs are refused."""
+    """Check the arguments of a lookup."""
     _arguments.check_flags(include_last_offset=include_last_offset, normalize=normalize)
     mode = _modes.as_mode(mode)
     bags = as_bags(
@@ -108,12 +107,11 @@ def make(
         offsets,
         lengths,
         include_last_offset,
-        ragged=ragged,
         segment_ids=segment_ids,
         n_bags=n_bags,
     )
     bags, weights = add_weights(
-        bags, per_sample_weights, mode, table.first_id + table.n_rows, table.sums_dtype, ragged
+        bags, per_sample_weights, mode, table.first_id + table.n_rows, table.sums_dtype
     )
     ids: Any = table.n_rows, "weight's", table.first_id
     refuse, stand_in = _arguments.as_invalid(invalid, *ids)

@@ -4,12 +4,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+DECAYS: dict[Any, int]
 DIVIDED_SUM: int
 ENCODING_CODES: dict[Any, int]
 MODE_CODES: dict[Any, int]
 OPERATION_NAMES: dict[Any, int]
 PART: int
 PHASE_NAMES: dict[Any, int]
+RULES: dict[Any, int]
 WAYS: dict[Any, int]
 
 def add_rows(
@@ -183,6 +185,15 @@ def scatter_max(
 def scribble_choices(noise: bytes) -> Any: ...
 def simulate_choice(cost: Any, n_pieces: int, far: bool = True, n_threads: int = 1) -> Any: ...
 def simulate_pages(cost: Any, n_pieces: int, most: int) -> Any: ...
+def step_rows(
+    n_threads: int,
+    rule: int,
+    numbers: tuple[Any, ...],
+    table: NDArray[Any],
+    states: tuple[Any, ...],
+    rows: Any,
+    grads: NDArray[Any],
+) -> bool: ...
 def strategy_choices() -> Any: ...
 def strategy_class(
     encoding: int,

@@ -17,18 +17,18 @@ Tested in tests/gradients/.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from embag import _arguments, _call, _encodings, _modes
-from embag._bags import ArrayBags
+from embag._bags import ArrayBags, Flattened, flatten
 from embag._call import Call
 from embag._grouping import Groups, group_by_row
 from embag._kernels.dispatch import kernels
 from embag._process import threads
-from embag._types import Invalid, Mode
+from embag._types import Ids, Invalid, Mode, SampleWeights
 from embag.remapped import RemappedTable
 from embag.sparse_rows import SparseRows
 
@@ -43,19 +43,19 @@ class EmbeddingBagGrads(NamedTuple):
     weight: Any
     """Of the table: an array of its shape, or `SparseRows` with ``sparse=True``."""
     per_sample_weights: Any
-    """Of `per_sample_weights`: an array of their shape."""
+    """Of `per_sample_weights`: an array of their shape; of a ragged input, one of all entries."""
 
 
 def embedding_bag_backward(
     grad_output: "ArrayLike",
-    input: "ArrayLike",
+    input: "Ids",
     weight: "NDArray[Any] | RemappedTable",
     offsets: "ArrayLike | None" = None,
     *,
     scale_grad_by_freq: bool = False,
     mode: Mode = "mean",
     sparse: bool = False,
-    per_sample_weights: "ArrayLike | None" = None,
+    per_sample_weights: "SampleWeights | None" = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
     max_indices: "ArrayLike | None" = None,
@@ -66,18 +66,19 @@ def embedding_bag_backward(
     normalize: bool = False,
     segment_ids: "ArrayLike | None" = None,
     n_bags: int | None = None,
+    lengths: "ArrayLike | None" = None,
 ) -> EmbeddingBagGrads:
     """Return the gradients of `embedding_bag`, given the gradient of its output.
 
     Parameters
     ----------
     grad_output : array_like, shape (n_bags, dim)
-        The gradient of the output, computed in the dtype of `weight`. It is read in place if
-        the entries of each row are adjacent, whatever the distance between rows, so also the
-        result of ``np.broadcast_to``.
-    input : array_like of int, shape (n_indices,) or (n_bags, bag_size)
-        The ids of the lookup. Ragged inputs are not supported.
-    weight : ndarray of float32 or float64, shape (n_rows, dim), or RemappedTable
+        The gradient of the output, computed in the dtype of sums. It is read in place if the
+        entries of each row are adjacent, whatever the distance between rows, so also the result
+        of ``np.broadcast_to``.
+    input : array_like of int, shape (n_indices,) or (n_bags, bag_size), or ragged
+        The ids of the lookup, as `embedding_bag` takes them: an array, or lists of any library.
+    weight : ndarray of float32, float64, float16 or bfloat16, or RemappedTable
         The table. Its values are read for the gradient of `per_sample_weights`, with
         `normalize`, and with ``mode="max"`` and ``mode="min"`` if `max_indices` is not given.
         For a RemappedTable of such an array, the gradient is that of the array.
@@ -92,8 +93,9 @@ def embedding_bag_backward(
         If True, return the gradient of the table as `SparseRows`, which holds only the rows
         that occur, or with ``mode="max"`` and ``mode="min"`` those that an entry came from. Time
         and memory then do not depend on n_rows.
-    per_sample_weights : array_like, shape of `input`, optional
-        The factor of each gathered row. Not with ``mode="max"`` and ``mode="min"``.
+    per_sample_weights : array_like, shape of `input`, or ragged, optional
+        The factor of each gathered row. Not with ``mode="max"`` and ``mode="min"``. A CSR matrix,
+        and a column of ids with weights, have weights of their own.
     include_last_offset : bool, optional
         If True, `offsets` has one more entry: the end of the last bag. Ids after it are in no
         bag.
@@ -119,16 +121,23 @@ def embedding_bag_backward(
         The bag of each position, in any order, instead of `offsets`.
     n_bags : int, optional
         The number of bags, with `segment_ids`; by default the largest segment id plus 1.
+    lengths : array_like of int, shape (n_bags,), optional
+        The number of ids in each bag, instead of `offsets`.
 
     Returns
     -------
     weight : ndarray or SparseRows, shape (n_rows, dim)
-        The gradient of the table, in its dtype. None if `wrt` is "per_sample_weights".
+        The gradient of the table, in the dtype of sums: float64 for a float64 table, float32 for
+        any other. None if `wrt` is "per_sample_weights".
     per_sample_weights : ndarray or None
-        The gradient of the weights, in the shape of `input` and the dtype of `weight`: for each
+        The gradient of the weights, in the shape of `input` and the dtype of sums: for each
         position of a sum the dot product of the row and the gradient of the bag. It is 0 for
-        padding, for skipped ids and for ids in no bag. None if no weights are given or `wrt` is
-        "weight".
+        padding, for skipped ids and for ids in no bag. None if the lookup has no weights or `wrt`
+        is "weight".
+
+        For a ragged input it is a 1-D array: a number for each entry that the lists hold, in their
+        order, with 0 for nulls. Null lists hold no entries. Lists of Python integers of one length
+        are 2-D input.
 
     Raises
     ------
@@ -157,7 +166,7 @@ def embedding_bag_backward(
     Notes
     -----
     The gradient of a row starts at 0 and adds its terms in the order of positions (with
-    `segment_ids` in the order of bags), in the dtype of the table. `scale_grad_by_freq` divides
+    `segment_ids` in the order of bags), in the dtype of sums. `scale_grad_by_freq` divides
     the sum. With ``mode="mean"`` a term is the gradient of the bag, truly divided by the number of
     ids that are not padding. With ``mode="max"`` each entry of the gradient goes to the row of the
     maximum. Dot products are summed in 16 lanes, folded in halves. The result has the same bits
@@ -168,8 +177,11 @@ def embedding_bag_backward(
     `per_sample_weights`) and 16 for each row that occurs. A dense gradient with
     `scale_grad_by_freq` takes as much. ``mode="mean"`` takes a copy of `grad_output`, and
     ``mode="max"`` without `max_indices` takes the memory of the forward call that finds them.
-    For a RemappedTable, the rows of all ids that occur are copied. Terms are added by id first, and
-    then by row, in the order of ids.
+    For a RemappedTable, the rows of the ids that occur are copied, and terms are added by id first,
+    and then by row, in the order of ids. The rows of a float16 or bfloat16 table are copied for the
+    gradient of `per_sample_weights`. A ragged input takes 8 bytes for each
+    bag, another 8 for each entry if it has weights, and copies of ids and weights that are not in
+    one contiguous array of a dtype that can be read in place.
 
     References
     ----------
@@ -201,52 +213,72 @@ def embedding_bag_backward(
     >>> grads.weight.add_to(weight, -0.5)
     >>> weight[1]
     array([ -5.5, -11. ], dtype=float32)
+
+    Lists of ids and weights. The gradient of the weights is flat:
+
+    >>> grads = embag.embedding_bag_backward(
+    ...     [[1, 2], [10, 20]],
+    ...     [[1], [3, None, 1]],
+    ...     weight,
+    ...     mode="sum",
+    ...     per_sample_weights=[[2.0], [1.0, None, 0.5]],
+    ... )
+    >>> grads.weight[1]
+    array([ 7., 14.], dtype=float32)
+    >>> grads.per_sample_weights
+    array([ -27.5,    0. ,    0. , -275. ], dtype=float32)
     """
-    if issubclass(type(weight), RemappedTable):
-        if max_indices is not None:
-            raise ValueError(
-                "max_indices must be None where weight is a RemappedTable, "
-                f"got {_arguments.describe(max_indices)}"
-            )
-        return _backward_of_remapped(
-            grad_output,
-            input,
-            weight,  # type: ignore[arg-type]
-            offsets,
-            scale_grad_by_freq=scale_grad_by_freq,
-            mode=mode,
-            sparse=sparse,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset,
-            padding_idx=padding_idx,
-            wrt=wrt,
-            num_threads=num_threads,
-            invalid=invalid,
-            default_idx=default_idx,
-            normalize=normalize,
-            segment_ids=segment_ids,
-            n_bags=n_bags,
+    remapped = cast(RemappedTable, weight) if issubclass(type(weight), RemappedTable) else None
+    rows: Any = weight if remapped is None else remapped.table
+    if remapped is not None and max_indices is not None:
+        raise ValueError(
+            "max_indices must be None where weight is a RemappedTable, "
+            f"got {_arguments.describe(max_indices)}"
         )
-    _arguments.check_table(weight)
-    weight = np.asarray(weight)
+    _arguments.check_table(
+        rows,
+        "weight" if remapped is None else "weight.table",
+        dtypes=_encodings.FLOATS_RULE,
+        is_known=_encodings.is_float,
+    )
     _arguments.check_flags(scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
-    call = _call.make(
+    given = _call.make(
         input,
-        _encodings.shape_of(weight),
+        _encodings.shape_of(rows) if remapped is None else remapped._encoded,
         offsets,
         mode=mode,
         per_sample_weights=per_sample_weights,
         include_last_offset=include_last_offset,
         padding_idx=padding_idx,
+        lengths=lengths,
         num_threads=num_threads,
         invalid=invalid,
         default_idx=default_idx,
         normalize=normalize,
         segment_ids=segment_ids,
         n_bags=n_bags,
-        ragged=False,
     )
-    return gradients_of(call, grad_output, weight, max_indices, wrt, scale_grad_by_freq, sparse)
+    call, flattened = _with_arrays(given)
+    options = wrt, scale_grad_by_freq, sparse
+    if remapped is None:
+        grads = gradients_of(call, grad_output, np.asarray(rows), max_indices, *options)
+    else:
+        grads = _gradients_of_remapped(call, grad_output, remapped, *options)
+    of_weights = grads.per_sample_weights
+    if flattened is None or of_weights is None:
+        return grads
+    entries = _at_positions(of_weights, flattened.positions, flattened.shape)
+    return grads._replace(per_sample_weights=entries)
+
+
+def _with_arrays(call: Call) -> tuple[Call, Flattened | None]:
+    """Return the call with arrays instead of a ragged input, which is then checked in full."""
+    if type(call.bags) is ArrayBags:
+        return call, None
+    call.check()
+    column, weights = cast(Any, (call.bags, call.weights))
+    flattened = flatten(column, weights, call.table.sums_dtype)
+    return dataclasses.replace(call, bags=flattened.bags, weights=flattened.weights), flattened
 
 
 def gradients_of(
@@ -259,7 +291,7 @@ def gradients_of(
     sparse: bool = False,
 ) -> EmbeddingBagGrads:
     """Check the other arguments of a backward pass, and return the gradients of the lookup."""
-    (n_rows, dim), dtype = weight.shape, weight.dtype
+    (n_rows, dim), dtype = weight.shape, call.table.sums_dtype
     _modes.check_options(call.mode, sparse and call.mode.sums, scale_grad_by_freq)
     bags: Any = call.bags
     n_indices = bags.indices.size
@@ -302,9 +334,10 @@ def _gradients(
     wants_weight = wrt != "per_sample_weights"
     wants_sample = call.weights is not None and wrt != "weight"
     if call.normalizes or wants_sample or (call.mode.selects and winners is None):
-        weight = _encodings.as_table(weight).rows  # copied at most once
+        table = _encodings.as_table(weight)  # copied at most once
+        backward = backward._replace(call=dataclasses.replace(call, table=table))
     if call.normalizes:
-        grad = _through_normalization(backward, grad, weight)
+        grad = _through_normalization(backward, grad)
     grad_weight: NDArray[Any] | SparseRows | None = None
     grad_sample: NDArray[Any] | None = None
     quotients, divisors = grad, None
@@ -314,9 +347,9 @@ def _gradients(
         grad_weight = _sum_rows(backward, quotients)
     elif wants_weight:
         assert call.mode.selects  # a mode of another kind needs a gradient of its own here
-        grad_weight = _scatter_to_winners(backward, grad, weight, winners)
+        grad_weight = _scatter_to_winners(backward, grad, winners)
     if wants_sample:
-        grad_sample = _grad_of_weights(backward, grad, divisors, weight)
+        grad_sample = _grad_of_weights(backward, grad, divisors)
         if grad_sample is not None and positions is not None:
             grad_sample = _at_positions(grad_sample, positions, shape)
         if grad_sample is not None and order is not None:
@@ -326,20 +359,13 @@ def _gradients(
     return EmbeddingBagGrads(grad_weight, grad_sample)
 
 
-def _backward_of_remapped(
+def _gradients_of_remapped(
+    call: Call,
     grad_output: Any,
-    input: Any,
     weight: RemappedTable,
-    offsets: Any,
-    *,
-    mode: Mode,
+    wrt: Any,
     scale_grad_by_freq: bool,
     sparse: bool,
-    per_sample_weights: Any,
-    wrt: Any,
-    num_threads: Any,
-    normalize: bool,
-    **options: Any,
 ) -> EmbeddingBagGrads:
     """Return the gradients of a lookup in a RemappedTable.
 
@@ -347,18 +373,6 @@ def _backward_of_remapped(
     added to the rows of the inner table.
     """
     rows: Any = weight.table
-    _arguments.check_table(rows, "weight.table")
-    call = _call.make(
-        input,
-        weight._encoded,
-        offsets,
-        mode=mode,
-        per_sample_weights=per_sample_weights,
-        num_threads=num_threads,
-        normalize=normalize,
-        ragged=False,
-        **options,
-    )
     _modes.check_options(call.mode, sparse and call.mode.sums, scale_grad_by_freq)
     sample: Any = call.weights
     _arguments.check_wrt(wrt, sample)
@@ -371,7 +385,7 @@ def _backward_of_remapped(
     bags: Any = counting.bags
     sample = counting.weights
     ids, numbers = np.unique(bags.indices, return_inverse=True)
-    values = _arguments.new_array(np.empty, (len(ids), call.table.dim), rows.dtype)
+    values = _arguments.new_array(np.empty, (len(ids), call.table.dim), call.table.sums_dtype)
     team = threads.team_for(values.size, call.num_threads)
     if not call.table.decode(ids, values, team):
         _arguments.raise_for_change()
@@ -380,13 +394,13 @@ def _backward_of_remapped(
         numbers.reshape(-1),
         values,
         bags.offsets,
-        mode=mode,
+        mode=cast(Mode, call.mode.name),
         sparse=True,
         per_sample_weights=sample,
         include_last_offset=True,
         wrt=wrt,
-        num_threads=num_threads,
-        normalize=normalize,
+        num_threads=call.num_threads,
+        normalize=call.normalizes,
     )
     of_weights = grads.per_sample_weights
     if of_weights is not None:
@@ -410,7 +424,7 @@ def _backward_of_remapped(
         mode="sum",
         sparse=sparse,
         wrt="weight",
-        num_threads=num_threads,
+        num_threads=call.num_threads,
     ).weight
     if scale_grad_by_freq:
         occurring = bags.indices[bags.indices != call.padding] - weight.first_id
@@ -500,11 +514,9 @@ def _at_positions(
     return result
 
 
-def _through_normalization(
-    backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]
-) -> NDArray[Any]:
+def _through_normalization(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any]:
     """Return the gradient of the results before they are divided by their norms."""
-    wide = _results(backward, weight).astype(np.float64)
+    wide = _results(backward).astype(np.float64)
     with np.errstate(all="ignore"):
         norms = np.sqrt(np.einsum("bd,bd->b", wide, wide))[:, None]
         units = wide / norms
@@ -513,12 +525,10 @@ def _through_normalization(
     return passed.astype(grad.dtype)
 
 
-def _results(
-    backward: _Backward, weight: NDArray[Any], winners: NDArray[np.int64] | None = None
-) -> NDArray[Any]:
+def _results(backward: _Backward, winners: NDArray[np.int64] | None = None) -> NDArray[Any]:
     """Return the results of the lookup before they are normalized; fill the winning rows."""
-    call = dataclasses.replace(backward.call, table=_encodings.as_table(weight), normalizes=False)
-    results = _arguments.new_array(np.empty, call.shape, weight.dtype)
+    call = dataclasses.replace(backward.call, normalizes=False)
+    results = _arguments.new_array(np.empty, call.shape, call.table.sums_dtype)
     _call.run(call, _call.Outputs(results, winners))
     return results
 
@@ -644,12 +654,12 @@ def _reduce_groups(
 
 
 def _scatter_to_winners(
-    backward: _Backward, grad: NDArray[Any], weight: NDArray[Any], winners: NDArray[np.int64] | None
+    backward: _Backward, grad: NDArray[Any], winners: NDArray[np.int64] | None
 ) -> NDArray[Any] | SparseRows | None:
     """Add each entry of the gradient to the row that it came from."""
     if winners is None:
         winners = np.empty(backward.call.shape, np.int64)
-        _results(backward, weight, winners)
+        _results(backward, winners)
     n_rows, rows, padding = backward.n_rows, None, backward.call.padding
     if backward.sparse:
         # -1 stands for no row; if it occurs, it sorts first.
@@ -668,13 +678,13 @@ def _scatter_to_winners(
 
 
 def _grad_of_weights(
-    backward: _Backward, grad: NDArray[Any], divisors: NDArray[Any] | None, weight: NDArray[Any]
+    backward: _Backward, grad: NDArray[Any], divisors: NDArray[Any] | None
 ) -> NDArray[Any] | None:
     """Return the gradient of each position's weight; None if an id is invalid."""
-    products = _dot_rows(backward, grad, weight)
+    products = _dot_rows(backward, grad)
     if products is None or divisors is None:
         return products
-    call, results = backward.call, _results(backward, weight)
+    call, results = backward.call, _results(backward)
     shares = np.einsum("bd,bd->b", grad.astype(np.float64), results.astype(np.float64))
     flat, ids = products.reshape(-1), backward.bags.indices.reshape(-1)
     bags = _bag_of_positions(backward.bags)
@@ -704,17 +714,31 @@ def _bag_of_positions(bags: ArrayBags) -> NDArray[np.int64]:
     return result
 
 
-def _dot_rows(backward: _Backward, grad: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:
+def _dot_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | None:
     """Return the dot product of each position's row and the gradient of its bag."""
-    result = _arguments.new_array(np.zeros, backward.bags.indices.shape, weight.dtype)
+    bags, padding, table = backward.bags, backward.call.padding, backward.call.table
+    rows, indices = table.rows, bags.indices
+    result = _arguments.new_array(np.zeros, indices.shape, table.sums_dtype)
+    if not table.encoding.is_plain:
+        # The kernel reads plain rows. So the rows in use are decoded, under new numbers.
+        used = indices.reshape(-1)[: backward.n_positions]
+        ids, numbers = np.unique(used, return_inverse=True)
+        rows = _arguments.new_array(np.empty, (len(ids), table.dim), table.sums_dtype)
+        if not table.decode(ids, rows, backward.team):
+            return None
+        indices = np.zeros(indices.shape, np.int64)
+        indices.reshape(-1)[: backward.n_positions] = numbers.reshape(-1)
+        padding = int(np.searchsorted(ids, padding)) if padding in ids else -1
     done = threads.run(
         kernels.dot_rows,
         backward.team,
-        weight,
-        *backward.bag_arrays,
+        rows,
+        indices,
+        bags.offsets,
+        bags.includes_last,
         grad,
         backward.n_positions,
-        backward.call.padding,
+        padding,
         result,
     )
     return result if done else None

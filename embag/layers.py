@@ -360,9 +360,9 @@ return_n_valid, num_threads
     def backward(
         self,
         grad_output: ArrayLike,
-        input: ArrayLike,
+        input: Ids,
         offsets: ArrayLike | None = None,
-        per_sample_weights: ArrayLike | None = None,
+        per_sample_weights: SampleWeights | None = None,
         *,
         max_indices: ArrayLike | None = None,
         wrt: Literal["weight", "per_sample_weights"] | None = None,
@@ -388,7 +388,7 @@ return_n_valid, num_threads
         weight : ndarray or SparseRows, shape (num_embeddings, embedding_dim)
             The gradient of the table.
         per_sample_weights : ndarray or None
-            The gradient of the weights.
+            The gradient of the weights; for a ragged input, a 1-D array of all entries.
 
         Raises
         ------

@@ -234,7 +234,6 @@ def _make(
         known,
         table.n_rows,
         table.sums_dtype,
-        ragged=False,
     )
     return Call(
         table,

@@ -213,6 +213,7 @@ class Column:
         # The weights of a column that holds ids and weights, or the data of a CSR matrix.
         self.weights: Column | None = None
         self.n_columns: int | None = None  # of a CSR matrix
+        self.array_shape: tuple[int, ...] | None = None  # of the 2-D array that this was
 
     def pieces(
         self, weights: "Column | None" = None, dtype: np.dtype[Any] | None = None

@@ -83,8 +83,11 @@ def check_matrix(column: Column, n_rows: int) -> None:
 
 def column_from_array(array: AnyArray, offsets: AnyArray | None, n_bags: int, name: str) -> Column:
     """Return a 2-D array, or a 1-D one with n_bags + 1 offsets, as a `Column`."""
-    list_size = array.shape[1] if offsets is None else 0
-    return Column([Chunk(n_bags, array.reshape(-1), offsets, list_size=list_size)], name)
+    if offsets is not None:
+        return Column([Chunk(n_bags, array, offsets)], name)
+    column = Column([Chunk(n_bags, array.reshape(-1), list_size=array.shape[1])], name)
+    column.array_shape = array.shape
+    return column
 
 
 def check_no_offsets(offsets: Any, lengths: Any, segment_ids: Any = None) -> None:

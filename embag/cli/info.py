@@ -3,6 +3,7 @@
 Tested in tests/cli/.
 """
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -86,11 +87,14 @@ def _read_npy_header(path: str) -> NpyHeader:
 
 
 def _describe_tensors(path: str) -> dict[str, Any] | None:
-    """List the tensors of a file; None if it does not have several."""
+    """List the tensors of a file; None if they are one table."""
     if not _options.is_safetensors(path):
         return None
     tensors = tables.list_tensors(path)
     if len(tensors) == 1:
+        return None
+    with contextlib.suppress(ValueError):  # one table, with its map or scales
+        embag.load_table(path)
         return None
     listed = {name: {"shape": shape, "dtype": dtype} for name, (dtype, shape) in tensors.items()}
     return {"kind": "tensors", "bytes": os.path.getsize(path), "tensors": listed}
@@ -224,6 +228,8 @@ def _format(found: dict[str, Any]) -> str:
             f"rows of {found['bytes_of_a_row']:,} bytes, the first at a multiple of "
             f"{found['aligned_to']} bytes in the file"
         )
+    if "first_id" in found:
+        lines.append(f"ids from {found['first_id']:,} on, mapped to {found['rows']:,} rows")
     return "\n".join(lines)
 
 

@@ -71,6 +71,29 @@ def test_info_of_a_quantized_table(tmp_path, capsys):
     assert "quantized to 4 bits" in run(capsys, "info", tmp_path / "t.npy").out
 
 
+def test_info_of_tables_with_a_map_or_scales(tmp_path, capsys):
+    path = tmp_path / "t.safetensors"
+    embag.save_table(path, embag.RemappedTable(TABLE, [3, -1, 2], [1, 2, 3], first_id=5))
+    found = json.loads(run(capsys, "info", path, "--json").out)
+    assert (found["shape"], found["rows"], found["first_id"]) == ([3, 5], 50, 5)
+    text = run(capsys, "info", path).out
+    assert "table of 3 x 5, float32" in text
+    assert "ids from 5 on, mapped to 50 rows" in text
+    embag.save_table(path, embag.QuantizedTable.from_int8(np.ones((4, 3), np.int8), [1, 2, 3, 4]))
+    found = json.loads(run(capsys, "info", path, "--json").out)
+    assert (found["shape"], found["layout"], found["bytes"]) == ([4, 3], "symmetric", 28)
+
+
+def test_convert_keeps_a_map_and_scales(tmp_path, capsys):
+    source, target = tmp_path / "t.safetensors", tmp_path / "u.safetensors"
+    table = embag.RemappedTable(TABLE, [3, -1, 2], [1, 2, 3], first_id=5)
+    embag.save_table(source, table, name="a")
+    run(capsys, "convert", source, target, "--tensor", "a")
+    found = embag.load_table(target)
+    assert repr(found) == repr(table)
+    assert embag.embedding([5, 7], found).tobytes() == embag.embedding([5, 7], table).tobytes()
+
+
 def test_info_of_arrays_that_are_not_tables(tmp_path, capsys):
     np.save(tmp_path / "t.npy", np.asfortranarray(TABLE))
     text = run(capsys, "info", tmp_path / "t.npy").out

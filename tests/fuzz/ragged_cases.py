@@ -1,4 +1,4 @@
-"""Sound calls with ragged inputs or lengths, and of `empty_bags` and `to_arrow`."""
+"""Sound calls with ragged inputs or lengths, their gradients, `empty_bags` and `to_arrow`."""
 
 import collections
 import importlib.util
@@ -148,9 +148,9 @@ def column_table_cases(rng):
     )
 
 
-def ragged_lookup_cases(rng):
-    """Return a call of `embedding_bag` with a ragged input."""
-    call = lookup_cases.forward_arguments(rng)
+def ragged_arguments(rng, **options):
+    """Return the arguments of a lookup with a ragged input, its bags, and `equivalent`."""
+    call = lookup_cases.forward_arguments(rng, **options)
     for name in ("offsets", "include_last_offset", "per_sample_weights", "max_norm", "norm_type"):
         call.pop(name, None)
     n_rows = lookup_cases.rows_of(call["weight"])
@@ -174,20 +174,61 @@ def ragged_lookup_cases(rng):
         if weighted and not own:
             kind = rng.choice(["f4", "f8"])
             call["per_sample_weights"] = as_column(rng, some.weights, kind)
+    given = call["input"], call.get("per_sample_weights")
+
+    def equivalent(call):
+        """Return the arguments of the same call with arrays; None if others have been changed."""
+        if call.get("input") is not given[0] or call.get("per_sample_weights") is not given[1]:
+            return None
+        # The weights of a matrix or a column do not matter for maxima and minima.
+        takes = weighted and call.get("mode", "mean") not in ("max", "min")
+        return {**call, **some.arrays(takes)}
+
+    return call, some, equivalent
+
+
+def ragged_lookup_cases(rng):
+    """Return a call of `embedding_bag` with a ragged input."""
+    call, some, equivalent = ragged_arguments(rng)
     if "out" in call:
         call["out"] = np.full((len(some.lists), call["weight"].shape[1]), 7, call["out"].dtype)
     if rng.random() < 0.3:
         call["invalid"], call["return_n_invalid"] = rng.choice(["raise", "skip"]), True
-    given = call["input"], call.get("per_sample_weights")
 
     def check(result, call):
-        if call.get("input") is given[0] and call.get("per_sample_weights") is given[1]:
-            # The weights of a matrix or a column do not matter for maxima and minima.
-            takes = weighted and call.get("mode", "mean") not in ("max", "min")
-            lookup_cases.check_forward(result, {**call, **some.arrays(takes)})
+        same = equivalent(call)
+        if same is not None:
+            lookup_cases.check_forward(result, same)
 
     return Case(
         "embedding_bag", embag.embedding_bag, call, check, lookup_cases.RAISES, writes=("out",)
+    )
+
+
+def ragged_backward_cases(rng):
+    """Return a call of `embedding_bag_backward` with a ragged input."""
+    kinds = (*lookup_cases.FLOATS, *lookup_cases.NARROW)
+    call, some, equivalent = ragged_arguments(rng, kinds=kinds, maps=False)
+    for name in lookup_cases.FORWARD_ONLY:
+        call.pop(name, None)
+    grad = numbers(rng, (len(some.lists), call["weight"].shape[1]))
+    call["grad_output"] = grad.astype(rng.choice(["f4", "f8"]))
+    if rng.random() < 0.2:
+        call["invalid"] = "skip"
+
+    def check(result, call):
+        same = equivalent(call)
+        if same is None:
+            return
+        if result.per_sample_weights is not None:
+            known = np.array([i is not None for bag in some.lists for i in bag or ()], bool)
+            of_weights = result.per_sample_weights.reshape(-1)
+            assert not of_weights[~known].any()
+            result = result._replace(per_sample_weights=of_weights[known])
+        lookup_cases.check_backward(result, same)
+
+    return Case(
+        "embedding_bag_backward", embag.embedding_bag_backward, call, check, lookup_cases.RAISES
     )
 
 

@@ -289,6 +289,57 @@ def sparse_rows_cases(rng):
     )  # fmt: skip
 
 
+def sparse_arithmetic_cases(rng):
+    """Return a call that makes sparse rows of pairs, or that measures or reduces some."""
+    n_rows, dim = rng.choice([1, 5, 40]), rng.choice([0, 1, 3, 8, 65])
+    ids = np.array([rng.randrange(n_rows) for _ in range(rng.choice([0, 1, 3, 60]))], np.int64)
+    values = numbers(rng, (len(ids), dim), special=rng.random() < 0.1).astype(rng.choice(FLOATS))
+    method = rng.choice(["from_pairs", "norm", "clip_norm", "rows"])
+    if method == "from_pairs":
+        ways = ["fortran", "spaced", "wide", "misaligned", "read-only", "subclass"]
+        call = {
+            "indices": layouts(rng, ids, ["list", "swapped", "spaced", "__array__"]),
+            "values": layouts(rng, values, ways),
+            "shape": (n_rows, dim),
+        }
+
+        def check_pairs(rows, given):
+            check_sparse(rows)
+            expected = np.zeros((n_rows, dim), rows.values.dtype)
+            if rows.shape == expected.shape:
+                with np.errstate(all="ignore"):
+                    np.add.at(expected, plain(given["indices"]).astype("i8"), given["values"])
+                check_same_bits(rows.to_dense(), expected)
+
+        return Case(
+            "SparseRows.from_pairs", embag.SparseRows.from_pairs, call, check_pairs,
+            (*REFUSES, IndexError),
+        )  # fmt: skip
+    rows = embag.SparseRows.from_pairs(ids, values, (n_rows, dim))
+    dense = rows.to_dense()
+    few = [rng.randrange(n_rows) for _ in range(3)]
+    subset = rng.choice([few, np.isin(np.arange(n_rows), few)])
+    arguments = {
+        "norm": {"ord": rng.choice([1, 2, float("inf"), np.float32(2)])},
+        "clip_norm": {"max_norm": rng.choice([0, 1.5, float("inf")])},
+        "rows": {"subset": subset},
+    }[method]
+
+    def check(result, given):
+        if method == "norm":
+            assert result >= 0 or np.isnan(dense).any()
+            return
+        check_sparse(result)
+        if method == "rows" and given["subset"] is subset:
+            kept = np.isin(np.arange(n_rows), few)[:, None]
+            check_same_bits(result.to_dense(), np.where(kept, dense, dense.dtype.type(0)))
+
+    return Case(
+        f"SparseRows.{method}", getattr(rows, method), arguments, check, (*REFUSES, IndexError),
+        hidden=(rows,),
+    )  # fmt: skip
+
+
 def check_sparse(rows):
     assert type(rows) is embag.SparseRows
     assert rows.indices.dtype == np.int64

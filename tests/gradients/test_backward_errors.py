@@ -59,12 +59,12 @@ ERRORS = [
     (
         call(weight=W.astype(int)),
         TypeError,
-        "weight must be float32 or float64 in native byte order, got int64",
+        "weight must be float32, float64, float16 or bfloat16 in native byte order, got int64",
     ),
     (
         call(weight=W.astype(">f4")),
         TypeError,
-        "weight must be float32 or float64 in native byte order, got >f4",
+        "weight must be float32, float64, float16 or bfloat16 in native byte order, got >f4",
     ),
     (call(weight=W[0]), ValueError, "weight must be 2-D (n_rows, dim), got shape (2,)"),
     # input and offsets: dtypes and shapes
@@ -326,16 +326,17 @@ def test_error_of_values(changes, kind, message, way, level, eager_threads):
         check_error(call(num_threads=n_threads, **arguments), kind, message)
 
 
-def test_ragged_lists_are_refused():
+def test_ragged_lists_are_refused_beside_arrays():
     for name, given, what in (
         ("grad_output", [[1, 2], [3]], "numbers"),
-        ("input", [[1], [1, 2]], "integers"),
         ("per_sample_weights", [[1], [1, 2], [3]], "numbers"),
     ):
         with pytest.raises(ValueError, match=rf"^{name} must be an array of {what}, got list: "):
             call(**{name: given})()
     with pytest.raises(ValueError, match=r"^max_indices must be an array of integers, got list: "):
         call_max(max_indices=[[1], [1, 2]])()
+    with pytest.raises(ValueError, match=r"^offsets must be None where input is ragged, got "):
+        call(input=[[1], [1, 2]])()
 
 
 def test_options_are_keyword_only():

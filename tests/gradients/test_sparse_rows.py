@@ -1,4 +1,4 @@
-"""`SparseRows`: attributes, conversions, errors, and steps with the bits of NumPy."""
+"""`SparseRows`: attributes, arithmetic, conversions, errors, and steps with the bits of NumPy."""
 
 import copy
 import fractions
@@ -101,6 +101,211 @@ def test_copies_and_pickles(duplicate):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_the_indices_of_copies_and_pickles_are_read_only(duplicate):
     assert not duplicate(rows()).indices.flags.writeable
+
+
+# --- Arithmetic -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 3, 64])
+def test_pairs_are_added_in_order(dtype, dim):
+    rng = np.random.default_rng(dim)
+    indices = rng.integers(0, 40, 500) ** 2
+    values = (rng.standard_normal((500, dim)) * 10.0 ** rng.integers(-6, 6, (500, 1))).astype(dtype)
+    expected = np.zeros((1600, dim), dtype)
+    np.add.at(expected, indices, values)
+    sparse = SparseRows.from_pairs(indices, values, (1600, dim))
+    assert sparse.indices.tolist() == sorted(set(indices.tolist()))
+    assert not sparse.indices.flags.writeable
+    assert_same_bits(sparse.to_dense(), expected)
+    for given in (np.asfortranarray(values), np.repeat(values, 2, axis=0)[::2]):
+        twin = SparseRows.from_pairs(indices.tolist(), given, [1600, dim])
+        assert_same_bits(twin.values, sparse.values)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (5, 0), (2**62, 3)])
+def test_pairs_of_none(shape):
+    sparse = SparseRows.from_pairs([], np.zeros((0, shape[1])), shape)
+    assert sparse.shape == shape
+    assert sparse.values.shape == (0, shape[1])
+
+
+def test_pairs_of_a_large_table():
+    last = 2**62 - 1
+    sparse = SparseRows.from_pairs([last, 0, last], np.array([[1.0], [2.0], [3.0]]), (2**62, 1))
+    assert sparse.indices.tolist() == [0, last]
+    assert sparse.values.tolist() == [[2], [4]]
+    assert SparseRows.from_pairs([3, 3], np.zeros((2, 0)), (4, 0)).indices.tolist() == [3]
+
+
+def test_pairs_do_not_share_memory():
+    values = np.ones((2, 1))
+    sparse = SparseRows.from_pairs([0, 1], values, (2, 1))
+    sparse.values[...] = 7
+    assert values.tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (([5], VALUES[:1], (5, 2)), IndexError,
+         "indices[0] = 5 is out of range for a table of 5 rows"),
+        (([1, -1], VALUES, (5, 2)), IndexError,
+         "indices[1] = -1 is out of range for a table of 5 rows"),
+        (([1.0, 2.0], VALUES, (5, 2)), TypeError, "indices must be integers, got dtype float64"),
+        (([[1, 2]], VALUES, (5, 2)), ValueError, "indices must be 1-D, got shape (1, 2)"),
+        (([1], VALUES, (5, 2)), ValueError, "values must have shape (1, 2), got (2, 2)"),
+        (([1], [[1.0, 2.0]], (5, 2)), TypeError, "values must be a numpy.ndarray, got list"),
+        (([1], VALUES[:1].astype(int), (5, 2)), TypeError,
+         "values must be float32 or float64 in native byte order, got int64"),
+    ],
+)  # fmt: skip
+def test_errors_of_pairs(arguments, kind, message):
+    with pytest.raises(kind) as caught:
+        SparseRows.from_pairs(*arguments)
+    assert str(caught.value) == message
+
+
+def test_sums_are_those_of_pairs():
+    rng = np.random.default_rng(1)
+    a, b = (
+        SparseRows(
+            np.sort(rng.choice(30, 12, replace=False)),
+            rng.standard_normal((12, 3)).astype(np.float32),
+            (30, 3),
+        )
+        for _ in range(2)
+    )
+    assert_same_bits((a + b).to_dense(), a.to_dense() + b.to_dense())
+    assert (a + b).indices.tolist() == sorted({*a.indices.tolist(), *b.indices.tolist()})
+    with pytest.raises(
+        TypeError, match=r"^both sides of \+ must have one dtype, got float32 and f"
+    ):
+        a + SparseRows([0], np.zeros((1, 3)), (30, 3))
+    with pytest.raises(
+        ValueError, match=r"^both sides of \+ must have one shape, got \(30, 3\) and"
+    ):
+        a + SparseRows([0], np.zeros((1, 3), np.float32), (31, 3))
+    for other in (1, np.ones((30, 3), np.float32), None):
+        with pytest.raises(TypeError, match="operand"):
+            a + other
+        if other is not None:
+            with pytest.raises(TypeError):
+                other + a
+
+
+@pytest.mark.parametrize("factor", [2, -0.1, np.float32(0.3), np.float64(0.1), np.int8(-3), 1e300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products(dtype, factor):
+    sparse = rows(values=VALUES.astype(dtype))
+    with np.errstate(all="ignore"):
+        expected = VALUES.astype(dtype) * dtype(float(factor))
+    with np.errstate(all="raise"):
+        for product in (sparse * factor, factor * sparse):
+            assert type(product) is SparseRows
+            assert_same_bits(product.values, expected)
+            assert product.indices.tolist() == [1, 3]
+    assert_same_bits(sparse.values, VALUES.astype(dtype))
+
+
+@pytest.mark.parametrize("factor", ["2", None, 1j, np.ones(2), np.ones((2, 2)), True])
+def test_products_with_other_factors_are_refused(factor):
+    for multiply in (lambda: rows() * factor, lambda: factor * rows()):
+        with pytest.raises(TypeError):
+            multiply()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norms(dtype):
+    values = np.random.default_rng(0).standard_normal((50, 7)).astype(dtype)
+    sparse = SparseRows(np.arange(50), values, (60, 7))
+    for order in (1, 2, np.inf, np.float32(2)):
+        norm = sparse.norm(order)
+        assert type(norm) is float
+        expected = np.linalg.norm(values.astype(np.longdouble).ravel(), order)
+        np.testing.assert_allclose(norm, float(expected), rtol=1e-14)
+    assert sparse.norm() == sparse.norm(2)
+    assert SparseRows([], np.zeros((0, 2), dtype), (4, 2)).norm() == 0
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-300, 5e-324, 1.7e308])
+def test_norms_neither_overflow_nor_vanish(size):
+    assert rows(values=np.full((2, 2), size)[:, :2] * [[0, 1], [0, 0]]).norm() == size
+    np.testing.assert_allclose(rows(values=np.full((2, 2), size / 4)).norm(), size / 4 * 2)
+
+
+def test_norms_of_infinity_and_nan():
+    values = np.array([[1.0, -np.inf], [2.0, 3.0]])
+    with np.errstate(all="raise"):
+        assert [rows(values=values).norm(order) for order in (1, 2, np.inf)] == [np.inf] * 3
+        values[1, 0] = np.nan
+        assert np.isnan([rows(values=values).norm(order) for order in (1, 2, np.inf)]).all()
+        assert np.isnan(rows(values=values).clip_norm(1).values).all()
+        values[1, 0] = 2
+        clipped = rows(values=values).clip_norm(1).values
+    assert np.isnan(clipped[0, 1])
+    assert clipped[1].tolist() == [0, 0]
+
+
+def test_clipping():
+    sparse = rows()  # of norm sqrt(30)
+    np.testing.assert_allclose(sparse.clip_norm(1).values, VALUES / np.sqrt(30), rtol=1e-15)
+    for bound in (6, np.inf, np.float32(5.5), sparse.norm()):
+        assert sparse.clip_norm(bound) is sparse
+    assert not sparse.clip_norm(0).values.any()
+    assert sparse.values.tolist() == VALUES.tolist()
+    empty = SparseRows([], np.zeros((0, 2)), (4, 2))
+    assert empty.clip_norm(0) is empty
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: rows().norm(3), ValueError, "ord must be 1, 2 or inf, got 3"),
+        (lambda: rows().norm(-np.inf), ValueError, "ord must be 1, 2 or inf, got -inf"),
+        (lambda: rows().norm("fro"), TypeError, "ord must be a number, got 'fro'"),
+        (lambda: rows().clip_norm(-1), ValueError, "max_norm must be at least 0, got -1.0"),
+        (lambda: rows().clip_norm(np.nan), ValueError, "max_norm must be at least 0, got nan"),
+        (lambda: rows().clip_norm(None), TypeError, "max_norm must be a number, got None"),
+        (lambda: rows().rows([1, 5]), IndexError,
+         "subset[1] = 5 is out of range for a table of 5 rows"),
+        (lambda: rows().rows([-1]), IndexError,
+         "subset[0] = -1 is out of range for a table of 5 rows"),
+        (lambda: rows().rows([1.0]), TypeError, "subset must be integers, got dtype float64"),
+        (lambda: rows().rows([True, 2]), TypeError, "subset must be integers, got dtype bool"),
+        (lambda: rows().rows([[1]]), ValueError, "subset must be 1-D, got shape (1, 1)"),
+        (lambda: rows().rows(1), ValueError, "subset must be 1-D, got shape ()"),
+        (lambda: rows().rows([True]), ValueError,
+         "subset must have shape (5,) where it holds bools, got (1,)"),
+    ],
+)  # fmt: skip
+def test_errors_of_norms_and_subsets(call, kind, message):
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("subset", "expected"),
+    [
+        ([3], [3]),
+        ([4, 3, 1, 3], [1, 3]),
+        ([0, 2, 4], []),
+        ([], []),
+        (np.array([3], np.uint64), [3]),
+        ([False, True, True, False, True], [1]),
+        (np.ones(5, bool), [1, 3]),
+    ],
+)
+def test_subsets(subset, expected):
+    sparse = rows(values=VALUES.copy())
+    part = sparse.rows(subset)
+    assert part.indices.tolist() == expected
+    assert not part.indices.flags.writeable
+    assert part.shape == sparse.shape
+    mask = np.isin(np.arange(5), expected)[:, None]
+    assert_same_bits(part.to_dense(), np.where(mask, sparse.to_dense(), 0))
+    assert not np.shares_memory(part.values, sparse.values)
 
 
 # --- Conversions ----------------------------------------------------------------------

@@ -1,0 +1,310 @@
+"""`embag.optim`: the bits of the formulas in NumPy, rows that rest, states, errors."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import embag
+from embag import SparseRows, optim
+
+N_ROWS = 9
+
+
+def make_sgd(table, **options):
+    return optim.SGD(table, 0.25, **options)
+
+
+def make_momentum(table, **options):
+    return optim.SGD(table, 0.25, momentum=0.75, **options)
+
+
+def make_adagrad(table, **options):
+    return optim.Adagrad(table, 0.25, lr_decay=0.5, eps=1e-3, **options)
+
+
+def make_row_wise(decay):
+    def make(table, **options):
+        return optim.RowWiseAdagrad(
+            table, 0.25, eps=1e-3, weight_decay=0.125, weight_decay_mode=decay, **options
+        )
+
+    return make
+
+
+def make_adam(table, **options):
+    return optim.Adam(table, 0.25, (0.75, 0.875), 1e-3, **options)
+
+
+def make_ftrl(table, **options):
+    return optim.FTRL(table, 0.25, l1=0.125, l2=0.5, beta=0.5, **options)
+
+
+OPTIMIZERS = {
+    "sgd": make_sgd,
+    "momentum": make_momentum,
+    "adagrad": make_adagrad,
+    "row wise": make_row_wise("none"),
+    "row wise, l2": make_row_wise("l2"),
+    "row wise, decoupled": make_row_wise("decoupled"),
+    "adam": make_adam,
+    "ftrl": make_ftrl,
+}
+
+
+def mean_square(g):
+    """Return the mean of the squares of a row, summed in eight lanes in float64."""
+    lanes = [np.float64(0)] * 8
+    for d, x in enumerate(g.astype(np.float64)):
+        lanes[d % 8] += x * x
+    return sum(lanes) / len(g)
+
+
+def expected_step(name, w, states, g, t):
+    """Change a row and its states by definition, in the dtype of the table."""
+    kind = w.dtype.type
+    lr, eps = kind(0.25), kind(1e-3)
+    if name == "sgd":
+        w -= lr * g
+    elif name == "momentum":
+        (b,) = states
+        b[:] = kind(0.75) * b + g
+        w -= lr * b
+    elif name == "adagrad":
+        (s,) = states
+        s += g * g
+        w -= kind(0.25 / (1 + (t - 1) * 0.5)) * (g / (np.sqrt(s) + eps))
+    elif name.startswith("row wise"):
+        (s,) = states
+        decay = kind(0.125)
+        s += kind(mean_square(g + decay * w if "l2" in name else g))
+        scale = lr / (np.sqrt(s[0]) + eps)
+        keep = kind(1)
+        if "l2" in name:
+            keep = kind(1) - scale * decay
+        elif "decoupled" in name:
+            keep = kind(1) - lr * decay
+        w[:] = keep * w - scale * g
+    elif name == "adam":
+        m, v = states
+        first, second = kind(0.75), kind(0.875)
+        m += (kind(1) - first) * (g - m)
+        v += (kind(1) - second) * (g * g - v)
+        size = kind(0.25 * np.sqrt(1 - 0.875**t) / (1 - 0.75**t))
+        w -= size * (m / (np.sqrt(v) + eps))
+    else:
+        z, n = states
+        before = np.sqrt(n)
+        n += g * g
+        after = np.sqrt(n)
+        z += g - (after - before) / lr * w
+        w[:] = (np.clip(z, kind(-0.125), kind(0.125)) - z) / ((kind(0.5) + after) / lr + kind(1))
+
+
+def gradient(rng, dim, dtype):
+    rows = np.flatnonzero(rng.random(N_ROWS) < 0.6)
+    values = rng.standard_normal((len(rows), dim)).astype(dtype)
+    return SparseRows(rows, values, (N_ROWS, dim))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bits_of_the_formulas(name, dtype, level, eager_threads):
+    for dim in (1, 7, 33):
+        rng = np.random.default_rng(dim)
+        start = rng.standard_normal((N_ROWS, 2 * dim)).astype(dtype)
+        steps = [gradient(rng, dim, dtype) for _ in range(4)]
+        expected = start[:, :dim].copy()
+        states = {
+            key: array.copy() for key, array in OPTIMIZERS[name](expected.copy()).states.items()
+        }
+        for t, grad in enumerate(steps, start=1):
+            for r, g in zip(grad.indices, grad.values, strict=True):
+                expected_step(name, expected[r], [array[r] for array in states.values()], g, t)
+        for n_threads in (1, 3):
+            table = start.copy()[:, :dim]  # rows at a distance
+            optimizer = OPTIMIZERS[name](table)
+            for grad in steps:
+                optimizer.step(grad, num_threads=n_threads)
+            assert table.tobytes() == expected.tobytes()
+            for key, array in states.items():
+                assert optimizer.states[key].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_dense_gradient_changes_every_row(name):
+    rng = np.random.default_rng(0)
+    grad = rng.standard_normal((N_ROWS, 4))
+    grad[3] = 0
+    tables = [np.ones((N_ROWS, 4)) for _ in range(2)]
+    OPTIMIZERS[name](tables[0]).step(np.asfortranarray(grad))
+    OPTIMIZERS[name](tables[1]).step(SparseRows(np.arange(N_ROWS), grad, grad.shape))
+    assert tables[0].tobytes() == tables[1].tobytes()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_is_a_backward_pass_and_a_step(name, eager_threads):
+    rng = np.random.default_rng(1)
+    ids, offsets = np.array([1, 1, 3, 7, 3, 0, 5, 8, 1]), np.array([0, 3, 3, 6])
+    grad = rng.standard_normal((4, 5)).astype(np.float32)
+    weights = rng.random(9).astype(np.float32)
+    options = {"mode": "sum", "padding_idx": 7, "per_sample_weights": weights}
+    tables = [np.ones((N_ROWS, 5), np.float32) for _ in range(3)]
+    one, two, three = (OPTIMIZERS[name](table) for table in tables)
+    for _ in range(3):
+        expected = embag.embedding_bag_backward(
+            grad, ids, one.table, offsets, sparse=True, **options
+        )
+        one.step(expected.weight)
+        assert two.update(grad, ids, offsets, **options) is None
+        of_weights = three.update(grad, ids, offsets, wrt=None, num_threads=3, **options)
+        assert of_weights.tobytes() == expected.per_sample_weights.tobytes()
+    assert tables[0].tobytes() == tables[1].tobytes() == tables[2].tobytes()
+    assert (tables[0][[2, 4, 6, 7]] == 1).all()  # rows that do not occur, and the padding row
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rows_that_rest(name):
+    rng = np.random.default_rng(2)
+    table = rng.standard_normal((N_ROWS, 3))
+    start = table.copy()
+    for frozen in ([0, 4], np.arange(N_ROWS) % 4 == 0):
+        table[...] = start
+        optimizer = OPTIMIZERS[name](table, frozen=frozen)
+        states = {key: array.copy() for key, array in optimizer.states.items()}
+        optimizer.step(SparseRows([0, 1, 8], np.ones((3, 3)), table.shape))
+        optimizer.step(np.ones(table.shape))
+        resting = (
+            np.asarray(frozen)
+            if not isinstance(frozen, list)
+            else np.isin(np.arange(N_ROWS), frozen)
+        )
+        assert table[resting].tobytes() == start[resting].tobytes()
+        assert (table[~resting] != start[~resting]).any(axis=1).all()
+        for key, array in states.items():
+            assert optimizer.states[key][resting].tobytes() == array[resting].tobytes()
+
+
+def test_momentum_is_lazy():
+    table = np.zeros((2, 1))
+    optimizer = optim.SGD(table, 1, momentum=0.5)
+    one, none = SparseRows([1], np.ones((1, 1)), (2, 1)), SparseRows([], np.ones((0, 1)), (2, 1))
+    for grad in (one, none, one):
+        optimizer.step(grad)
+    assert table.tolist() == [[0], [-2.5]]
+    assert optimizer.n_steps == 3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_is_saved_and_loaded(name):
+    rng = np.random.default_rng(3)
+    steps = [gradient(rng, 4, np.float32) for _ in range(6)]
+    whole, first = np.ones((N_ROWS, 4), np.float32), np.ones((N_ROWS, 4), np.float32)
+    optimizer = OPTIMIZERS[name](whole)
+    for grad in steps:
+        optimizer.step(grad)
+    begun = OPTIMIZERS[name](first)
+    for grad in steps[:3]:
+        begun.step(grad)
+    second = first.copy()
+    ended = OPTIMIZERS[name](second)
+    ended.load_state_dict(begun.state_dict())
+    for grad in steps[3:]:
+        ended.step(grad)
+    assert second.tobytes() == whole.tobytes()
+    for bad, error in (
+        ({}, ValueError),
+        ({**begun.state_dict(), "others": 1}, ValueError),
+        ({**begun.state_dict(), "step": -1}, ValueError),
+        ({**begun.state_dict(), "step": 1.5}, ValueError),
+        (3, TypeError),
+    ):
+        with pytest.raises(error, match="must"):
+            ended.load_state_dict(bad)
+    for key in begun.states:
+        for wrong in (np.ones((2, 2), np.float32), np.ones((N_ROWS, 4))):
+            with pytest.raises((TypeError, ValueError), match=f"{key} must"):
+                ended.load_state_dict({**begun.state_dict(), key: wrong})
+
+
+def test_the_learning_rate_may_change():
+    table = np.zeros((1, 1))
+    optimizer = optim.SGD(table, 1)
+    for lr in (1, 0.5, 0):
+        optimizer.lr = lr
+        optimizer.step(np.ones((1, 1)))
+    assert table.tolist() == [[-1.5]]
+    for lr in (-1, np.inf, np.nan):
+        with pytest.raises(ValueError, match="lr must be at least 0 and finite"):
+            optimizer.lr = lr
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: optim.SGD([[1.0]], 1), TypeError, "table must be a numpy.ndarray, got list"),
+        (lambda: optim.SGD(np.ones((2, 2), np.float16), 1), TypeError, "table must be float32 or"),
+        (lambda: optim.SGD(np.ones((4, 4))[:, ::2], 1), ValueError, "table must be aligned"),
+        (lambda: optim.SGD(np.broadcast_to(1.0, (2, 2)), 1), ValueError, "table must be"),
+        (lambda: optim.SGD(np.ones((2, 2)), 1, momentum=1), ValueError, "momentum must be at"),
+        (lambda: optim.Adam(np.ones((2, 2)), betas=3), TypeError, "betas must be two numbers"),
+        (lambda: optim.FTRL(np.ones((2, 2)), 0), ValueError, "lr must be greater than 0"),
+        (lambda: optim.SGD(np.ones((2, 2)), 1, frozen=[2]), IndexError, r"frozen\[0\] = 2 is out"),
+        (lambda: optim.SGD(np.ones((2, 2)), 1, frozen=[True]), ValueError, "frozen must have"),
+        (lambda: optim.RowWiseAdagrad(np.ones((2, 2)), weight_decay_mode="L2"), ValueError,
+         "weight_decay_mode must be 'none', 'l2' or 'decoupled', got 'L2'"),
+    ],
+)  # fmt: skip
+def test_errors_of_construction(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_errors_of_steps():
+    table = np.ones((3, 2))
+    optimizer = optim.Adagrad(table)
+    start = table.copy()
+    for grad, error, message in (
+        ([[1.0]], TypeError, "grad must be a numpy.ndarray or SparseRows"),
+        (np.ones((2, 2)), ValueError, r"grad must have shape \(3, 2\), got \(2, 2\)"),
+        (np.ones((3, 2), np.float32), TypeError, "grad must be float64, like the table"),
+        (SparseRows([0], np.ones((1, 2)), (4, 2)), ValueError, "grad must have shape"),
+        (table, ValueError, "grad must share no memory with table"),
+        (optimizer.states["sum"], ValueError, "grad must share no memory with sum"),
+    ):
+        with pytest.raises(error, match=message):
+            optimizer.step(grad)
+    with pytest.raises(TypeError, match="sparse must be left out"):
+        optimizer.update(np.ones((1, 2)), [[1]], sparse=True)
+    with pytest.raises(IndexError, match="is out of range"):
+        optimizer.update(np.ones((1, 2)), [[3]])
+    optimizer.states["sum"] = np.ones((3, 3))
+    with pytest.raises(ValueError, match=r"sum must be float64 of shape \(3, 2\), as it was"):
+        optimizer.step(np.ones((3, 2)))
+    table.flags.writeable = False
+    with pytest.raises(ValueError, match="table must be writeable"):
+        optimizer.step(np.ones((3, 2)))
+    assert table.tobytes() == start.tobytes()
+    assert optimizer.n_steps == 0
+
+
+def test_one_step_at_a_time(monkeypatch):
+    optimizer = optim.SGD(np.ones((3, 2)), 1)
+    inside, leave = threading.Event(), threading.Event()
+    check = optimizer._check_arrays
+
+    def wait(values):
+        inside.set()
+        leave.wait(10)
+        check(values)
+
+    monkeypatch.setattr(optimizer, "_check_arrays", wait)
+    thread = threading.Thread(target=optimizer.step, args=(np.ones((3, 2)),))
+    thread.start()
+    inside.wait(10)
+    with pytest.raises(RuntimeError, match="one step at a time"):
+        optimizer.step(np.ones((3, 2)))
+    leave.set()
+    thread.join()
+    assert (optimizer.table == 0).all()
+    assert optimizer.n_steps == 1
