@@ -271,14 +271,21 @@ def embedding_backward(
 def as_ids(input: Any, name: str = "input") -> NDArray[Any]:
     """Return ids of any shape as the kernels read them."""
     try:
+        # NumPy reads Arrow columns through their library, which trusts their offsets.
+        if hasattr(type(input), "__arrow_c_array__") or hasattr(type(input), "__arrow_c_stream__"):
+            _refuse_ragged(input, name)
         return _arguments.as_indices(input, name)
     except (TypeError, ValueError):
-        if type(readers.as_input(input, name)) is Column:
-            raise TypeError(
-                f"{name} must be an array of integers, got a ragged input; "
-                "flatten it, or use embedding_bag to reduce its lists"
-            ) from None
+        _refuse_ragged(input, name)
         raise
+
+
+def _refuse_ragged(input: Any, name: str) -> None:
+    if type(readers.as_input(input, name)) is Column:
+        raise TypeError(
+            f"{name} must be an array of integers, got a ragged input; "
+            "flatten it, or use embedding_bag to reduce its lists"
+        ) from None
 
 
 def check_ids(

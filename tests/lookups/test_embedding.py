@@ -210,3 +210,19 @@ def test_errors(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == message
+
+
+def test_ragged_columns_are_refused_before_their_library_reads_them():
+    # pyarrow trusts the offsets, and reading these ends the process.
+    pa = pytest.importorskip("pyarrow")
+    items = pa.array([1, 2, 3])
+    offsets = pa.py_buffer(np.array([0, 2**31 - 1, 3], np.int32))
+    entries = pa.StructArray.from_arrays([items, pa.array([1.0, 2, 3])], ["key", "value"])
+    kind = pa.map_(pa.int64(), pa.float64())
+    column = pa.Array.from_buffers(kind, 2, [None, offsets], children=[entries])
+    table = np.ones((9, 2), np.float32)
+    ebc = embag.EmbeddingBagCollection({"t": table}, [embag.Feature("a", "t", mode="none")])
+    for call in (lambda: embag.embedding(column, table), lambda: ebc({"a": column})):
+        with pytest.raises((TypeError, ValueError), match="must be"):
+            call()
+    assert embag.embedding(items, table).shape == (3, 2)
