@@ -118,6 +118,10 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
         return value
     if is_array(value):
         return np.ndarray.view(value, np.ndarray)
+    package = str(type(value).__module__).partition(".")[0]
+    if package == "pyarrow" and getattr(getattr(value, "type", None), "num_fields", None):
+        # pyarrow trusts the offsets of a column of lists, which may end the process.
+        raise TypeError(f"{name} must be an array of {kind}, got {describe(value)} of {value.type}")
     try:
         n_nulls = count_nulls(value)
         array = np.asarray(value)

@@ -310,6 +310,8 @@ def _check_name(name: Any) -> None:
 def _as_rows(table: Any) -> tuple[AnyArray, Packing | None, Parts]:
     if issubclass(type(table), RemappedTable):  # isinstance would believe `__class__`
         rows, packing, parts = _as_rows(table.table)
+        mapping: Any = table._encoded.mapping
+        mapping.check(len(rows))  # it may have changed since it was made
         given = {"index_map": table.index_map, "scales": table.scales}
         arrays = {part: array for part, array in given.items() if array is not None}
         return rows, packing, Parts(table.first_id, {**parts.arrays, **arrays})

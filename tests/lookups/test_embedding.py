@@ -226,3 +226,13 @@ def test_ragged_columns_are_refused_before_their_library_reads_them():
         with pytest.raises((TypeError, ValueError), match="must be"):
             call()
     assert embag.embedding(items, table).shape == (3, 2)
+    for call in (
+        lambda: embag.embedding_bag([1, 2, 3], table, column),
+        lambda: embag.embedding_bag([1, 2], table, lengths=column),
+        lambda: embag.embedding_bag([1, 2], table, segment_ids=column),
+        lambda: embag.embedding_bag([1, 2], table, [0], per_sample_weights=column),
+        lambda: embag.RemappedTable(table, column),
+        lambda: embag.RemappedTable(table, [0, 1], column),
+    ):
+        with pytest.raises((TypeError, ValueError), match="must"):
+            call()

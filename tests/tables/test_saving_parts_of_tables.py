@@ -80,6 +80,17 @@ def test_a_npy_file_holds_one_array(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_map_that_has_become_bad_is_not_saved(tmp_path):
+    path, index_map = tmp_path / "table.safetensors", np.arange(4)
+    table = RemappedTable(ROWS, index_map)
+    embag.save_table(path, table)
+    saved = path.read_bytes()
+    index_map[1] = -5
+    with pytest.raises(ValueError, match=r"index_map must hold rows .* got index_map\[1\] = -5"):
+        embag.save_table(path, table)
+    assert path.read_bytes() == saved
+
+
 def test_they_are_not_quantized(tmp_path):
     for table in tables():
         with pytest.raises(ValueError, match="bits must be None for a quantized table"):
