@@ -329,7 +329,7 @@ class SGD(Optimizer):
     lr : float
         The learning rate, at least 0.
     momentum : float, optional
-        From 0 to 1.
+        At least 0 and less than 1.
     frozen : array_like, optional
         Rows that never change: ids, or a bool for each row.
 
@@ -505,7 +505,7 @@ class Adam(Optimizer):
     lr : float, optional
         The learning rate, at least 0.
     betas : (float, float), optional
-        From 0 to 1.
+        Each at least 0 and less than 1.
     eps : float, optional
         A small number, at least 0.
     frozen : array_like, optional

@@ -68,8 +68,8 @@ static inline int embag_n_places(void) {
 #if defined(_OPENMP) && _OPENMP >= 201511
     const omp_proc_bind_t bind = omp_get_proc_bind();
     const int n = bind == omp_proc_bind_false ? 0 : omp_get_num_places();
-    /* With `master`, all threads of a team run in the place of the thread that leads it. A thread
-     * that OpenMP did not start is in the first place. */
+    /* `master` puts all threads of a team in the leader's place. A thread that OpenMP did not start
+     * has the first place. */
     return bind == omp_proc_bind_master && n > 1 ? 1 : n;
 #else
     return 0;
