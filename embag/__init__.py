@@ -25,10 +25,12 @@ The rest of the public API:
     backward.py            `embedding_bag_backward`: the gradients (_grouping.py groups ids)
     sparse_rows.py         `SparseRows`: a gradient that holds only the rows in use
     optim.py               `optim.Adagrad` and others: steps that change the rows in use
+                           (_optimizer.py has what they share, _terms.py the gradients)
     embedding.py           `embedding`, `embedding_backward`: rows without bags
     segments.py            `segment_reduce`: reduce the rows of an array per segment
     layers.py              `EmbeddingBag`: a table with the options of its lookups
     collection.py          `EmbeddingBagCollection`: many tables and features in one call
+                           (_collection_gradients.py has its gradients)
     quantized.py           `quantize`, `QuantizedTable`: tables of 8, 4 or 2 bits an entry
     remapped.py            `RemappedTable`: a table with a map from ids to rows
     memory.py              `aligned_empty`, `aligned_copy`: memory that is fast to gather from

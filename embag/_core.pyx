@@ -30,7 +30,8 @@ The parts, each using only those above it:
     collection.pxi   many tables in one call
     grouping.pxi     positions grouped by row: a radix sort
     backward.pxi     what the gradients need beside those
-    optimizers.pxi   steps of optimizers, row by row
+    optimizers.pxi   rules of optimizers: how a row changes by its gradient
+    steps.pxi        steps of optimizers, on one table or several
     quantize.pxi     rows of floats to rows of few bits
 
 A kernel here is `noexcept nogil`, pointers and sizes in, its output filled, True
@@ -51,7 +52,7 @@ docs/design.md has the reasons, with figures. Tested against tests/support/refer
 """
 
 from cpython.ref cimport PyObject
-from libc.math cimport INFINITY, ceil, fabs, pow, sqrt, sqrtf
+from libc.math cimport INFINITY, ceil, fabs, floor, ldexp, pow, sqrt, sqrtf
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -143,6 +144,7 @@ include "_kernels/collection.pxi"
 include "_kernels/grouping.pxi"
 include "_kernels/backward.pxi"
 include "_kernels/optimizers.pxi"
+include "_kernels/steps.pxi"
 include "_kernels/quantize.pxi"
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embag import _arguments
+from embag._call import Call
 from embag._encodings import Table
+from embag.backward import call_of
 from embag.embedding import as_ids, check_ids, gather
 
 
@@ -45,6 +47,16 @@ class Unpooled(NamedTuple):
                 self._check(ids, ids)
             _arguments.raise_for_change()
         return rows
+
+    def call(self, ids: NDArray[Any], table: Any) -> Call:
+        """Return the lookup as one with bags, of one id each."""
+        invalid: Any = "raise" if self.refuse else "skip" if self.stand_in < 0 else self.stand_in
+        return call_of(
+            *(ids.reshape(-1, 1), table, None),
+            mode="sum",
+            invalid=invalid,
+            normalize=self.normalizes,
+        )
 
     def _check(self, given: Any, ids: NDArray[Any]) -> None:
         """Raise for the first invalid id, as it was given."""

@@ -6,9 +6,9 @@ row (`_grouping.py`), replaces each position by its bag, and reduces. It gathers
 `grad_output` and reduces into the gradient.
 
     check the arguments           `_call.py`, with all values of ids and offsets
-    group positions by row        `_grouping.py`
+    group positions by row        `_terms.py`, `_grouping.py`
     replace positions by bags     `_kernels/backward.pxi`
-    reduce                        `_kernels/forward.pxi`, the forward kernel
+    reduce                        `_terms.py`, by the forward kernel
 
 One thread owns each row (or several threads own some of its columns) and adds in the order
 of positions. So there are no atomics, and any number of threads gives the same bits.
@@ -17,7 +17,7 @@ Tested in tests/gradients/.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,9 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 from embag import _arguments, _call, _encodings, _modes
 from embag._bags import ArrayBags, Flattened, flatten
 from embag._call import Call
-from embag._grouping import Groups, group_by_row
 from embag._kernels.dispatch import kernels
 from embag._process import threads
+from embag._terms import Terms
 from embag._types import Ids, Invalid, Mode, SampleWeights
 from embag.remapped import RemappedTable
 from embag.sparse_rows import SparseRows
@@ -35,6 +35,12 @@ from embag.sparse_rows import SparseRows
 # Grouping pays off where it can use this many times the threads that can share the columns
 # of a dense gradient. Origin: docs/design.md, "Gradients".
 SCATTER_GAIN = 3
+
+
+# The form of the gradient of a table: an array, `SparseRows`, or `Terms` that are still to be
+# checked and added (where the mode does not add rows: `SparseRows`).
+Form: TypeAlias = Literal["dense", "sparse", "terms"]
+Gradient: TypeAlias = NDArray[Any] | SparseRows | Terms
 
 
 class EmbeddingBagGrads(NamedTuple):
@@ -228,23 +234,10 @@ def embedding_bag_backward(
     >>> grads.per_sample_weights
     array([ -27.5,    0. ,    0. , -275. ], dtype=float32)
     """
-    remapped = cast(RemappedTable, weight) if issubclass(type(weight), RemappedTable) else None
-    rows: Any = weight if remapped is None else remapped.table
-    if remapped is not None and max_indices is not None:
-        raise ValueError(
-            "max_indices must be None where weight is a RemappedTable, "
-            f"got {_arguments.describe(max_indices)}"
-        )
-    _arguments.check_table(
-        rows,
-        "weight" if remapped is None else "weight.table",
-        dtypes=_encodings.FLOATS_RULE,
-        is_known=_encodings.is_float,
-    )
-    _arguments.check_flags(scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
-    given = _call.make(
+    _arguments.check_flags(sparse=sparse)
+    call = call_of(
         input,
-        _encodings.shape_of(rows) if remapped is None else remapped._encoded,
+        weight,
         offsets,
         mode=mode,
         per_sample_weights=per_sample_weights,
@@ -258,12 +251,52 @@ def embedding_bag_backward(
         segment_ids=segment_ids,
         n_bags=n_bags,
     )
+    form: Form = "sparse" if sparse else "dense"
+    return gradients_of(call, grad_output, weight, max_indices, wrt, scale_grad_by_freq, form)
+
+
+def rows_of(weight: Any, name: str = "weight") -> Any:
+    """Return the array of the rows of a table that has gradients, checked."""
+    is_remapped = issubclass(type(weight), RemappedTable)
+    rows = weight.table if is_remapped else weight
+    _arguments.check_table(
+        rows,
+        f"{name}.table" if is_remapped else name,
+        dtypes=_encodings.FLOATS_RULE,
+        is_known=_encodings.is_float,
+    )
+    return rows
+
+
+def call_of(input: Any, weight: Any, offsets: Any, **options: Any) -> Call:
+    """Return the lookup that gradients are of; its options are those of `_call.make`."""
+    rows = rows_of(weight)
+    table = weight._encoded if rows is not weight else _encodings.shape_of(rows)
+    return _call.make(input, table, offsets, **options)
+
+
+def gradients_of(
+    given: Call,
+    grad_output: Any,
+    weight: Any,
+    max_indices: Any = None,
+    wrt: Any = None,
+    scale_grad_by_freq: bool = False,
+    form: Form = "dense",
+) -> EmbeddingBagGrads:
+    """Return the gradients of a lookup in a table; the gradient of the table in some form."""
+    _arguments.check_flags(scale_grad_by_freq=scale_grad_by_freq)
     call, flattened = _with_arrays(given)
-    options = wrt, scale_grad_by_freq, sparse
-    if remapped is None:
-        grads = gradients_of(call, grad_output, np.asarray(rows), max_indices, *options)
+    options = wrt, scale_grad_by_freq, form
+    if not issubclass(type(weight), RemappedTable):
+        grads = gradients_of_arrays(call, grad_output, np.asarray(weight), max_indices, *options)
+    elif max_indices is not None:
+        raise ValueError(
+            "max_indices must be None where weight is a RemappedTable, "
+            f"got {_arguments.describe(max_indices)}"
+        )
     else:
-        grads = _gradients_of_remapped(call, grad_output, remapped, *options)
+        grads = _gradients_of_remapped(call, grad_output, weight, *options)
     of_weights = grads.per_sample_weights
     if flattened is None or of_weights is None:
         return grads
@@ -281,18 +314,18 @@ def _with_arrays(call: Call) -> tuple[Call, Flattened | None]:
     return dataclasses.replace(call, bags=flattened.bags, weights=flattened.weights), flattened
 
 
-def gradients_of(
+def gradients_of_arrays(
     call: Call,
     grad_output: Any,
     weight: NDArray[Any],
     max_indices: Any,
     wrt: Any,
     scale_grad_by_freq: bool = False,
-    sparse: bool = False,
+    form: Form = "dense",
 ) -> EmbeddingBagGrads:
     """Check the other arguments of a backward pass, and return the gradients of the lookup."""
     (n_rows, dim), dtype = weight.shape, call.table.sums_dtype
-    _modes.check_options(call.mode, sparse and call.mode.sums, scale_grad_by_freq)
+    _modes.check_options(call.mode, False, scale_grad_by_freq)
     bags: Any = call.bags
     n_indices = bags.indices.size
     winners = None
@@ -310,7 +343,7 @@ def gradients_of(
         call.check()
     else:
         bags.check_offsets()
-    return _gradients(call, grad, weight, winners, wrt, scale_grad_by_freq, sparse)
+    return _gradients(call, grad, weight, winners, wrt, scale_grad_by_freq, form)
 
 
 def _gradients(
@@ -320,7 +353,7 @@ def _gradients(
     winners: NDArray[np.int64] | None,
     wrt: str | None,
     scale_grad_by_freq: bool,
-    sparse: bool,
+    form: Form,
 ) -> EmbeddingBagGrads:
     """Return the requested gradients. The arguments have been checked, but not every id."""
     bags: Any = call.bags
@@ -330,7 +363,7 @@ def _gradients(
     if not call.refuse or call.default >= 0:
         call, positions = _counting_entries(call)
         bags = call.bags
-    backward = _Backward(call, bags, bags.used.size, team, scale_grad_by_freq, sparse)
+    backward = _Backward(call, bags, bags.used.size, team, scale_grad_by_freq, form)
     wants_weight = wrt != "per_sample_weights"
     wants_sample = call.weights is not None and wrt != "weight"
     if call.normalizes or wants_sample or (call.mode.selects and winners is None):
@@ -338,7 +371,7 @@ def _gradients(
         backward = backward._replace(call=dataclasses.replace(call, table=table))
     if call.normalizes:
         grad = _through_normalization(backward, grad)
-    grad_weight: NDArray[Any] | SparseRows | None = None
+    grad_weight: Gradient | None = None
     grad_sample: NDArray[Any] | None = None
     quotients, divisors = grad, None
     if call.mode.divides and backward.n_positions > 0:
@@ -365,7 +398,7 @@ def _gradients_of_remapped(
     weight: RemappedTable,
     wrt: Any,
     scale_grad_by_freq: bool,
-    sparse: bool,
+    form: Form,
 ) -> EmbeddingBagGrads:
     """Return the gradients of a lookup in a RemappedTable.
 
@@ -373,7 +406,8 @@ def _gradients_of_remapped(
     added to the rows of the inner table.
     """
     rows: Any = weight.table
-    _modes.check_options(call.mode, sparse and call.mode.sums, scale_grad_by_freq)
+    sparse = form != "dense"
+    _modes.check_options(call.mode, False, scale_grad_by_freq)
     sample: Any = call.weights
     _arguments.check_wrt(wrt, sample)
     call.check()
@@ -446,7 +480,7 @@ class _Backward(NamedTuple):
     n_positions: int  # in bags
     team: threads.Team
     scale_grad_by_freq: bool
-    sparse: bool
+    form: Form
 
     @property
     def bag_arrays(self) -> tuple[Any, Any, bool]:
@@ -562,12 +596,23 @@ def _column_team(backward: _Backward, grad: NDArray[Any]) -> threads.Team:
     return backward.team.at_most(max(1, n_lines))
 
 
-def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseRows | None:
+def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> Gradient | None:
     """Return the gradient of the table where every row of a bag contributes."""
     column_team = _column_team(backward, grad)
     many_threads = backward.team.n > SCATTER_GAIN * column_team.n
-    if backward.sparse or backward.scale_grad_by_freq or many_threads:
-        return _sum_by_row(backward, grad)
+    if backward.form != "dense" or backward.scale_grad_by_freq or many_threads:
+        terms = Terms(
+            grad,
+            backward.bags,
+            backward.n_positions,
+            backward.sample,
+            backward.call.padding,
+            backward.scale_grad_by_freq,
+            backward.n_rows,
+        )
+        if backward.form == "terms":
+            return terms
+        return terms.summed(backward.team, backward.form == "sparse")
     result = _arguments.new_array(np.zeros, (backward.n_rows, grad.shape[1]), grad.dtype)
     done = threads.run(
         kernels.scatter,
@@ -581,87 +626,15 @@ def _sum_rows(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseR
     return result if done else None
 
 
-def _sum_by_row(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any] | SparseRows | None:
-    """Group positions by row and sum the terms of each row."""
-    groups = group_by_row(
-        backward.bags.indices,
-        backward.n_positions,
-        backward.n_rows,
-        backward.call.padding,
-        backward.team,
-        by_bag=backward.sample is None,
-        offsets=backward.bags.offsets,
-        include_last_offset=backward.bags.includes_last,
-    )
-    if groups is None:
-        return None
-    factors = None
-    if backward.sample is not None:
-        factors = threads.run(
-            kernels.look_up_weights,
-            backward.team,
-            *backward.bag_arrays,
-            backward.sample,
-            groups.members,
-            backward.n_positions,
-        )
-        if factors is None:
-            return None
-    dim = grad.shape[1]
-    if backward.sparse:
-        result = _arguments.new_array(np.empty, (len(groups.rows), dim), grad.dtype)
-    else:
-        result = _arguments.new_array(np.zeros, (backward.n_rows, dim), grad.dtype)
-    reduction = kernels.DIVIDED_SUM if backward.scale_grad_by_freq else kernels.MODE_CODES["sum"]
-    out_rows = None if backward.sparse else groups.rows
-    if not _reduce_groups(groups, grad, factors, reduction, result, out_rows, backward.team):
-        return None
-    if backward.sparse:
-        return SparseRows._of_groups(groups.rows, result, (backward.n_rows, dim))
-    return result
-
-
-def _reduce_groups(
-    groups: Groups,
-    grad: NDArray[Any],
-    factors: NDArray[Any] | None,
-    reduction: int,
-    result: NDArray[Any],
-    out_rows: NDArray[np.int64] | None,
-    team: threads.Team,
-) -> bool:
-    """Fill `result` by a lookup in `grad`: each group is a bag whose ids are bags."""
-    table = _encodings.as_table(grad)
-    done: bool = threads.run(
-        kernels.reduce_bags,
-        team,
-        table.rows,
-        table.code,
-        table.dim,
-        (groups.members,),
-        (groups.starts,),
-        True,
-        (factors,),
-        reduction,
-        -1,
-        None,
-        result,
-        table.code,
-        None,
-        out_rows,
-    )
-    return done
-
-
 def _scatter_to_winners(
     backward: _Backward, grad: NDArray[Any], winners: NDArray[np.int64] | None
-) -> NDArray[Any] | SparseRows | None:
+) -> Gradient | None:
     """Add each entry of the gradient to the row that it came from."""
     if winners is None:
         winners = np.empty(backward.call.shape, np.int64)
         _results(backward, winners)
     n_rows, rows, padding = backward.n_rows, None, backward.call.padding
-    if backward.sparse:
+    if backward.form != "dense":
         # -1 stands for no row; if it occurs, it sorts first.
         rows, numbers = np.unique(np.where(winners == padding, -1, winners), return_inverse=True)
         n_left_out = int((rows < 0).sum())

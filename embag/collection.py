@@ -25,12 +25,15 @@ from numpy.typing import ArrayLike, NDArray
 from embag import _arguments, _encodings, _modes
 from embag._bags import FEATURE_IDS, VALUES, ArrayBags, add_weights, as_bags
 from embag._call import Call
+from embag._collection_gradients import Part, gradients, split_grad_output
 from embag._columns import frames, vectors
 from embag._columns.pieces import Column, Piece, zip_chunks
 from embag._kernels.dispatch import kernels
+from embag._optimizer import Optimizer, step_together
 from embag._process import threads
 from embag._types import Invalid, Mode, Table
 from embag._unpooled import Unpooled
+from embag.backward import EmbeddingBagGrads
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -498,6 +501,18 @@ class EmbeddingBagCollection:
         return_n_valid: bool,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """Look up the features with bags, for all arguments; see `_pool`."""
+        calls, keys = self._calls(state, values, offsets, per_sample_weights, include_last_offset)
+        return self._pool(state, calls, keys, out, num_threads, return_n_valid)
+
+    def _calls(
+        self,
+        state: _State,
+        values: Any,
+        offsets: Any,
+        per_sample_weights: Any,
+        include_last_offset: bool,
+    ) -> tuple[list[Call], list[str]]:
+        """Return the call of each feature with bags, and the key of its ids in `values`."""
         named = values if isinstance(values, Mapping) else None
         if named is None and offsets is None:
             named = frames.read_columns(values, self._names, FEATURE_IDS.name)
@@ -505,13 +520,11 @@ class EmbeddingBagCollection:
             calls = self._calls_by_name(
                 state, named, offsets, per_sample_weights, include_last_offset
             )
-            keys = [f"[{name!r}]" for name in self._names]
-        elif include_last_offset:
+            return calls, [f"[{name!r}]" for name in self._names]
+        if include_last_offset:
             raise ValueError("include_last_offset must be False where values is an array, got True")
-        else:
-            calls = self._calls_end_to_end(state, values, offsets, per_sample_weights)
-            keys = [""] * len(calls)
-        return self._pool(state, calls, keys, out, num_threads, return_n_valid)
+        calls = self._calls_end_to_end(state, values, offsets, per_sample_weights)
+        return calls, [""] * len(calls)
 
     def _pool_named(
         self,
@@ -575,6 +588,182 @@ class EmbeddingBagCollection:
         return {
             feature.name: parts[feature.name] for feature in self.features if feature.name in parts
         }
+
+    def backward(
+        self,
+        grad_output: Any,
+        values: "ArrayLike | Mapping[str, Any]",
+        offsets: "ArrayLike | None" = None,
+        per_sample_weights: "ArrayLike | Mapping[str, ArrayLike] | None" = None,
+        *,
+        include_last_offset: bool = False,
+        wrt: Literal["weight", "per_sample_weights"] | None = None,
+        num_threads: int | None = None,
+    ) -> EmbeddingBagGrads:
+        """Return the gradients of the tables, given the gradient of the output.
+
+        Parameters
+        ----------
+        grad_output : array_like, shape (batch, dim), or tuple
+            The gradient of the output. If there are features of mode "none", a pair: the gradient
+            of the array, and a mapping with that of the rows of each of these features.
+        values, offsets, per_sample_weights, include_last_offset
+            As in the call.
+        wrt : {"weight", "per_sample_weights"}, optional
+            The only gradients to compute. By default both are computed.
+        num_threads : int, optional
+            The largest number of threads for this call, instead of `get_num_threads`.
+
+        Returns
+        -------
+        weight : dict of str to SparseRows
+            By name: the gradient of each table that features look up, in the dtype of its sums.
+            Where features share a table it is the sum of their gradients, in the order of
+            features.
+        per_sample_weights : dict of str to ndarray
+            By feature, for those with weights: see `embedding_bag_backward`.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
+            As in `embedding_bag_backward`; the message names the feature. A table must be one that
+            has gradients.
+
+        See Also
+        --------
+        update : Change the tables.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> tables = {"items": np.zeros((4, 2), np.float32)}
+        >>> features = [embag.Feature("clicked", "items"), embag.Feature("bought", "items")]
+        >>> ebc = embag.EmbeddingBagCollection(tables, features)
+        >>> grads = ebc.backward(np.ones((1, 4)), {"clicked": [[1, 2]], "bought": [[2]]})
+        >>> grads.weight["items"].indices, grads.weight["items"].values
+        (array([1, 2]), array([[1., 1.],
+               [2., 2.]], dtype=float32))
+        """
+        if num_threads is not None:
+            num_threads = _arguments.as_count(num_threads, "num_threads")
+        state = self._state
+        parts = self._parts(
+            state, grad_output, values, offsets, per_sample_weights, include_last_offset
+        )
+        _check_wrt(wrt, parts)
+        return gradients(parts, state.tables, wrt, "sparse", num_threads)
+
+    def update(
+        self,
+        grad_output: Any,
+        values: "ArrayLike | Mapping[str, Any]",
+        offsets: "ArrayLike | None" = None,
+        per_sample_weights: "ArrayLike | Mapping[str, ArrayLike] | None" = None,
+        *,
+        optimizers: Mapping[str, Optimizer],
+        include_last_offset: bool = False,
+        wrt: Literal["weight"] | None = "weight",
+        num_threads: int | None = None,
+    ) -> dict[str, NDArray[Any]] | None:
+        """Compute the gradients of the tables, and change the tables by them, all at once.
+
+        Parameters
+        ----------
+        grad_output : array_like, shape (batch, dim), or tuple
+            The gradient of the output: see `backward`.
+        values, offsets, per_sample_weights, include_last_offset
+            As in the call.
+        optimizers : mapping of str to Optimizer
+            By name of the table: an optimizer that was made for the table of this collection, of
+            `embag.optim`. Other tables do not change.
+        wrt : {"weight", None}, optional
+            None also returns the gradients of the weights.
+        num_threads : int, optional
+            The largest number of threads for this call, instead of `get_num_threads`.
+
+        Returns
+        -------
+        dict of str to ndarray, or None
+            With ``wrt=None``: by feature, the gradients of the weights of the features whose tables
+            change.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
+            As in `backward` and `embag.optim.Optimizer.step`. No table has changed then, unless it
+            is a RuntimeError for arrays that another thread changed.
+
+        Notes
+        -----
+        The bits are those of a step of each optimizer with the gradient that `backward` returns.
+        The gradient of a table of one feature is never in memory; where features share a table,
+        that of each feature is. Calls of the collection during an update may read rows that are
+        partly changed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> items = np.zeros((4, 2), np.float32)
+        >>> ebc = embag.EmbeddingBagCollection({"items": items}, [embag.Feature("seen", "items")])
+        >>> optimizers = {"items": embag.optim.SGD(items, lr=0.5)}
+        >>> ebc.update(np.ones((1, 2)), {"seen": [[1, 3]]}, optimizers=optimizers)
+        >>> items[:, 0]
+        array([ 0. , -0.5,  0. , -0.5], dtype=float32)
+        """
+        if num_threads is not None:
+            num_threads = _arguments.as_count(num_threads, "num_threads")
+        if wrt not in ("weight", None):
+            raise ValueError(f"wrt must be 'weight' or None, got {_arguments.describe(wrt)}")
+        state = self._state
+        _check_optimizers(optimizers, state.tables)
+        parts = self._parts(
+            state, grad_output, values, offsets, per_sample_weights, include_last_offset
+        )
+        parts = [part for part in parts if part.table in optimizers]
+        grads = gradients(parts, state.tables, wrt, "terms", num_threads)
+        steps = [(optimizers[name], grad) for name, grad in grads.weight.items()]
+        if not step_together(steps, num_threads):
+            for part in parts:
+                with _arguments.prefix_errors(f"feature {part.name!r}"):
+                    part.call.check()
+            _arguments.raise_for_change()
+        return grads.per_sample_weights if wrt is None else None
+
+    def _parts(
+        self,
+        state: _State,
+        grad_output: Any,
+        values: Any,
+        offsets: Any,
+        per_sample_weights: Any,
+        include_last_offset: bool,
+    ) -> list[Part]:
+        """Return the lookup of each feature and the gradient of its output."""
+        _arguments.check_flags(include_last_offset=include_last_offset)
+        ids: list[NDArray[Any]] = []
+        if self._has_unpooled:
+            values, ids = self._take_unpooled(state, values, per_sample_weights)
+        calls, _ = self._calls(state, values, offsets, per_sample_weights, include_last_offset)
+        shapes = {
+            feature.name: (*own.shape, feature.table.dim)
+            for feature, own in zip(state.unpooled, ids, strict=True)
+        }
+        shape = (calls[0].bags.n_bags if calls else 0, self.dim)
+        pooled, rows = split_grad_output(grad_output, shape, shapes)
+        found = {
+            name: (call, pooled[:, self.slices[name]])
+            for name, call in zip(self._names, calls, strict=True)
+        }
+        tables = {feature.name: feature.table for feature in self.features}
+        for feature, own in zip(state.unpooled, ids, strict=True):
+            with _arguments.prefix_errors(f"feature {feature.name!r}"):
+                call = feature.call(own, state.tables[tables[feature.name]])
+            found[feature.name] = call, rows[feature.name].reshape(-1, feature.table.dim)
+        return [
+            Part(feature.name, feature.table, *found[feature.name]) for feature in self.features
+        ]
 
     def _team_for(self, n_indices: int, n_bags: int, num_threads: int | None) -> threads.Team:
         return threads.team_for((n_indices + n_bags) * self._mean_dim, num_threads)
@@ -794,6 +983,37 @@ def _check_unpooled(feature: Feature) -> None:
             "default_idx must be None where mode is 'none', "
             f"got {_arguments.describe(feature.default_idx)}"
         )
+
+
+def _check_optimizers(optimizers: Any, tables: Mapping[str, Table]) -> None:
+    """Raise unless these are different optimizers of these tables."""
+    if not isinstance(optimizers, Mapping):
+        raise TypeError(f"optimizers must be a mapping, got {_arguments.describe(optimizers)}")
+    owners: dict[int, str] = {}
+    for name, optimizer in optimizers.items():
+        if name not in tables:
+            raise ValueError(
+                f"optimizers must have names of tables as keys, got {_arguments.describe(name)}"
+            )
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optimizers[{name!r}] must be an Optimizer, got {_arguments.describe(optimizer)}"
+            )
+        if optimizer.table is not tables[name]:
+            raise ValueError(
+                f"optimizers[{name!r}] must be made for the collection's table {name!r}, "
+                f"got one of another table: {optimizer!r}"
+            )
+        other = owners.setdefault(id(optimizer), name)
+        if other != name:
+            raise ValueError(
+                f"optimizers must be different for each table, got one for {other!r} and {name!r}"
+            )
+
+
+def _check_wrt(wrt: Any, parts: list[Part]) -> None:
+    weighted: list[Any] = [part.call.weights for part in parts if part.call.weights is not None]
+    _arguments.check_wrt(wrt, weighted[0] if weighted else None)
 
 
 def _split_pair(given: Any, name: str) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from embag._arguments import SegmentsLabel
 from embag._bags import ArrayBags, IdsLabel
 from embag._call import Call
 from embag._types import Mode, Table
-from embag.backward import gradients_of
+from embag.backward import gradients_of_arrays
 
 _SEGMENTS = SegmentsLabel("row of data", "n_segments")
 _POSITIONS = IdsLabel("segment_ids", "segment_ids'")
@@ -200,7 +200,8 @@ def segment_reduce_backward(
     call = _make(table, segment_ids, n_segments, mode, per_sample_weights, num_threads)
     weights: Any = call.weights
     _arguments.check_wrt(wrt, weights, "data")
-    grads = gradients_of(call, grad_output, data, max_indices, "weight" if wrt == "data" else wrt)
+    of: Any = "weight" if wrt == "data" else wrt
+    grads = gradients_of_arrays(call, grad_output, data, max_indices, of)
     return SegmentReduceGrads(*grads)
 
 

@@ -48,7 +48,7 @@ cpdef bint is_table(object array):
     )
 
 
-cdef bint is_encoded_table(cnp.ndarray table, int encoding, Py_ssize_t dim):
+cpdef bint is_encoded_table(cnp.ndarray table, int encoding, Py_ssize_t dim):
     """Whether this holds rows of `dim` entries of that encoding, as it stands."""
     if not (is_encoding(encoding) and cnp.PyArray_NDIM(table) == 2 and dim >= 0):
         return False
@@ -166,6 +166,19 @@ cdef bint is_apart(cnp.ndarray array, object input):
     find_extent(array, &start, &stop)
     find_extent(<cnp.ndarray>input, &input_start, &input_stop)
     return stop <= input_start or input_stop <= start
+
+
+def are_apart(tuple changed not None, tuple read not None) -> bool:
+    """Whether no array that is changed spans an address that another of these arrays spans."""
+    cdef Py_ssize_t n = len(changed), i, j
+    for i in range(n):
+        for j in range(i):
+            if not is_apart(<cnp.ndarray?>changed[i], changed[j]):
+                return False
+        for array in read:
+            if not is_apart(<cnp.ndarray?>changed[i], array):
+                return False
+    return True
 
 
 def first_bad_offset(

@@ -187,6 +187,54 @@ cdef bint write_groups(
     return True
 
 
+cdef int describe_grouping(
+    Grouping* job,                   # OUT  all but where counts and results go
+    const Bags* bags,                # NULL: the low bits of a key are the position, else its bag
+    Py_ssize_t n_positions,
+    Py_ssize_t n_rows,
+    Py_ssize_t padding,              # a row to leave out, or -1
+    uint64_t* keys,                  # (n_positions,)
+    uint64_t* other,                 # (n_positions,)
+) except -1:
+    """Choose how the first ids of an index array are sorted.
+
+    OverflowError if a row and a position need more than 64 bits.
+    """
+    cdef:
+        Py_ssize_t n_labels = n_positions if bags == NULL else bags.n_bags
+        int row_bits = n_bits(<size_t>max(0, n_rows - (padding < 0)))
+        int low_bits = n_bits(<size_t>max(0, n_labels - 1))
+        int n_passes = max(1, (row_bits + DIGIT_BITS - 1) // DIGIT_BITS)
+    if row_bits + low_bits > 64:
+        raise OverflowError("a row and a position need more than 64 bits")
+    job.bags = bags
+    job.keys = keys
+    job.other = other
+    job.n_keys = n_positions
+    job.n_rows = <size_t>n_rows
+    job.padding = padding
+    job.low_bits = job.shift = low_bits
+    job.row_bits = row_bits
+    job.digit_bits = (row_bits + n_passes - 1) // n_passes
+    job.mask = (<uint64_t>1 << job.digit_bits) - 1
+    job.n_groups = 0
+    return 0
+
+
+cdef int sort_stages(const Grouping* job, bint is_wide, Stage* stages) noexcept nogil:
+    """Write the stages that sort the keys, at most 2 * MOST_PASSES; returns how many."""
+    cdef int n_stages = 0, done = 0
+    while n_stages == 0 or done < job.row_bits:
+        stages[n_stages] = Stage(<chunk_work>count_digits, <serial_work>count_to_places)
+        stages[n_stages + 1] = Stage(<chunk_work>move_keys, <serial_work>end_pass)
+        n_stages += 2
+        done += job.digit_bits
+    # The first digits are counted as they are made.
+    stages[0].work = (<chunk_work>fill_keys[int64_t] if is_wide
+                      else <chunk_work>fill_keys[int32_t])
+    return n_stages
+
+
 def group_by_row(
     int n_threads,
     cnp.ndarray input not None,      # IN   (n_indices,) or (n_bags, bag_size), int32 or int64
@@ -205,51 +253,24 @@ def group_by_row(
                   and (offsets is None or is_index_array(offsets)))
     cdef:
         Bags bags = describe_bags(input, offsets, include_last_offset)
-        Py_ssize_t n_labels = bags.n_bags if by_bag else n_positions
-        bint is_wide = cnp.PyArray_ITEMSIZE(input) == 8
-        int row_bits = n_bits(<size_t>max(0, n_rows - (padding < 0)))
-        int low_bits = n_bits(<size_t>max(0, n_labels - 1))
-        int n_passes = max(1, (row_bits + DIGIT_BITS - 1) // DIGIT_BITS)
-        int digit_bits = (row_bits + n_passes - 1) // n_passes
-        Py_ssize_t n_digits = <Py_ssize_t>1 << digit_bits
         Grouping job
         Stage[2 * MOST_PASSES + 1] stages
         Stage write = Stage(<chunk_work>write_groups, NULL)
-        int n_stages = 0, digit_pass
-    refuse_change(not by_bag or bags.n_bags >= 0)
-    if row_bits + low_bits > 64:
-        raise OverflowError("a row and a position need more than 64 bits")
-    cdef:
+        int n_stages
         cnp.ndarray first = empty_int64(n_positions)
         cnp.ndarray second = empty_int64(n_positions)
         cnp.ndarray rows, starts
-    job.bags = &bags if by_bag else NULL
-    job.keys = <uint64_t*>cnp.PyArray_DATA(first)
-    job.other = <uint64_t*>cnp.PyArray_DATA(second)
-    job.n_keys = n_positions
-    job.n_rows = <size_t>n_rows
-    job.padding = padding
-    job.low_bits = job.shift = low_bits
-    job.row_bits = row_bits
-    job.digit_bits = digit_bits
-    job.mask = <uint64_t>n_digits - 1
-    job.n_groups = 0
-    job.counts = <Py_ssize_t*>malloc(<size_t>(n_threads * n_digits) * sizeof(Py_ssize_t))
+    refuse_change(not by_bag or bags.n_bags >= 0)
+    describe_grouping(&job, &bags if by_bag else NULL, n_positions, n_rows, padding,
+                      <uint64_t*>cnp.PyArray_DATA(first), <uint64_t*>cnp.PyArray_DATA(second))
+    job.counts = <Py_ssize_t*>malloc(
+        <size_t>n_threads * <size_t>(job.mask + 1) * sizeof(Py_ssize_t))
     if job.counts == NULL:
         raise MemoryError("no memory to group positions")
-    for digit_pass in range(n_passes):
-        if digit_pass == 0:          # the first digits are counted as they are made
-            stages[n_stages].work = (<chunk_work>fill_keys[int64_t] if is_wide
-                                     else <chunk_work>fill_keys[int32_t])
-        else:
-            stages[n_stages].work = <chunk_work>count_digits
-        stages[n_stages].then = <serial_work>count_to_places
-        stages[n_stages + 1] = Stage(<chunk_work>move_keys, <serial_work>end_pass)
-        n_stages += 2
+    n_stages = sort_stages(&job, cnp.PyArray_ITEMSIZE(input) == 8, stages)
     stages[n_stages] = Stage(<chunk_work>count_groups, <serial_work>number_groups)
-    n_stages += 1
     try:
-        if not run_stages(stages, n_stages, &job, cnp.PyArray_DATA(input), NULL, n_threads,
+        if not run_stages(stages, n_stages + 1, &job, cnp.PyArray_DATA(input), NULL, n_threads,
                           n_threads, True):
             return None
         rows = empty_int64(job.n_groups)

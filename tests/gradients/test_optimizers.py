@@ -4,60 +4,20 @@ import threading
 
 import numpy as np
 import pytest
+from optimizers import N_ROWS, OPTIMIZERS, gradient
 
 import embag
 from embag import SparseRows, optim
 
-N_ROWS = 9
-
-
-def make_sgd(table, **options):
-    return optim.SGD(table, 0.25, **options)
-
-
-def make_momentum(table, **options):
-    return optim.SGD(table, 0.25, momentum=0.75, **options)
-
-
-def make_adagrad(table, **options):
-    return optim.Adagrad(table, 0.25, lr_decay=0.5, eps=1e-3, **options)
-
-
-def make_row_wise(decay):
-    def make(table, **options):
-        return optim.RowWiseAdagrad(
-            table, 0.25, eps=1e-3, weight_decay=0.125, weight_decay_mode=decay, **options
-        )
-
-    return make
-
-
-def make_adam(table, **options):
-    return optim.Adam(table, 0.25, (0.75, 0.875), 1e-3, **options)
-
-
-def make_ftrl(table, **options):
-    return optim.FTRL(table, 0.25, l1=0.125, l2=0.5, beta=0.5, **options)
-
-
-OPTIMIZERS = {
-    "sgd": make_sgd,
-    "momentum": make_momentum,
-    "adagrad": make_adagrad,
-    "row wise": make_row_wise("none"),
-    "row wise, l2": make_row_wise("l2"),
-    "row wise, decoupled": make_row_wise("decoupled"),
-    "adam": make_adam,
-    "ftrl": make_ftrl,
-}
-
 
 def mean_square(g):
-    """Return the mean of the squares of a row, summed in eight lanes in float64."""
-    lanes = [np.float64(0)] * 8
+    """Return the mean of the squares of a row: 32 lanes in float64, folded in halves."""
+    lanes = np.zeros(32)
     for d, x in enumerate(g.astype(np.float64)):
-        lanes[d % 8] += x * x
-    return sum(lanes) / len(g)
+        lanes[d % 32] += x * x
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    return lanes[0] / len(g)
 
 
 def expected_step(name, w, states, g, t):
@@ -99,12 +59,6 @@ def expected_step(name, w, states, g, t):
         after = np.sqrt(n)
         z += g - (after - before) / lr * w
         w[:] = (np.clip(z, kind(-0.125), kind(0.125)) - z) / ((kind(0.5) + after) / lr + kind(1))
-
-
-def gradient(rng, dim, dtype):
-    rows = np.flatnonzero(rng.random(N_ROWS) < 0.6)
-    values = rng.standard_normal((len(rows), dim)).astype(dtype)
-    return SparseRows(rows, values, (N_ROWS, dim))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -243,7 +197,7 @@ def test_the_learning_rate_may_change():
     ("call", "error", "message"),
     [
         (lambda: optim.SGD([[1.0]], 1), TypeError, "table must be a numpy.ndarray, got list"),
-        (lambda: optim.SGD(np.ones((2, 2), np.float16), 1), TypeError, "table must be float32 or"),
+        (lambda: optim.SGD(np.ones((2, 2), int), 1), TypeError, "table must be float32, float64"),
         (lambda: optim.SGD(np.ones((4, 4))[:, ::2], 1), ValueError, "table must be aligned"),
         (lambda: optim.SGD(np.broadcast_to(1.0, (2, 2)), 1), ValueError, "table must be"),
         (lambda: optim.SGD(np.ones((2, 2)), 1, momentum=1), ValueError, "momentum must be at"),
@@ -267,15 +221,15 @@ def test_errors_of_steps():
     for grad, error, message in (
         ([[1.0]], TypeError, "grad must be a numpy.ndarray or SparseRows"),
         (np.ones((2, 2)), ValueError, r"grad must have shape \(3, 2\), got \(2, 2\)"),
-        (np.ones((3, 2), np.float32), TypeError, "grad must be float64, like the table"),
+        (np.ones((3, 2), np.float32), TypeError, "grad must be float64 for a table of float64"),
         (SparseRows([0], np.ones((1, 2)), (4, 2)), ValueError, "grad must have shape"),
         (table, ValueError, "grad must share no memory with table"),
         (optimizer.states["sum"], ValueError, "grad must share no memory with sum"),
     ):
         with pytest.raises(error, match=message):
             optimizer.step(grad)
-    with pytest.raises(TypeError, match="sparse must be left out"):
-        optimizer.update(np.ones((1, 2)), [[1]], sparse=True)
+    with pytest.raises(ValueError, match="wrt must be 'weight' or None"):
+        optimizer.update(np.ones((1, 2)), [[1]], wrt="per_sample_weights")
     with pytest.raises(IndexError, match="is out of range"):
         optimizer.update(np.ones((1, 2)), [[3]])
     optimizer.states["sum"] = np.ones((3, 3))
@@ -288,17 +242,62 @@ def test_errors_of_steps():
     assert optimizer.n_steps == 0
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_in_most_bags_is_shared_by_threads(name, dtype, level, eager_threads):
+    rng = np.random.default_rng(4)
+    ids = np.where(rng.random((60, 5)) < 0.6, 2, rng.integers(0, N_ROWS, (60, 5)))
+    grad = rng.standard_normal((60, 70)).astype(dtype)
+    weights = rng.random((60, 5)).astype(dtype)
+    tables = [np.ones((N_ROWS, 70), dtype) for _ in range(3)]
+    optimizers = [OPTIMIZERS[name](table) for table in tables]
+    for options in (
+        {"mode": "sum", "per_sample_weights": weights},
+        {"mode": "sum", "scale_grad_by_freq": True},
+        {"mode": "mean", "per_sample_weights": weights, "scale_grad_by_freq": True},
+    ):
+        optimizers[0].step(
+            embag.embedding_bag_backward(grad, ids, tables[0], sparse=True, **options).weight
+        )
+        for optimizer, n_threads in zip(optimizers[1:], (1, 4), strict=True):
+            optimizer.update(grad, ids, num_threads=n_threads, **options)
+    assert tables[0].tobytes() == tables[1].tobytes() == tables[2].tobytes()
+    assert (tables[0] != 1).any(axis=1).all()
+
+
+def test_the_gradient_of_the_output_may_be_in_the_table():
+    tables = [np.arange(24, dtype=np.float32).reshape(6, 4) for _ in range(2)]
+    ids = [[1, 2], [3, 0], [5, 5]]
+    grad = embag.embedding_bag_backward(tables[0][:3], ids, tables[0], mode="sum", sparse=True)
+    optim.SGD(tables[0], 1).step(grad.weight)
+    optim.SGD(tables[1], 1).update(tables[1][:3], ids, mode="sum")
+    assert tables[0].tobytes() == tables[1].tobytes()
+
+
+def test_a_remapped_table():
+    rows = [np.ones((4, 3), np.float32) for _ in range(2)]
+    maps = np.array([3, -1, 0, 3, 2])
+    tables = [embag.RemappedTable(array, index_map=maps) for array in rows]
+    grad, ids = np.ones((2, 3)), [[0, 3], [1, 2]]
+    one, two = (optim.Adagrad(table, frozen=[0]) for table in tables)
+    one.step(embag.embedding_bag_backward(grad, ids, tables[0], mode="sum", sparse=True).weight)
+    two.update(grad, ids, mode="sum")
+    assert rows[0].tobytes() == rows[1].tobytes()
+    assert (rows[0] != 1).any(axis=1).tolist() == [False, False, False, True]
+    assert two.states["sum"].shape == (4, 3)
+
+
 def test_one_step_at_a_time(monkeypatch):
     optimizer = optim.SGD(np.ones((3, 2)), 1)
     inside, leave = threading.Event(), threading.Event()
-    check = optimizer._check_arrays
+    arrays = optimizer._arrays
 
-    def wait(values):
+    def wait():
         inside.set()
         leave.wait(10)
-        check(values)
+        return arrays()
 
-    monkeypatch.setattr(optimizer, "_check_arrays", wait)
+    monkeypatch.setattr(optimizer, "_arrays", wait)
     thread = threading.Thread(target=optimizer.step, args=(np.ones((3, 2)),))
     thread.start()
     inside.wait(10)
