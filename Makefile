@@ -33,7 +33,7 @@ test-slow: $(VENV)/.test
 
 test-torch: $(VENV)/.test $(VENV)/.test-torch
 	$(BIN)/pytest -m torch tests
-	$(BIN)/pytest embag/torch.py
+	$(BIN)/pytest embag/torch
 
 # Spark requires Java 17 or later.
 test-pipelines: $(VENV)/.test $(VENV)/.test-pipelines

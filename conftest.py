@@ -5,7 +5,7 @@ from importlib.util import find_spec
 # Packages that the import or the examples of a module or folder need.
 NEEDS = {
     "embag/cli": ["click", "rich", "pyarrow"],
-    "embag/torch.py": ["torch"],
+    "embag/torch": ["torch"],
     "embag/polars.py": ["polars", "nanoarrow"],
     "embag/pandas.py": ["pandas", "pyarrow", "nanoarrow"],
 }

@@ -26,6 +26,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: make test-t
 F = torch.nn.functional
 
 import embag.torch  # noqa: E402
+from embag.torch import _lookups  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -91,7 +92,9 @@ def test_the_signature_is_that_of_torch_with_more_keywords():
         *((name, inspect.Parameter.KEYWORD_ONLY, default) for name, default in more),
     ]
     ours, theirs = embag.torch.EmbeddingBag, torch.nn.EmbeddingBag
-    assert parameters(ours) == parameters(theirs)
+    optimizer = ("optimizer", inspect.Parameter.KEYWORD_ONLY, None)
+    assert parameters(ours) == [*parameters(theirs), optimizer]
+    assert parameters(ours.from_pretrained) == [*parameters(theirs.from_pretrained), optimizer]
     assert parameters(ours.forward) == parameters(theirs.forward)
 
 
@@ -411,10 +414,10 @@ NO_TENSORS = {
         TypeError,
         "offsets must be integers, got torch.bool",
     ),
-    "half": (
-        {"weight": torch.zeros(10, 4, dtype=torch.float16)},
+    "complex": (
+        {"weight": torch.zeros(10, 4, dtype=torch.complex64)},
         TypeError,
-        "weight must be float32 or float64, got torch.float16",
+        "weight must be float32, float64, float16 or bfloat16, got torch.complex64",
     ),
     "complex weights": (
         {"per_sample_weights": torch.zeros(6, dtype=torch.complex64), "mode": "sum"},
@@ -478,7 +481,7 @@ def test_weights_of_another_dtype_have_a_gradient_of_that_dtype(dtype, weight_dt
 
 def spied(name):
     """Record the arguments and results of a function that `embag.torch` calls."""
-    target = functional if name == "embedding_bag" else embag.torch
+    target = functional if name == "embedding_bag" else _lookups
     original, calls = getattr(target, name), []
 
     def spy(*arguments, **options):
@@ -520,7 +523,7 @@ def test_memory_is_shared(mode, sparse):
     backward, calls = spied("embedding_bag_backward")
     with backward:
         result.backward(given)
-    (((grad_output, indices, rows, _), _, grads),) = calls
+    (((grad_output, indices, rows), _, grads),) = calls
     assert address(grad_output) == given.data_ptr()
     assert address(indices) == input.data_ptr()
     if sample is None:

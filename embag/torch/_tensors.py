@@ -1,0 +1,111 @@
+"""Tensors as arrays, and arrays as tensors, in the same memory.
+
+Tested in tests/bridges/test_torch_bridge.py.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embag._arguments import describe
+from embag._process import threads
+from embag.sparse_rows import SparseRows
+
+AnyArray = NDArray[Any]
+
+_LOW = frozenset({torch.float16, torch.bfloat16})
+TABLES = frozenset({torch.float32, torch.float64}) | _LOW
+INTEGERS = frozenset(
+    {torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+FACTORS = TABLES | INTEGERS
+
+
+def sums_dtype(table: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which the rows of a table are summed."""
+    return torch.float32 if table.dtype in _LOW else table.dtype
+
+
+def check(tensor: Any, name: str, dtypes: frozenset[torch.dtype], rule: str) -> None:
+    """Raise unless NumPy can use the memory of a tensor. Values are checked by embag."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {describe(tensor)}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {rule}, got {tensor.dtype}")
+    if not tensor.is_cpu:
+        raise ValueError(f"{name} must be on the CPU, got device {tensor.device}")
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+
+
+def check_table(weight: Any, name: str = "weight") -> None:
+    """Raise unless a tensor can be a table."""
+    check(weight, name, TABLES, "float32, float64, float16 or bfloat16")
+
+
+def as_array(
+    tensor: torch.Tensor | None, dtype: torch.dtype | None = None, in_place: bool = False
+) -> Any:
+    """Return an array in the memory of a tensor, or of a converted copy."""
+    if tensor is None:
+        return None
+    _check_storage(tensor)
+    tensor = tensor.detach()
+    if dtype is not None:
+        tensor = tensor.to(dtype)
+    if tensor.dtype is torch.bfloat16:  # which NumPy has not
+        return tensor.view(torch.int16).numpy().view(_bfloat16())
+    # `force` computes a pending negation or conjugation, in a copy.
+    return tensor.numpy(force=not in_place)
+
+
+def as_tensor(array: AnyArray) -> torch.Tensor:
+    """Return a tensor in the memory of an array of floats."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_sparse_tensor(rows: SparseRows, dtype: torch.dtype) -> torch.Tensor:
+    """Return a coalesced sparse tensor, in the memory of `rows.values` if that has this dtype."""
+    return torch.sparse_coo_tensor(
+        # A copy of 8 bytes a row: `indices` is read-only, and tensors cannot be.
+        torch.from_numpy(rows.indices[None].copy()),
+        torch.from_numpy(rows.values).to(dtype),
+        rows.shape,
+        is_coalesced=True,
+        check_invariants=False,
+    )
+
+
+def num_threads() -> int:
+    """Return the largest number of threads of a call: both libraries limit it."""
+    limit: int = torch.get_num_threads()
+    return min(limit, threads.get_num_threads())
+
+
+def _bfloat16() -> Any:
+    try:
+        import ml_dtypes  # noqa: PLC0415  # optional
+    except ImportError as error:
+        raise ImportError(
+            "tables of bfloat16 need ml_dtypes: pip install 'embag-cpu[bfloat16]'"
+        ) from error
+    return ml_dtypes.bfloat16
+
+
+def _check_storage(tensor: torch.Tensor) -> None:
+    """Raise if the storage of a tensor has become too small (`resize_` of the storage)."""
+    extent = tensor.numel()  # in entries, from the first in memory to the last
+    if extent and not tensor.is_contiguous():
+        extent = 1 + sum(
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+    needed = (tensor.storage_offset() + extent) * tensor.itemsize
+    if extent and tensor.untyped_storage().nbytes() < needed:
+        raise RuntimeError(
+            f"a tensor must have storage of {needed} bytes, got {tensor.untyped_storage().nbytes()}"
+        )
