@@ -8,7 +8,7 @@ Tested in tests/bridges/test_torch_bridge.py and test_fused_layer.py.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -64,20 +64,20 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
 
     Each backward pass through a lookup makes one step: a second one with ``retain_graph`` makes
     another, and so does ``torch.autograd.grad``. Two lookups of one layer in one graph make two
-    steps, one after the other. If the gradient of the second depends on the values of `weight` (of
-    `per_sample_weights`, or with `normalize`), torch reports that they have changed.
-    A checkpointed lookup is computed again in the backward pass, from `weight` as it is then.
-    `max_norm` scales rows in the forward pass, as without an optimizer. `sparse` makes no
+    steps, one after the other. The gradient of `per_sample_weights`, and any gradient with
+    `normalize`, needs the values of `weight`: torch raises a RuntimeError if an earlier step has
+    changed them. A checkpointed lookup is computed again in the backward pass, from `weight` as it
+    is then. `max_norm` scales rows in the forward pass, as without an optimizer. `sparse` makes no
     difference. Under ``no_grad`` and in inference mode there are no steps.
 
-    The state dict also has the states of the optimizer, as tensors: ``optimizer.step``, and
-    ``optimizer.sum`` and so on. A layer without the optimizer, such as torch's, loads it with
-    ``strict=False``; so does a layer with an optimizer a state dict without the states, and keeps
-    its own. The options of the optimizer, such as `lr`, are not in it.
+    The state dict also has the states of the optimizer, as tensors: ``optimizer.step``,
+    ``optimizer.sum`` and so on, but not its options, such as `lr`. A layer without an optimizer,
+    such as torch's, loads it with ``strict=False``. A layer with an optimizer loads a state dict
+    of torch's layer in the same way, and keeps its states.
 
     Copies and pickles have an optimizer of their own, made by the same callable, with the same
     states and `lr`. A pickle needs a callable that can be pickled. ``bags.double()`` and the like
-    convert the states along. If `weight` is given other memory in another way
+    convert the states, too. If `weight` is given other memory in another way
     (``weight.data = ...``), the next call raises a RuntimeError.
 
     Examples
@@ -179,7 +179,7 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         """
         if optimizer is not None and freeze:
             raise ValueError(f"freeze must be False with an optimizer, got {describe(freeze)}")
-        bags: EmbeddingBag = super().from_pretrained(
+        like_torch = super().from_pretrained(
             embeddings,
             freeze,
             max_norm,
@@ -190,6 +190,7 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
             include_last_offset,
             padding_idx,
         )
+        bags = cast(EmbeddingBag, like_torch)  # made by `cls`
         if optimizer is not None:
             bags._optimize(optimizer)
         return bags

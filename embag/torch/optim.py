@@ -50,7 +50,8 @@ class SparseAdam(torch.optim.SparseAdam):
     -----
     State dicts are those of ``torch.optim.SparseAdam``, and load in both directions. Gradients
     need not be coalesced: the rows of one place are added first, in order. A step is made with at
-    most ``torch.get_num_threads()`` threads. Everything is checked before anything changes.
+    most ``torch.get_num_threads()`` threads. All gradients are checked before anything
+    changes.
 
     Examples
     --------
@@ -251,10 +252,15 @@ class Adagrad(torch.optim.Adagrad):
         return loss
 
     def _step_dense(self, group: dict[str, Any]) -> None:
-        lists: tuple[list[torch.Tensor], ...] = ([], [], [], [])
-        _, has_complex = self._init_group(group, *lists)
-        options = ("foreach", "lr", "weight_decay", "lr_decay", "eps", "maximize")
-        adagrad(*lists, has_complex=has_complex, **{name: group[name] for name in options})
+        """Make a step of torch, by the function that its class calls."""
+        parameters: list[torch.Tensor] = []
+        grads: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
+        steps: list[torch.Tensor] = []
+        _, has_complex = self._init_group(group, parameters, grads, sums, steps)
+        names = ("foreach", "lr", "weight_decay", "lr_decay", "eps", "maximize")
+        options = {name: group[name] for name in names}
+        adagrad(parameters, grads, sums, steps, has_complex=has_complex, **options)
 
 
 def _call(closure: Callable[[], Any] | None) -> Any:
@@ -273,7 +279,8 @@ def _rows_of(parameter: torch.Tensor, grad: torch.Tensor, negated: bool) -> Spar
             f"got {grad.sparse_dim()} of {parameter.dim()}"
         )
     make = SparseRows if grad.is_coalesced() else SparseRows.from_pairs
-    rows = make(as_array(grad._indices()[0]), as_array(grad._values()), tuple(grad.shape))
+    n_rows, dim = grad.shape
+    rows = make(as_array(grad._indices()[0]), as_array(grad._values()), (n_rows, dim))
     return -1.0 * rows if negated else rows
 
 
