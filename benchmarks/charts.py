@@ -21,6 +21,7 @@ HEADINGS = {
     "gathers": "Rows without bags",
     "matrices": "Sparse matrices",
     "threads": "On two threads",
+    "training": "Training steps",
 }
 ONE, DECADE, END = 460, 150, 690  # x of a ratio of 1 and of the longest bar; pixels for 10 times
 TOP, BAR, ROW, HEADING = 54, 11, 17, 26  # above the rows; of a bar, a row, and a heading

@@ -24,7 +24,7 @@ from benchmarks.operations.worker import Worker
 from benchmarks.operations.workloads import GROUPS, QUICK, WORKLOADS, Workload, get_workload
 
 # The contenders that the others are compared with.
-BASELINES = (*published.PEERS, "torch-uncoalesced")
+BASELINES = (*published.PEERS, "torch-uncoalesced", "two-calls", "one-thread")
 LIMITS = ("limit", "limit-numpy")  # the second is for tables that NumPy allocated
 # A limit that something exceeds by more than this is none.
 MOST_OF_LIMIT = 1.02

@@ -42,8 +42,7 @@ def main(workload_name: str, contender_name: str, n_threads: int, quick: bool) -
     workload = get_workload(workload_name, quick)
     contender = CONTENDERS[workload.kind][contender_name](workload, n_threads)
     batches = make_batches(workload)
-    for batch in (batches[0], batches[-1]):
-        contender.check(batch)
+    contender.check_all((batches[0], batches[-1]))
 
     calls = [contender.convert(batch) for batch in batches]
     contender.settle(calls)

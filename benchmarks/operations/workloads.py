@@ -4,9 +4,9 @@ A workload is a table, `n_batches` batches of indices with offsets, and the opti
 The batches are used in turn. All their rows together are far larger than the caches (except in
 the workloads for tables in cache): repeating one batch would measure the last-level cache.
 
-A workload with a `gradient` is the backward pass of such a call, or a step with its result. The
-gradient of the output is the same array for all batches: in training it has just been computed
-and is in the caches.
+A workload with a `gradient` is the backward pass of such a call, or a step with its result. One
+with an `optimizer` is a step of training. The gradient of the output is the same array for all
+batches: in training it has just been computed and is in the caches.
 
 The batches of a collection have the concatenated ids of all its tables.
 
@@ -32,6 +32,8 @@ SPARSE = ("torch", "torch-uncoalesced", "embag", "embag-again")
 COLLECTION = ("fbgemm", "torch", "zentorch", "embag", "embag-again")
 GATHER = ("numpy", "torch", "zentorch", *OURS)
 MATRIX = ("scipy", *OURS, "embag-numpy")
+UPDATE = ("two-calls", "embag", "embag-again", "limit")
+TRAIN = ("fbgemm", "embag", "embag-again")
 
 # The bits of an entry, and the bytes of scale and bias of a quantized row.
 FORMATS = {
@@ -68,6 +70,7 @@ class Workload:
     ragged: bool = False  # geometric lengths, some 0; one bag is a fifth as large as the rest
     kind: str = "forward"  # of operation: a key of `contenders.CONTENDERS`
     gradient: str | None = None  # of the table: "dense" or "sparse"; or "per_sample_weights"
+    optimizer: str | None = None  # of training: "sgd", "adagrad", "row-wise-adagrad" or "adam"
     n_batches: int = 32
     passes: int = 1  # over all batches in a round
     n_threads: int = 1  # of each contender
@@ -647,6 +650,106 @@ _THREADS = [
         contenders=(*COLLECTION, "embag-pinned", "limit"),
     ),
 ]
+_TRAINING = [
+    Workload(
+        "update-adagrad-d64-1m",
+        "Adagrad",
+        *(1_000_000, 64, 512),
+        kind="update",
+        optimizer="adagrad",
+        contenders=("torch", *UPDATE),
+        targets={"embag": {"torch": 12, "two-calls": 1.2}},
+        limit_target=0.7,
+    ),
+    Workload(
+        "update-adagrad-zipf-d64-1m",
+        "Adagrad, Zipf-distributed ids",
+        *(1_000_000, 64, 512),
+        ids="zipf",
+        kind="update",
+        optimizer="adagrad",
+        contenders=("torch", *UPDATE),
+        targets={"embag": {"torch": 12}},
+    ),
+    Workload(
+        "update-adam-d64-1m",
+        "Adam",
+        *(1_000_000, 64, 512),
+        kind="update",
+        optimizer="adam",
+        contenders=("torch", *UPDATE),
+        targets={"embag": {"torch": 15, "two-calls": 1.2}},
+        limit_target=0.7,
+    ),
+    Workload(
+        "update-sgd-d64-1m",
+        "SGD",
+        *(1_000_000, 64, 512),
+        kind="update",
+        optimizer="sgd",
+        contenders=("torch", *UPDATE),
+        targets={"embag": {"torch": 5, "two-calls": 1.2}},
+        limit_target=0.7,
+    ),
+    Workload(
+        "update-row-wise-adagrad-d64-1m",
+        "row-wise Adagrad",
+        *(1_000_000, 64, 512),
+        kind="update",
+        optimizer="row-wise-adagrad",
+        contenders=UPDATE,
+        targets={"embag": {"two-calls": 1.2}},
+        limit_target=0.7,
+    ),
+    Workload(
+        "update-adagrad-d64-1m-2t",
+        "Adagrad, two threads",
+        *(1_000_000, 64, 512),
+        kind="update",
+        optimizer="adagrad",
+        n_threads=2,
+        contenders=("torch", "one-thread", *UPDATE),
+        targets={"embag": {"one-thread": 1.7}},
+    ),
+    Workload(
+        "train-row-wise-adagrad-d64-1m",
+        "lookup and row-wise Adagrad",
+        *(1_000_000, 64, 512),
+        kind="train",
+        optimizer="row-wise-adagrad",
+        contenders=TRAIN,
+        targets={"embag": {"fbgemm": 2}},
+    ),
+    Workload(
+        "train-adagrad-d64-1m",
+        "lookup and Adagrad",
+        *(1_000_000, 64, 512),
+        kind="train",
+        optimizer="adagrad",
+        contenders=TRAIN,
+        targets={"embag": {"fbgemm": 6}},
+    ),
+    Workload(
+        "train-sgd-d64-1m",
+        "lookup and SGD",
+        *(1_000_000, 64, 512),
+        kind="train",
+        optimizer="sgd",
+        contenders=TRAIN,
+        targets={"embag": {"fbgemm": 3}},
+    ),
+    Workload(
+        "train-26-tables",
+        "lookup and row-wise Adagrad, 26 tables of 100 k rows, 512 bags of 10 each",
+        *(100_000, 64, 512, 10),
+        n_tables=26,
+        kind="train-collection",
+        optimizer="row-wise-adagrad",
+        n_batches=8,
+        contenders=TRAIN,
+        targets={"embag": {"fbgemm": 2}},
+    ),
+]
 # A workload for each kind, encoding and option.
 QUICK = ("one-bag", "weighted-d64-2m", "ragged-d64-2m", "max-d64-1m", "padding-d64-1m")
 QUICK += ("dense-mean-d64-10k", "dense-max-d64-10k", "sparse-weighted-d64-1m")
@@ -655,6 +758,8 @@ QUICK += ("int8-d64-2m", "int4-d64-10k", "int2-d128-2m", "float16-d64-2m", "bflo
 QUICK += ("26-tables-request", "26-tables-batch-int8", "quantize-int8-1m", "csr-d64-10k")
 QUICK += ("gather-d64-2m", "gather-out-d64-2m", "gather-int8-d64-2m")
 QUICK += ("sum-d64-2m-2t", "26-tables-skewed-2t")
+QUICK += ("update-adam-d64-1m", "update-sgd-d64-1m", "update-row-wise-adagrad-d64-1m")
+QUICK += ("update-adagrad-d64-1m-2t", "train-sgd-d64-1m", "train-26-tables")
 _GROUPS = {
     "forward": _FORWARD,
     "gradients": _GRADIENTS,
@@ -662,6 +767,7 @@ _GROUPS = {
     "matrices": _MATRICES,
     "gathers": _GATHERS,
     "threads": _THREADS,
+    "training": _TRAINING,
 }
 WORKLOADS = {workload.name: workload for group in _GROUPS.values() for workload in group}
 GROUPS = {name: [workload.name for workload in group] for name, group in _GROUPS.items()}

@@ -31,6 +31,9 @@ EXPECTED = {  # per kind of workload, besides the peers
     "gather": EMBAG | {"embag-pinned"},
     "gather-out": EMBAG | {"embag-pinned"},
     "quantize": EMBAG,
+    "update": EMBAG | {"two-calls", "one-thread", "limit"},
+    "train": EMBAG,
+    "train-collection": EMBAG,
     "matrix": LIMITED | NUMPY if HAS_SCIPY else {"limit", "limit-numpy"},
 }
 
@@ -43,13 +46,14 @@ def expected_contenders(workload, missing):
     expected = EXPECTED[workload["kind"]] - set(missing)
     is_collection = workload["kind"] == "collection"
     is_int8 = workload["dtype"] == "int8"
-    if HAS_TORCH and workload["kind"] != "matrix" and not (is_collection and is_int8):
+    is_train = workload["kind"].startswith("train")  # beside FBGEMM
+    if HAS_TORCH and workload["kind"] != "matrix" and not ((is_collection and is_int8) or is_train):
         expected.add("torch")
     if HAS_SCIPY and workload["kind"] == "matrix":
         expected.add("scipy")
     if HAS_TORCH and workload["kind"] == "backward" and workload["gradient"] == "sparse":
         expected.add("torch-uncoalesced")
-    if HAS_FBGEMM and is_collection:
+    if HAS_FBGEMM and (is_collection or is_train):
         expected.add("fbgemm")
     if HAS_ZENTORCH and workload["kind"] in ("forward", "quantized", "gather", "collection"):
         expected.add("zentorch")
@@ -64,6 +68,7 @@ def run_module(*arguments, **options):
 def results_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "quick.json"
     contenders = [*sorted(LIMITED | NUMPY), "numpy"]
+    contenders += ["two-calls", "one-thread"]
     contenders += ["torch", "torch-uncoalesced"] if HAS_TORCH else []
     contenders += ["fbgemm"] if HAS_FBGEMM else []
     contenders += ["zentorch"] if HAS_ZENTORCH else []
@@ -84,6 +89,7 @@ def test_results_are_complete(results_file):
     assert {"int8-d64-2m", "26-tables-batch-int8", "quantize-int8-1m"} <= set(workloads)
     assert {"gather-d64-2m", "gather-out-d64-2m", "gather-int8-d64-2m"} <= set(workloads)
     assert {"sum-d64-2m-2t", "26-tables-skewed-2t"} <= set(workloads)
+    assert {"update-adagrad-d64-1m-2t", "train-sgd-d64-1m", "train-26-tables"} <= set(workloads)
     for workload in workloads.values():
         contenders = workload["contenders"]
         expected = expected_contenders(workload, results["missing"])
@@ -95,7 +101,8 @@ def test_results_are_complete(results_file):
             for key in ("ns per row", "us per call", "GB/s"):
                 assert math.isfinite(figures[key])
                 assert figures[key] > 0
-            for baseline in ("torch", "torch-uncoalesced", "zentorch", "fbgemm", "scipy", "numpy"):
+            for baseline in ("torch", "torch-uncoalesced", "two-calls", "one-thread", "zentorch",
+                             "fbgemm", "scipy", "numpy"):  # fmt: skip
                 assert (figures[f"times {baseline}"] is not None) == (baseline in contenders)
             for other in ("limit", "limit-numpy"):
                 assert (figures[f"share of {other}"] is not None) == (other in contenders)
@@ -111,6 +118,7 @@ TABLES = {
     "gradients": "gradient table",
     "matrices": "matrix table",
     "gathers": "gather table",
+    "training": "training table",
 }
 
 
@@ -172,7 +180,7 @@ def test_tables_are_written_and_checked(folder, tmp_path):
     text = write_and_check("benchmarks.operations.table", page, folder)
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    forward, inference, threads, gradients, matrices, gathers = text.split("\nbetween\n")
+    forward, inference, threads, gradients, matrices, gathers, training = text.split("\nbetween\n")
     assert "| max, D = 64, 1 M rows |" in forward
     assert "of the best pinned candidate" in forward
     assert "| dense gradient, max, 10 k rows |" in gradients
@@ -180,6 +188,8 @@ def test_tables_are_written_and_checked(folder, tmp_path):
     assert "Processor one, 2 threads of" in threads
     assert "| `X @ W`, D = 64, 10 k rows, 512 rows of X with 40 entries |" in matrices
     assert "| 8 bits to float32, D = 64, 2 M rows, 40,960 ids |" in gathers
+    assert "| Adagrad, two threads |" in training
+    assert "Processor one, 1 thread of" in training
 
 
 def test_processors_are_compared_side_by_side(folder, results_file, tmp_path):

@@ -1,13 +1,14 @@
 """The contenders: a class for each, by the kind of workload.
 
-base.py        what all contenders have in common
-search.py      the search for the fastest of several strategies
-embag.py       embag: as users have it, and with the best of its prefetch strategies pinned
-limit.py       the gather limit
-torch.py       torch
-zentorch.py    AMD's plugin for torch
-fbgemm.py      FBGEMM
-others.py      numba, SciPy and NumPy
+base.py          what all contenders have in common
+search.py        the search for the fastest of several strategies
+embag.py         embag: as users have it, and with the best of its prefetch strategies pinned
+limit.py         the gather limit
+update_limit.py  the limit of training steps
+torch.py         torch
+zentorch.py      AMD's plugin for torch
+fbgemm.py        FBGEMM
+others.py        numba, SciPy and NumPy
 """
 
 from benchmarks.operations.contenders.base import Contender
@@ -20,6 +21,7 @@ from benchmarks.operations.contenders.embag import (
     EmbagMatrix,
     EmbagNumpy,
     EmbagNumpyMatrix,
+    EmbagOneThread,
     EmbagPinned,
     EmbagPinnedCollection,
     EmbagPinnedGather,
@@ -27,8 +29,12 @@ from benchmarks.operations.contenders.embag import (
     EmbagPinnedMatrix,
     EmbagQuantize,
     EmbagStep,
+    EmbagTrain,
+    EmbagTrainCollection,
+    EmbagTwoCalls,
+    EmbagUpdate,
 )
-from benchmarks.operations.contenders.fbgemm import Fbgemm
+from benchmarks.operations.contenders.fbgemm import Fbgemm, FbgemmTrain
 from benchmarks.operations.contenders.limit import Limit, LimitNumpy
 from benchmarks.operations.contenders.others import (
     Numba,
@@ -48,7 +54,9 @@ from benchmarks.operations.contenders.torch import (
     TorchQuantized,
     TorchStep,
     TorchUncoalesced,
+    TorchUpdate,
 )
+from benchmarks.operations.contenders.update_limit import UpdateLimit
 from benchmarks.operations.contenders.zentorch import (
     Zentorch,
     ZentorchCollection,
@@ -118,6 +126,24 @@ CONTENDERS: dict[str, dict[str, type[Contender]]] = {
         "torch": TorchQuantize,
         "embag": EmbagQuantize,
         "embag-again": EmbagQuantize,
+    },
+    "update": {
+        "torch": TorchUpdate,
+        "one-thread": EmbagOneThread,
+        "two-calls": EmbagTwoCalls,
+        "embag": EmbagUpdate,
+        "embag-again": EmbagUpdate,
+        "limit": UpdateLimit,
+    },
+    "train": {
+        "fbgemm": FbgemmTrain,
+        "embag": EmbagTrain,
+        "embag-again": EmbagTrain,
+    },
+    "train-collection": {
+        "fbgemm": FbgemmTrain,
+        "embag": EmbagTrainCollection,
+        "embag-again": EmbagTrainCollection,
     },
     "matrix": {
         "scipy": ScipyMatrix,

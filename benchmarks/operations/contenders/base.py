@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.operations.steps import assert_steps
 from benchmarks.operations.workloads import (
     Batch,
     QuantizedRows,
@@ -87,6 +88,10 @@ class Contender:
         """Compute all batches in turn; return the last result."""
         raise NotImplementedError
 
+    def check_all(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self.check(batch)
+
     def check(self, batch: Batch) -> None:
         self.assert_result(batch, self.run([self.convert(batch)]))
 
@@ -134,7 +139,8 @@ class Backward(Contender):
     def __init__(self, workload: Workload, n_threads: int):
         super().__init__(workload, n_threads)
         # In memory of NumPy, as the layer above would leave it.
-        self.grad_output: Any = np.empty((workload.n_bags, workload.dim), workload.dtype)
+        shape = workload.n_bags, workload.n_tables * workload.dim
+        self.grad_output: Any = np.empty(shape, workload.dtype)
         fill_table(self.grad_output)
 
     def to_arrays(self, result: Any) -> list[NDArray[Any]]:
@@ -155,6 +161,19 @@ class Step(Backward):
         self.run([self.convert(batch)])
         gradient, grad_output = self.table / -LEARNING_RATE, np.asarray(self.grad_output)
         assert_gradients(self.workload, self.table, batch, grad_output, [gradient])
+
+
+class Update(Backward):
+    """Base of the contenders for training: each call changes the table. Some return a lookup."""
+
+    def check_all(self, batches: Sequence[Batch]) -> None:
+        """Check a step for each batch, and the first lookup. The states begin with zeros."""
+        tables = [self.table] if isinstance(self.table, np.ndarray) else self.table
+        before = [table.copy() for table in tables]
+        results = [self.run([self.convert(batch)]) for batch in batches]
+        if results[0] is not None:
+            assert_collection(self.workload, before, batches[0], np.asarray(results[0]))
+        assert_steps(self.workload, before, tables, batches, np.asarray(self.grad_output))
 
 
 class Collection(Contender):

@@ -17,9 +17,12 @@ from benchmarks.operations.contenders.base import (
     Matrix,
     Quantize,
     Step,
+    Update,
     fused_rows,
 )
 from benchmarks.operations.contenders.search import Search
+from benchmarks.operations.steps import BETAS, OPTIMIZER_EPS
+from benchmarks.operations.steps import LEARNING_RATE as TRAINING_RATE
 from benchmarks.operations.workloads import Batch, Workload, numpy_dtype
 
 FEWEST_PASSES, MOST_SECONDS = 2, 20.0  # of calls until the choice is settled
@@ -120,6 +123,79 @@ class EmbagCollection(Collection, Embag):
         function, result = self.function, None
         for indices, offsets in batches:
             result = function(indices, offsets)
+        return result
+
+
+class EmbagUpdate(Update, Embag):
+    """`Optimizer.update`."""
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        self.optimizer = self.make_optimizer(self.table)
+
+    def make_optimizer(self, table: NDArray[Any]) -> Any:
+        optim, eps = self.module.optim, {"eps": OPTIMIZER_EPS}
+        kind, options = {
+            "sgd": (optim.SGD, {}),
+            "adagrad": (optim.Adagrad, eps),
+            "row-wise-adagrad": (optim.RowWiseAdagrad, eps),
+            "adam": (optim.Adam, eps | {"betas": BETAS}),
+        }[self.workload.optimizer]
+        return kind(table, TRAINING_RATE, **options)
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        update, grad_output = self.optimizer.update, self.grad_output
+        for indices, offsets, _ in batches:
+            update(grad_output, indices, offsets, mode="sum")
+
+
+class EmbagOneThread(EmbagUpdate):
+    """The same on one thread, beside contenders with more."""
+
+    def set_threads(self, n_threads: int) -> None:
+        super().set_threads(1)
+
+
+class EmbagTwoCalls(EmbagUpdate):
+    """`embedding_bag_backward`, then `Optimizer.step`."""
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        backward, step = self.module.embedding_bag_backward, self.optimizer.step
+        grad_output, table, options = self.grad_output, self.table, {"mode": "sum", "sparse": True}
+        for indices, offsets, _ in batches:
+            step(backward(grad_output, indices, table, offsets, **options).weight)
+
+
+class EmbagTrain(EmbagUpdate):
+    """A lookup, then `Optimizer.update`."""
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, update, result = self.module.embedding_bag, self.optimizer.update, None
+        for indices, offsets, _ in batches:
+            result = function(indices, self.table, offsets, mode="sum")
+            update(self.grad_output, indices, offsets, mode="sum")
+        return result
+
+
+class EmbagTrainCollection(EmbagUpdate, EmbagCollection):
+    """A call of an `EmbeddingBagCollection`, then its `update`."""
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        module = importlib.import_module(cls.package)
+        if not hasattr(module.EmbeddingBagCollection, "update"):
+            return "EmbeddingBagCollection has no update"
+        return super().unsuited(workload, n_threads)
+
+    def make_optimizer(self, tables: Sequence[NDArray[Any]]) -> Any:
+        make = super().make_optimizer
+        return {f"table {t}": make(table) for t, table in enumerate(tables)}
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, optimizers, result = self.function, self.optimizer, None
+        for indices, offsets in batches:
+            result = function(indices, offsets)
+            function.update(self.grad_output, indices, offsets, optimizers=optimizers)
         return result
 
 

@@ -2,17 +2,18 @@
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.operations.contenders.base import N_CHECKED, Collection
-from benchmarks.operations.workloads import Batch, QuantizedRows, fill_table
+from benchmarks.operations.contenders.base import N_CHECKED, Collection, Update
+from benchmarks.operations.steps import LEARNING_RATE, OPTIMIZER_EPS
+from benchmarks.operations.workloads import Batch, QuantizedRows, Workload, fill_table
 
 
-class Fbgemm(Collection):
-    """FBGEMM's table-batched embeddings for inference, with int32 ids as it prefers."""
+class FbgemmModule(Collection):
+    """Base of both: `weight` is a module that holds all tables."""
 
     package = "fbgemm_gpu"
 
@@ -20,8 +21,11 @@ class Fbgemm(Collection):
         self.torch = importlib.import_module("torch")
         self.torch.set_num_threads(n_threads)
 
+
+class Fbgemm(FbgemmModule):
+    """FBGEMM's table-batched embeddings for inference, with int32 ids as it prefers."""
+
     def make_table(self, seed: int) -> tuple[Any, Any]:
-        """Make all tables; `weight` is the module that holds them."""
         workload = self.workload
         inference = f"{self.package}.split_table_batched_embeddings_ops_inference"
         common = f"{self.package}.split_table_batched_embeddings_ops_common"
@@ -70,3 +74,48 @@ class Fbgemm(Collection):
             for indices, offsets in batches:
                 result = function(indices, offsets)
         return result
+
+
+class FbgemmTrain(Update, FbgemmModule):
+    """FBGEMM's table-batched embeddings for training: a lookup, and a backward pass that steps."""
+
+    NAMES: ClassVar = {
+        "sgd": "EXACT_SGD",
+        "adagrad": "EXACT_ADAGRAD",
+        "row-wise-adagrad": "EXACT_ROWWISE_ADAGRAD",
+    }
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        self.grad_output = self.torch.from_numpy(self.grad_output).clone()  # in torch's memory
+
+    def make_table(self, seed: int) -> tuple[Any, Any]:
+        workload = self.workload
+        training = importlib.import_module(
+            f"{self.package}.split_table_batched_embeddings_ops_training"
+        )
+        common = f"{self.package}.split_table_batched_embeddings_ops_common"
+        location = importlib.import_module(common).EmbeddingLocation.HOST
+        types = importlib.import_module(f"{self.package}.split_embedding_configs").EmbOptimType
+        tbe = training.SplitTableBatchedEmbeddingBagsCodegen(
+            [(workload.n_rows, workload.dim, location, training.ComputeDevice.CPU)]
+            * workload.n_tables,
+            optimizer=types[self.NAMES[workload.optimizer]],
+            learning_rate=LEARNING_RATE,
+            eps=OPTIMIZER_EPS,
+            device="cpu",
+        )
+        tables = [weights.detach().numpy() for weights in tbe.split_embedding_weights()]
+        for t, table in enumerate(tables):
+            fill_table(table, seed + t)
+        return tbe, tables
+
+    def convert(self, batch: Batch) -> Any:
+        return tuple(self.torch.from_numpy(array) for array in super().convert(batch))
+
+    def run(self, batches: Sequence[Any]) -> Any:
+        function, result = self.weight, None
+        for indices, offsets in batches:
+            result = function(indices, offsets)
+            result.backward(self.grad_output)
+        return None if result is None else result.detach()

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,31 +20,18 @@ from benchmarks.operations.workloads import Batch, Workload, fill_table
 SOURCE = Path(__file__).parents[1] / "gather_limit.c"
 # As in the source: where lines are prefetched; all words of a line are read.
 NOWHERE, L1, L2, STREAM, WHOLE = range(5)
-NAMES = {L1: "L1", L2: "L2", STREAM: "NTA"}
 AHEAD = (4, 8, 16, 24, 32, 48, 64, 128)  # rows
 AT_ONCE = (1, 4, 8, 16, 32, 64, 128)
 WORDS = 8  # of a line
 GUARD = (2 << 20) // 8  # words around a table: a huge page, so that it lies as embag's does
 
 
-class Limit(Search):
-    """Read one word of each line of the rows of a table in memory of `aligned_empty`."""
+class CLoop(Search):
+    """Base of the limits: a loop in C, with strategies (where, rows ahead, rows at once)."""
 
     package = "embag"
-
-    def __init__(self, workload: Workload, n_threads: int):
-        super().__init__(workload, n_threads)
-        starts, stops = self._lines(np.arange(workload.n_tables * workload.n_rows))
-        self.n_lines = int((stops - starts).max())
-        self.n_threads = n_threads
-        self.function = _compile(self.n_lines, n_threads).gather
-        self.function.restype = ctypes.c_uint64
-        self.function.argtypes = [
-            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
-            *(ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int),
-        ]
-        self.strategies = _all_strategies()
-        self.strategy = self.strategies[0]
+    names: dict[int, str]  # of where lines are prefetched
+    whole: int  # added to where, if the loop uses all words of a line
 
     @classmethod
     def missing(cls) -> str | None:
@@ -59,7 +46,29 @@ class Limit(Search):
         where, ahead, burst = strategy
         if not where:
             return "none"
-        return f"{NAMES[where % WHOLE]}:{ahead}:{burst}" + " whole" * (where > WHOLE)
+        name = self.names[where - self.whole * (where > self.whole)]
+        return f"{name}:{ahead}:{burst}" + " whole" * (where > self.whole)
+
+
+class Limit(CLoop):
+    """Read one word of each line of the rows of a table in memory of `aligned_empty`."""
+
+    names: ClassVar = {L1: "L1", L2: "L2", STREAM: "NTA"}
+    whole = WHOLE
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        starts, stops = self._lines(np.arange(workload.n_tables * workload.n_rows))
+        self.n_lines = int((stops - starts).max())
+        self.n_threads = n_threads
+        self.function = compile_loop(SOURCE, [f"-DLINES={self.n_lines}"], n_threads).gather
+        self.function.restype = ctypes.c_uint64
+        self.function.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int),
+        ]
+        self.strategies = _all_strategies()
+        self.strategy = self.strategies[0]
 
     def make_table(self, seed: int) -> tuple[Any, Any]:
         """Make one table of as many bytes as all tables of the workload.
@@ -126,7 +135,7 @@ def _all_strategies() -> list[tuple[int, int, int]]:
     ]
     ours = [
         (where, ahead, burst)
-        for where, ahead, burst in itertools.product(NAMES, AHEAD, AT_ONCE)
+        for where, ahead, burst in itertools.product(Limit.names, AHEAD, AT_ONCE)
         if burst <= ahead
     ]
     whole = [
@@ -141,10 +150,10 @@ def _compiler() -> str:
     return os.environ.get("CC", "cc")
 
 
-def _compile(n_lines: int, n_threads: int) -> ctypes.CDLL:
-    options = ["-O3", f"-DLINES={n_lines}", *(["-fopenmp"] if n_threads > 1 else [])]
+def compile_loop(source: Path, definitions: list[str], n_threads: int) -> ctypes.CDLL:
+    options = ["-O3", *definitions, *(["-fopenmp"] if n_threads > 1 else [])]
     with tempfile.TemporaryDirectory() as folder:
         library = str(Path(folder, "library.so"))
-        command = [_compiler(), *options, "-shared", "-fPIC", "-o", library, str(SOURCE)]
+        command = [_compiler(), *options, "-shared", "-fPIC", "-o", library, str(source)]
         subprocess.run(command, check=True)
         return ctypes.CDLL(library)

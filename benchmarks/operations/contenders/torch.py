@@ -13,8 +13,11 @@ from benchmarks.operations.contenders.base import (
     Gather,
     Quantize,
     Step,
+    Update,
     fused_rows,
 )
+from benchmarks.operations.steps import BETAS, OPTIMIZER_EPS
+from benchmarks.operations.steps import LEARNING_RATE as TRAINING_RATE
 from benchmarks.operations.workloads import Batch, Workload, fill_table, numpy_dtype, split_batch
 
 
@@ -109,6 +112,37 @@ class TorchStep(Step, TorchBackward):
     def run(self, batches: Sequence[Any]) -> None:
         for gradient in batches:
             self.weight.add_(gradient, alpha=-LEARNING_RATE)
+
+
+class TorchUpdate(Update, TorchBackward):
+    """autograd with sparse gradients, and an optimizer. Making the graphs is not timed."""
+
+    @classmethod
+    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
+        return "no row-wise Adagrad" if workload.optimizer == "row-wise-adagrad" else None
+
+    def __init__(self, workload: Workload, n_threads: int):
+        super().__init__(workload, n_threads)
+        optim, parameters = self.module.optim, [self.weight.requires_grad_()]
+        kind, options = {
+            "sgd": (optim.SGD, {}),
+            "adagrad": (optim.Adagrad, {"eps": OPTIMIZER_EPS}),
+            "adam": (optim.SparseAdam, {"betas": BETAS, "eps": OPTIMIZER_EPS}),
+        }[workload.optimizer]
+        self.optimizer = kind(parameters, lr=TRAINING_RATE, **options)
+        self.module.sparse.check_sparse_tensor_invariants.disable()  # the default, said aloud
+
+    def convert(self, batch: Batch) -> Any:
+        indices, offsets, _ = Torch.convert(self, batch)
+        function = self.module.nn.functional.embedding_bag
+        return function(indices, self.weight, offsets, mode="sum", sparse=True)
+
+    def run(self, batches: Sequence[Any]) -> None:
+        optimizer = self.optimizer
+        for output in batches:
+            output.backward(self.grad_output, retain_graph=True)
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 class TorchQuantized(Torch):
