@@ -1,6 +1,7 @@
 """`embag.optim` beside torch.optim: 100 steps with repeated and absent rows."""
 
 import numpy as np
+import optimizer_steps as steps
 import pytest
 
 from embag import optim
@@ -63,3 +64,21 @@ def test_a_hundred_steps(name):
         ours.update(grad, ids, offsets, mode="sum")
         resumed.update(grad, ids, offsets, mode="sum")
     np.testing.assert_allclose(resumed.table, table, rtol=0, atol=atol)
+
+
+def test_momentum_where_every_row_occurs():
+    ours = optim.SGD(steps.first_table(), steps.LR, steps.MOMENTUM)
+    weight = torch.nn.Parameter(torch.from_numpy(steps.first_table()))
+    theirs = torch.optim.SGD([weight], steps.LR, steps.MOMENTUM)
+    for ids, grad in steps.batches(every_row=True):
+        ours.update(grad, ids, steps.OFFSETS, mode="sum")
+        theirs.zero_grad()
+        torch.nn.functional.embedding_bag(
+            torch.from_numpy(ids), weight, torch.from_numpy(steps.OFFSETS), mode="sum"
+        ).backward(torch.from_numpy(grad))
+        theirs.step()
+    steps.assert_within_bounds(
+        [ours.table, ours.states["momentum_buffer"]],
+        [weight.detach().numpy(), theirs.state[weight]["momentum_buffer"].numpy()],
+        steps.bounded_steps(steps.momentum, [((steps.N_ROWS, steps.DIM), 0)], every_row=True),
+    )

@@ -4,10 +4,13 @@ import threading
 
 import numpy as np
 import pytest
+import reference
 from optimizers import N_ROWS, OPTIMIZERS, gradient
 
 import embag
 from embag import SparseRows, optim
+
+THREADS = (1, 2, 5)
 
 
 def mean_square(g):
@@ -75,7 +78,7 @@ def test_bits_of_the_formulas(name, dtype, level, eager_threads):
         for t, grad in enumerate(steps, start=1):
             for r, g in zip(grad.indices, grad.values, strict=True):
                 expected_step(name, expected[r], [array[r] for array in states.values()], g, t)
-        for n_threads in (1, 3):
+        for n_threads in THREADS:
             table = start.copy()[:, :dim]  # rows at a distance
             optimizer = OPTIMIZERS[name](table)
             for grad in steps:
@@ -83,6 +86,44 @@ def test_bits_of_the_formulas(name, dtype, level, eager_threads):
             assert table.tobytes() == expected.tobytes()
             for key, array in states.items():
                 assert optimizer.states[key].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bits_of_updates_in_plain_loops(name, dtype, level, eager_threads):
+    rng = np.random.default_rng(0)
+    for dim, mode, padding in ((7, "sum", None), (64, "sum", 4), (33, "mean", None)):
+        options = {"mode": mode, "padding_idx": padding}
+        start = rng.standard_normal((N_ROWS, dim)).astype(dtype)
+        offsets = np.array([0, 0, 12, 13, 30])
+        batches = []
+        for _ in range(4):
+            ids = rng.integers(0, N_ROWS - 1, 50)  # the last row never occurs
+            ids[rng.random(50) < 0.6] = 2
+            weights = rng.standard_normal(50).astype(dtype) if mode == "sum" else None
+            batches.append((rng.standard_normal((5, dim)).astype(dtype), ids, weights))
+        optimizers = [OPTIMIZERS[name](start.copy()) for _ in THREADS]
+        expected = start.copy()
+        states = [array.copy() for array in optimizers[0].states.values()]
+        for t, (grad_output, ids, weights) in enumerate(batches, start=1):
+            grad, _ = reference.embedding_bag_backward(
+                grad_output, ids, expected, offsets, per_sample_weights=weights, **options
+            )
+            for r in set(ids.tolist()) - {padding}:
+                expected_step(name, expected[r], [array[r] for array in states], grad[r], t)
+        for optimizer, n_threads in zip(optimizers, THREADS, strict=True):
+            for grad_output, ids, weights in batches:
+                optimizer.update(
+                    grad_output,
+                    ids,
+                    offsets,
+                    per_sample_weights=weights,
+                    num_threads=n_threads,
+                    **options,
+                )
+            assert optimizer.table.tobytes() == expected.tobytes()
+            for array, found in zip(states, optimizer.states.values(), strict=True):
+                assert found.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
