@@ -1,6 +1,7 @@
 """`embag.optim`: the bits of the formulas in NumPy, rows that rest, states, errors."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -156,6 +157,26 @@ def test_an_update_is_a_backward_pass_and_a_step(name, eager_threads):
         assert of_weights.tobytes() == expected.per_sample_weights.tobytes()
     assert tables[0].tobytes() == tables[1].tobytes() == tables[2].tobytes()
     assert (tables[0][[2, 4, 6, 7]] == 1).all()  # rows that do not occur, and the padding row
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_memory_of_an_update(name, weighted, n_threads, eager_threads):
+    # 16 bytes for each position (24 with weights), and 16 for each row that occurs.
+    n, n_rows, dim = 100_000, 20_000, 64
+    ids = np.random.default_rng(0).integers(0, n_rows, n)
+    offsets = np.arange(0, n, 2)
+    grad_output = np.ones((len(offsets), dim), np.float32)
+    weights = np.ones(n, np.float32) if weighted else None
+    optimizer = OPTIMIZERS[name](np.zeros((n_rows, dim), np.float32))
+    tracemalloc.start()
+    optimizer.update(
+        grad_output, ids, offsets, mode="sum", per_sample_weights=weights, num_threads=n_threads
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (24 if weighted else 16) * n + 16 * len(np.unique(ids)) + 20_000
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
