@@ -35,6 +35,7 @@ The rest of the public API:
     remapped.py            `RemappedTable`: a table with a map from ids to rows
     memory.py              `aligned_empty`, `aligned_copy`: memory that is fast to gather from
     tables.py              `save_table`, `load_table`: tables in files, mapped or copied
+    checkpoints.py         `save_checkpoint`, `load_checkpoint`: optimizers in a file
     ragged.py, arrow.py    `empty_bags`; `to_arrow`: the result as an Arrow column
     tuning.py              `tune`: choose how a table's rows are prefetched, ahead of requests
     _config.py             `show_config`: how embag was built and how it runs here
@@ -60,6 +61,7 @@ from embag._process.threads import get_num_threads, num_threads, set_num_threads
 from embag._version import __version__
 from embag.arrow import to_arrow
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
+from embag.checkpoints import load_checkpoint, save_checkpoint
 from embag.collection import EmbeddingBagCollection, Feature
 from embag.embedding import embedding, embedding_backward
 from embag.functional import embedding_bag
@@ -93,10 +95,12 @@ __all__ = [
     "embedding_bag_backward",
     "empty_bags",
     "get_num_threads",
+    "load_checkpoint",
     "load_table",
     "num_threads",
     "optim",
     "quantize",
+    "save_checkpoint",
     "save_table",
     "segment_reduce",
     "segment_reduce_backward",

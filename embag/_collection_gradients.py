@@ -16,7 +16,7 @@ from embag._bags import ArrayBags, as_bags
 from embag._call import Call
 from embag._terms import Terms
 from embag._types import Table
-from embag.backward import EmbeddingBagGrads, Form, Gradient, gradients_of, rows_of
+from embag.backward import EmbeddingBagGrads, Form, Gradient, gradients_of, table_of
 from embag.sparse_rows import SparseRows
 
 AnyArray = NDArray[Any]
@@ -72,14 +72,16 @@ def gradients(
     of_tables: dict[str, list[Gradient]] = {}
     of_weights: dict[str, AnyArray] = {}
     for part in parts:
-        call = _with_weights_in(part.call, part.call.table.sums_dtype)
+        call = part.call
         of = wrt if call.weights is not None else "weight"
         if wrt == "per_sample_weights" and call.weights is None:
             continue
         with _arguments.prefix_errors(f"feature {part.name!r}"):
-            rows_of(tables[part.table], f"tables[{part.table!r}]")
+            # The collection's own has scales of float32.
+            table = table_of(tables[part.table], f"tables[{part.table!r}]")
+            weights = _in_dtype(call.weights, table.sums_dtype)
             grads = gradients_of(
-                dataclasses.replace(call, num_threads=num_threads),
+                dataclasses.replace(call, table=table, weights=weights, num_threads=num_threads),
                 part.grad_output,
                 tables[part.table],
                 wrt=of,
@@ -93,12 +95,11 @@ def gradients(
     return EmbeddingBagGrads(summed, of_weights)
 
 
-def _with_weights_in(call: Call, dtype: np.dtype[Any]) -> Call:
-    """Return the call with weights in this dtype; those of lists are converted later."""
-    weights: Any = call.weights
+def _in_dtype(weights: Any, dtype: np.dtype[Any]) -> Any:
+    """Return weights in this dtype; those of lists are converted later."""
     if isinstance(weights, np.ndarray) and weights.dtype != dtype:
-        return dataclasses.replace(call, weights=weights.astype(dtype))
-    return call
+        return weights.astype(dtype)
+    return weights
 
 
 def _sum(found: list[Gradient], form: Form) -> Gradient:

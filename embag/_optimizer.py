@@ -7,10 +7,11 @@ Tested in tests/gradients/test_optimizers.py.
 """
 
 import contextlib
+import inspect
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,8 @@ from embag.remapped import RemappedTable
 from embag.sparse_rows import SparseRows
 
 AnyArray: TypeAlias = NDArray[Any]
+
+_NOT_COPIED = ("_lock", "_scratch")
 
 
 class Optimizer:
@@ -68,6 +71,8 @@ class Optimizer:
     The bits do not depend on the number of threads or on the instruction-set level. If `step` or
     `update` raises, nothing has changed, unless it is a RuntimeError for arrays that another
     thread changed. An interrupted call has changed nothing, or all rows.
+
+    Pickles and deep copies contain the table. `save_checkpoint` writes optimizers to a file.
     """
 
     _rule: str
@@ -107,8 +112,8 @@ class Optimizer:
             name: aligned_empty((rows.shape[0], n_columns), encoding.sums_dtype)
             for name in self._state_names
         }
-        for state in self.states.values():
-            state.fill(0)
+        for name, state in self.states.items():
+            state.fill(self._initial_value(name))
 
     @property
     def lr(self) -> float:
@@ -122,6 +127,30 @@ class Optimizer:
     def _numbers(self, t: int) -> tuple[float, ...]:
         """Return the numbers of the rule for step `t`, which counts from 1."""
         return (self.lr,)
+
+    def _initial_value(self, state: str) -> float:
+        """Return what every entry of a state begins with."""
+        return 0.0
+
+    @classmethod
+    def _option_names(cls) -> list[str]:
+        """Return the options of the constructor, except `frozen`: each is an attribute, too."""
+        _, _, *names = inspect.signature(cls.__init__).parameters  # self, table, options
+        return [name for name in names if name != "frozen"]
+
+    def _options(self) -> dict[str, Any]:
+        """Return the values of the options by name."""
+        return {name: getattr(self, name) for name in self._option_names()}
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other calls of this optimizer out of the block."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("an optimizer must make one step at a time, got two calls at once")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def step(self, grad: "SparseRows | AnyArray", *, num_threads: int | None = None) -> None:
         """Change the table by a gradient.
@@ -361,6 +390,81 @@ n_bags, lengths
             self.states[name][...] = array
         self.n_steps = int(n_steps)
 
+    def grow(self, n_rows: int) -> AnyArray:
+        """Add rows to the table: zeros, whose states have their initial values.
+
+        Parameters
+        ----------
+        n_rows : int
+            The new number of rows, at least the old one.
+
+        Returns
+        -------
+        ndarray, shape (n_rows, dim)
+            The new table, in memory from `aligned_empty`. The optimizer holds it from now on. The
+            old table is unchanged; layers and collections that hold it need the new one.
+
+        Raises
+        ------
+        TypeError
+            If `n_rows` is not an integer, or the table is not an ndarray.
+        ValueError
+            If `n_rows` is less than the number of rows, or the table or a state has changed its
+            shape, dtype or layout.
+        MemoryError
+            If there is not enough memory. Nothing has changed then.
+        RuntimeError
+            If another call of this optimizer is running.
+
+        Notes
+        -----
+        Frozen rows remain frozen; new rows are not. The old table and states are in memory until
+        the new ones are complete.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> layer = embag.EmbeddingBag.from_pretrained(np.ones((2, 3), np.float32))
+        >>> optimizer = embag.optim.Adagrad(layer.weight, lr=0.1)
+        >>> layer.weight, layer.num_embeddings = optimizer.grow(3), 3
+        >>> layer.weight
+        array([[1., 1., 1.],
+               [1., 1., 1.],
+               [0., 0., 0.]], dtype=float32)
+        """
+        n_rows = _arguments.as_integer(n_rows, "n_rows")
+        with self._locked():
+            _arguments.check_array(self.table, "table")
+            self._arrays()
+            n_old, dim = self._shape
+            if not n_old <= n_rows < 2**63:
+                raise ValueError(
+                    f"n_rows must be {n_old}, the rows of the table, to 2**63 - 1, "
+                    f"got {_arguments.describe(n_rows)}"
+                )
+            table = _grown(cast(AnyArray, self.table), n_rows, 0)
+            states = {
+                name: _grown(state, n_rows, self._initial_value(name))
+                for name, state in self.states.items()
+            }
+            active = None if self._active is None else _grown(self._active, n_rows, True)
+            self.table, self.states, self._active = table, states, active
+            self._shape = n_rows, dim
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock(), _scratch=np.empty(0, np.int64))
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            "an optimizer must be copied by copy.deepcopy, got copy.copy: both would change "
+            "the same states"
+        )
+
     def __repr__(self) -> str:
         n_rows, dim = self._shape
         return (
@@ -401,11 +505,7 @@ def step_together(
         return False
     with contextlib.ExitStack() as held:
         for optimizer in optimizers:
-            if not optimizer._lock.acquire(blocking=False):
-                raise RuntimeError(
-                    "an optimizer must make one step at a time, got two calls at once"
-                )
-            held.callback(optimizer._lock.release)
+            held.enter_context(optimizer._locked())
         arrays = [optimizer._arrays() for optimizer in optimizers]
         gradients = _apart(list(map(Optimizer._read, optimizers, grads)), arrays)
         team = threads.team_for(
@@ -459,6 +559,14 @@ def _apart_from(changed: list[tuple[str, AnyArray]], grad: _ReadGradient) -> _Re
         terms = grad.terms._replace(factors=None if factors is None else factors.copy())
         return _ReadGradient(None, grad.values.copy(), terms)
     return grad
+
+
+def _grown(array: AnyArray, n_rows: int, value: float) -> AnyArray:
+    """Return a copy with rows of `value` after the others."""
+    grown = aligned_empty((n_rows, *array.shape[1:]), array.dtype)
+    grown[: len(array)] = array
+    grown[len(array) :] = value
+    return grown
 
 
 def _check_layout(array: AnyArray, name: str) -> None:

@@ -255,6 +255,13 @@ def embedding_bag_backward(
     return gradients_of(call, grad_output, weight, max_indices, wrt, scale_grad_by_freq, form)
 
 
+def table_of(weight: Any, name: str = "weight") -> _encodings.Table:
+    """Return a table that has gradients, checked; an array is never copied."""
+    rows = rows_of(weight, name)
+    table: _encodings.Table = _encodings.shape_of(rows) if rows is weight else weight._encoded
+    return table
+
+
 def rows_of(weight: Any, name: str = "weight") -> Any:
     """Return the array of the rows of a table that has gradients, checked."""
     is_remapped = issubclass(type(weight), RemappedTable)
@@ -270,9 +277,7 @@ def rows_of(weight: Any, name: str = "weight") -> Any:
 
 def call_of(input: Any, weight: Any, offsets: Any, **options: Any) -> Call:
     """Return the lookup that gradients are of; its options are those of `_call.make`."""
-    rows = rows_of(weight)
-    table = weight._encoded if rows is not weight else _encodings.shape_of(rows)
-    return _call.make(input, table, offsets, **options)
+    return _call.make(input, table_of(weight), offsets, **options)
 
 
 def gradients_of(

@@ -760,7 +760,7 @@ class EmbeddingBagCollection:
         for feature, own in zip(state.unpooled, ids, strict=True):
             with _arguments.prefix_errors(f"feature {feature.name!r}"):
                 call = feature.call(own, state.tables[tables[feature.name]])
-            found[feature.name] = call, rows[feature.name].reshape(-1, feature.table.dim)
+            found[feature.name] = call, rows[feature.name].reshape(own.size, feature.table.dim)
         return [
             Part(feature.name, feature.table, *found[feature.name]) for feature in self.features
         ]

@@ -1,7 +1,8 @@
 """`EmbeddingBag`: a table and the options of its lookups in one object, as in torch.
 
 Its attributes are its only state. `forward` calls `embedding_bag` and `backward` calls
-`embedding_bag_backward`, each with the current values of the attributes.
+`embedding_bag_backward`, each with the current values of the attributes. `update` calls the
+`update` of an optimizer.
 
 Tested in tests/gradients/test_layers.py.
 """
@@ -19,6 +20,7 @@ from embag._types import Ids, Invalid, Mode, SampleWeights
 from embag.backward import EmbeddingBagGrads, embedding_bag_backward
 from embag.functional import embedding_bag
 from embag.memory import aligned_empty
+from embag.optim import Optimizer
 
 
 class EmbeddingBag:
@@ -417,6 +419,91 @@ return_n_valid, num_threads
             scale_grad_by_freq=self.scale_grad_by_freq,
             mode=self.mode,
             sparse=self.sparse,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=self.include_last_offset,
+            padding_idx=self.padding_idx,
+            max_indices=max_indices,
+            wrt=wrt,
+            num_threads=num_threads,
+            invalid=self.invalid,
+            default_idx=self.default_idx,
+            normalize=self.normalize,
+        )
+
+    def update(
+        self,
+        grad_output: ArrayLike,
+        input: Ids,
+        offsets: ArrayLike | None = None,
+        per_sample_weights: SampleWeights | None = None,
+        *,
+        optimizer: Optimizer,
+        max_indices: ArrayLike | None = None,
+        wrt: Literal["weight"] | None = "weight",
+        num_threads: int | None = None,
+    ) -> NDArray[Any] | None:
+        """Compute the gradient of the table, and change the table by a step of an optimizer.
+
+        Parameters
+        ----------
+        grad_output : array_like, shape (n_bags, embedding_dim)
+            The gradient of the output.
+        input, offsets, per_sample_weights
+            As in `forward`.
+        optimizer : Optimizer
+            An optimizer of `embag.optim` that was made for `weight`.
+        max_indices, num_threads
+            As in `embedding_bag_backward`.
+        wrt : {"weight", None}, optional
+            None also returns the gradient of `per_sample_weights`, which is computed before the
+            table changes.
+
+        Returns
+        -------
+        ndarray or None
+            With ``wrt=None``: the gradient of `per_sample_weights`.
+
+        Raises
+        ------
+        TypeError
+            If `optimizer` is not an Optimizer.
+        ValueError
+            If `optimizer` was made for another table than `weight`.
+        TypeError, ValueError, IndexError, MemoryError, RuntimeError
+            As in `embag.optim.Optimizer.update`. Nothing has changed then.
+
+        See Also
+        --------
+        embag.optim.Optimizer.update : The method that this calls, with the options of the layer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import embag
+        >>> layer = embag.EmbeddingBag.from_pretrained(np.ones((3, 2), np.float32), mode="sum")
+        >>> optimizer = embag.optim.SGD(layer.weight, lr=0.5)
+        >>> layer.update([[1, 2]], [[0, 2]], optimizer=optimizer)
+        >>> layer.weight
+        array([[0.5, 0. ],
+               [1. , 1. ],
+               [0.5, 0. ]], dtype=float32)
+        """
+        if not issubclass(type(optimizer), Optimizer):
+            raise TypeError(
+                f"optimizer must be an Optimizer of embag.optim, "
+                f"got {_arguments.describe(optimizer)}"
+            )
+        if optimizer.table is not self.weight:
+            raise ValueError(
+                f"optimizer must be made for the layer's weight, got one of another table: "
+                f"{optimizer!r}"
+            )
+        return optimizer.update(
+            grad_output,
+            input,
+            offsets,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            mode=self.mode,
             per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset,
             padding_idx=self.padding_idx,

@@ -140,8 +140,11 @@ class Adagrad(Optimizer):
         self.lr_decay = as_positive(lr_decay, "lr_decay")
         self.eps = as_positive(eps, "eps")
         start = as_positive(initial_accumulator_value, "initial_accumulator_value")
+        self.initial_accumulator_value = start
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
-        self.states["sum"][...] = start
+
+    def _initial_value(self, state: str) -> float:
+        return self.initial_accumulator_value
 
     def _numbers(self, t: int) -> tuple[float, ...]:
         return self.lr / (1 + (t - 1) * self.lr_decay), self.eps
@@ -347,8 +350,11 @@ class FTRL(Optimizer):
         start = as_positive(initial_accumulator_value, "initial_accumulator_value")
         if as_positive(lr, "lr") == 0:
             raise ValueError("lr must be greater than 0, got 0")
+        self.initial_accumulator_value = start
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
-        self.states["accumulator"][...] = start
+
+    def _initial_value(self, state: str) -> float:
+        return self.initial_accumulator_value if state == "accumulator" else 0.0
 
     def _numbers(self, t: int) -> tuple[float, ...]:
         return self.lr, self.l1, 2 * self.l2, self.beta

@@ -13,6 +13,7 @@ Tested in tests/tables/test_saving_and_loading.py. docs/tables.md compares mappi
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -124,7 +125,7 @@ def save_table(
     ...     embag.load_table(f"{folder}/small.npy")
     QuantizedTable(3 rows, dim=3, bits=8, 33 bytes)
     """
-    target, _ = _format_of(path)
+    target, _ = format_of(path)
     _check_name(name)
     rows, packing, parts = _as_rows(table)
     if bits is not None:
@@ -243,7 +244,7 @@ def _as_table(rows: AnyArray, place: Place) -> Table:
 def open_table(path: Any, name: str | None = None) -> Iterator[tuple[BinaryIO, Place]]:
     """Open the file of a table and find the table in it; ValueError if the file is invalid."""
     _check_name(name)
-    with _open(path) as (file, n_bytes, file_format):
+    with open_file(path) as (file, n_bytes, file_format):
         place = file_format.read(file, n_bytes, name)
         # Raises for invalid options and parts. The rows are not read.
         if place.packing is not None or place.parts != NO_PARTS:
@@ -256,16 +257,17 @@ def open_table(path: Any, name: str | None = None) -> Iterator[tuple[BinaryIO, P
 
 def list_tensors(path: str) -> dict[str, tuple[str, list[int]]]:
     """Return the dtype and the shape of each tensor in a .safetensors file."""
-    with _open(path) as (file, n_bytes, _):
+    with open_file(path) as (file, n_bytes, _):
         tensors = read_tensors(file, n_bytes)[1]
     return {name: (tensor["dtype"], tensor["shape"]) for name, tensor in tensors.items()}
 
 
 @contextlib.contextmanager
-def _open(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
-    source, file_format = _format_of(path, reads=True)
+def open_file(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
+    """Open a file and return it, its bytes and its format; errors in the block name the file."""
+    source, file_format = format_of(path, reads=True)
     check_regular(source)
-    with _add_path_to_errors(source), open(source, "rb") as file:
+    with add_path_to_errors(source), open(source, "rb") as file:
         try:
             yield file, os.fstat(file.fileno()).st_size, file_format
         except (ValueError, TypeError) as error:  # TypeError: an option that is not an integer
@@ -274,7 +276,7 @@ def _open(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
 
 
 @contextlib.contextmanager
-def _add_path_to_errors(path: str) -> Iterator[None]:
+def add_path_to_errors(path: str) -> Iterator[None]:
     """Add the path to an OSError without one, as maps and reads raise."""
     try:
         yield
@@ -284,7 +286,7 @@ def _add_path_to_errors(path: str) -> Iterator[None]:
         raise
 
 
-def _format_of(path: Any, reads: bool = False) -> tuple[str, Format]:
+def format_of(path: Any, reads: bool = False) -> tuple[str, Format]:
     """Return the path as a str, and its format.
 
     With `reads`, the error about a file of another format says how to convert it.
@@ -355,11 +357,11 @@ def new_table(
 
     The file is in place at the end of the block.
     """
-    target, file_format = _format_of(path)
+    target, file_format = format_of(path)
     dtype = dtype.newbyteorder("=")
     rows = np.broadcast_to(np.zeros((), dtype), shape)
     header = file_format.header(rows, packing, name, parts)
-    with _add_path_to_errors(target), replacement(target) as file:
+    with add_path_to_errors(target), replacement(target) as file:
         file.write(header)
 
         def write(rows: AnyArray) -> None:
@@ -382,12 +384,12 @@ def new_quantized_table(
 
     The file is in place at the end of the block.
     """
-    target, file_format = _format_of(path)
+    target, file_format = format_of(path)
     n_rows, dim = rows.shape
     shape = n_rows, row_bytes(bits, dim)
     packing = Packing(int(bits), dim, "fused")
     header = file_format.header(np.broadcast_to(np.uint8(0), shape), packing, name, NO_PARTS)
-    with _add_path_to_errors(target), replacement(target) as file:
+    with add_path_to_errors(target), replacement(target) as file:
         file.write(header)
         file.flush()
         if n_rows == 0:
@@ -401,6 +403,13 @@ def new_quantized_table(
         quantize(rows, bits, out=packed, progress=progress)
         packed.flush()
         yield QuantizedTable.from_packed(packed, *packing)
+
+
+def write_array(file: BinaryIO, array: AnyArray) -> None:
+    """Write the entries of an array in C order, in blocks."""
+    array = np.atleast_1d(array)
+    for start, stop in _cut_rows((len(array), math.prod(array.shape[1:])), array.itemsize):
+        file.write(_as_bytes(np.ascontiguousarray(array[start:stop])))
 
 
 # --- Loading ------------------------------------------------------------------
@@ -450,7 +459,13 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
             rows[start : start + len(block)] = block
             start += len(block)
         return rows
-    memory = _as_bytes(rows)
+    read_into(rows, file, place.start, num_threads)
+    return rows
+
+
+def read_into(array: AnyArray, file: BinaryIO, start: int, num_threads: int | None = None) -> None:
+    """Fill a contiguous array with the bytes of a file from `start` on."""
+    memory = _as_bytes(array)
     n_bytes = len(memory)
     n_threads = 1
     if n_bytes >= 2 * _BYTES_PER_THREAD and hasattr(os, "preadv"):
@@ -459,18 +474,18 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
     # Each thread reads one part, a multiple of the huge page.
     n_part = -(-n_bytes // (n_threads * _HUGE_PAGE)) * _HUGE_PAGE
 
-    def read_part(start: int) -> int:
-        at, stop = start, min(start + n_part, n_bytes)
+    def read_part(first: int) -> int:
+        at, stop = first, min(first + n_part, n_bytes)
         while at < stop:
-            n = os.preadv(file.fileno(), [memory[at:stop]], place.start + at)
+            n = os.preadv(file.fileno(), [memory[at:stop]], start + at)
             if n == 0:
                 break
             at += n
-        return at - start
+        return at - first
 
     if n_threads == 1:
-        _read(file, place.start, memory)
-        return rows
+        _read(file, start, memory)
+        return
     starts = range(0, n_bytes, n_part)
     try:
         # Imported here: it takes 4 ms, a fifth of the budget for importing embag.
@@ -481,7 +496,6 @@ def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
     except RuntimeError:  # no thread can start, or the interpreter is shutting down
         n_read = sum(map(read_part, starts))
     _check_read(n_read, n_bytes)
-    return rows
 
 
 def read_rows(file: BinaryIO, place: Place) -> Iterator[AnyArray]:

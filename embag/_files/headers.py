@@ -51,6 +51,14 @@ _SAFETENSORS_DTYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
+# Arrays that are not tables may have these, too.
+_ARRAY_DTYPES = {
+    **_SAFETENSORS_DTYPES,
+    "BOOL": "bool",
+    **{f"I{bits}": f"int{bits}" for bits in (16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (16, 32, 64)},
+}
+ARRAY_DTYPES_RULE = f"{', '.join(_ARRAY_DTYPES.values())}, in native byte order"
 _RECORDS = {name: np.dtype([(name, f"u{ENCODINGS[name].bits // 8}")]) for name in LOW_FLOATS}
 # The tensors that may belong to a table, and their dtypes.
 _PARTS = {
@@ -97,6 +105,14 @@ class Place(NamedTuple):
     def n_bytes(self) -> int:
         """The bytes of all rows."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+class ArrayPlace(NamedTuple):
+    """Where an array of any rank is in a file."""
+
+    start: int  # the first byte
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
 class Format(NamedTuple):
@@ -249,7 +265,7 @@ def read_tensors(file: BinaryIO, n_file_bytes: int) -> tuple[int, dict[str, Any]
     if not 2 <= n_header <= most:
         raise ValueError(f"header's length must be 2 to {most} in this file, got {n_header}")
     start = 8 + n_header
-    header = _parse_object(file.read(n_header), "header")
+    header = parse_object(file.read(n_header), "header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(text) is str for text in metadata.values()):
         raise ValueError("__metadata__ must be an object of strings, got other values")
@@ -284,19 +300,36 @@ def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Pl
         )
     if len(shape) != 2:
         raise ValueError(f"shape of {describe(name)} must be [n_rows, dim], got {shape}")
-    begin, end = header[name]["data_offsets"]
     place = Place(
-        start + begin,
+        start + header[name]["data_offsets"][0],
         _dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8),
         (shape[0], shape[1]),
         None if packing is None else _parse_packing(packing),
         parts=_read_parts(file, start, header, metadata, name),
     )
-    if place.n_bytes != end - begin:
-        raise ValueError(
-            f"data_offsets of {describe(name)} must span {place.n_bytes} bytes, got {end - begin}"
-        )
+    _check_span(name, header[name], place.n_bytes)
     return place
+
+
+def place_array(key: str, tensor: dict[str, Any], start: int) -> ArrayPlace:
+    """Return the place of a tensor in a file whose data begin at `start`."""
+    name = _ARRAY_DTYPES.get(tensor["dtype"])
+    if name is None:
+        raise ValueError(
+            f"dtype of {describe(key)} must be {', '.join(_ARRAY_DTYPES)}, "
+            f"got {describe(tensor['dtype'])}"
+        )
+    dtype, shape = _dtype(name), tuple(tensor["shape"])
+    _check_span(key, tensor, math.prod(shape) * dtype.itemsize)
+    return ArrayPlace(start + tensor["data_offsets"][0], dtype, shape)
+
+
+def _check_span(key: str, tensor: dict[str, Any], n_bytes: int) -> None:
+    begin, end = tensor["data_offsets"]
+    if n_bytes != end - begin:
+        raise ValueError(
+            f"data_offsets of {describe(key)} must span {n_bytes} bytes, got {end - begin}"
+        )
 
 
 def _read_parts(
@@ -314,13 +347,9 @@ def _read_parts(
                 f"tensor {describe(key)} must be 1-D of {' or '.join(_PARTS[part])}, "
                 f"got {describe(tensor['dtype'])} of shape {tensor['shape']}"
             )
-        begin, end = tensor["data_offsets"]
         n_bytes = math.prod(tensor["shape"]) * np.dtype(dtype).itemsize
-        if n_bytes != end - begin:
-            raise ValueError(
-                f"data_offsets of {describe(key)} must span {n_bytes} bytes, got {end - begin}"
-            )
-        file.seek(start + begin)
+        _check_span(key, tensor, n_bytes)
+        file.seek(start + tensor["data_offsets"][0])
         data = file.read(n_bytes)
         if len(data) != n_bytes:
             raise ValueError(f"file must not shrink while it is read, got {len(data)} bytes")
@@ -332,7 +361,7 @@ def _parse_parts(text: str | None) -> tuple[int | None, list[str]]:
     """Return the first id, and the names of the arrays that belong to a table."""
     if text is None:
         return None, []
-    parts = _parse_object(text, "metadata of the parts of a table")
+    parts = parse_object(text, "metadata of the parts of a table")
     first_id, names = parts.get("first_id"), parts.get("arrays")
     if not (
         parts.keys() == {"first_id", "arrays"}
@@ -352,36 +381,43 @@ def _safetensors_header(
     key = "weight" if name is None else name
     if key == "__metadata__":
         raise ValueError("name must be another than that of the metadata, got '__metadata__'")
-    codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
-    header: dict[str, Any] = {}
     metadata = {}
     if packing:
         metadata[f"embag.{key}"] = json.dumps(packing._asdict())
     if parts != NO_PARTS or (rows.dtype == np.uint8 and not packing):
         described = {"first_id": parts.first_id, "arrays": list(parts.arrays)}
         metadata[f"embag.{key}.parts"] = json.dumps(described)
-    if metadata:
-        header["__metadata__"] = metadata
-    header[key] = {
-        "dtype": "U8" if packing else codes[rows.dtype.name],
-        "shape": rows.shape,
-        "data_offsets": (0, rows.nbytes),
-    }
-    at = rows.nbytes
-    for part, array in parts.arrays.items():
-        code = next(code for code, name in _PARTS[part].items() if name == array.dtype.name)
-        header[f"{key}.{part}"] = {
-            "dtype": code,
+    tensors = {key: rows, **{f"{key}.{part}": array for part, array in parts.arrays.items()}}
+    return tensors_header(tensors, metadata)
+
+
+def tensors_header(tensors: Mapping[str, AnyArray], metadata: Mapping[str, str]) -> bytes:
+    """Return the header of a .safetensors file that holds these arrays one after another."""
+    codes = {dtype: code for code, dtype in _ARRAY_DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for key, array in tensors.items():
+        header[key] = {
+            "dtype": codes[array.dtype.name],
             "shape": array.shape,
             "data_offsets": (at, at + array.nbytes),
         }
         at += array.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    if len(text) > _SAFETENSORS_HEADER:
+        raise ValueError(
+            f"names and metadata must fit a header of {_SAFETENSORS_HEADER} bytes, got {len(text)}"
+        )
     return len(text).to_bytes(8, "little") + text
 
 
-def _parse_object(text: bytes | str, what: str) -> dict[str, Any]:
+def is_array_dtype(dtype: np.dtype[Any]) -> bool:
+    """Return whether a .safetensors file can hold arrays of this dtype."""
+    return dtype.isnative and dtype.name in _ARRAY_DTYPES.values()
+
+
+def parse_object(text: bytes | str, what: str) -> dict[str, Any]:
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
         parsed = json.loads(decoded, object_pairs_hook=_unique)
@@ -400,7 +436,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_packing(text: str) -> Packing:
-    packing = _parse_object(text, "metadata of a quantized table")
+    packing = parse_object(text, "metadata of a quantized table")
     if packing.keys() != set(Packing._fields):
         raise ValueError("metadata of a quantized table must be bits, dim and layout, got others")
     return Packing(**packing)

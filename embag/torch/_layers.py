@@ -271,7 +271,9 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
 
     def _table_has_moved(self) -> bool:
         assert self._optimizer is not None
-        return _place(as_array(self.weight, in_place=True)) != _place(self._optimizer.table)
+        return _place(as_array(self.weight, in_place=True)) != _place(
+            cast(AnyArray, self._optimizer.table)
+        )
 
     def _check_table(self) -> None:
         check_table(self.weight)

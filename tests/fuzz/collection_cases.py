@@ -1,5 +1,6 @@
 """Sound calls of `EmbeddingBagCollection`, and checks of their results."""
 
+import copy
 import pickle
 from collections.abc import Mapping
 
@@ -7,10 +8,12 @@ import numpy as np
 
 import embag
 
-from .checked_call import Case
+from .checked_call import Case, memory_of, same
 from .lookup_cases import (
+    FLOATS,
     MODES,
     MOST,
+    NARROW,
     RAISES,
     THREADS,
     bags,
@@ -24,12 +27,12 @@ from .lookup_cases import (
     tables,
     with_invalid_ids,
 )
-from .values import layouts
+from .values import layouts, numbers
 
 
-def parts(rng):
+def parts(rng, draw=tables):
     """Return tables and features for a collection."""
-    named = {f"t{i}": tables(rng) for i in range(rng.randint(0, 3))}
+    named = {f"t{i}": draw(rng) for i in range(rng.randint(0, 3))}
     named |= {name: remapped(rng, table) for name, table in named.items() if rng.random() < 0.15}
     features = []
     all_sums = rng.random() < 0.5
@@ -117,6 +120,85 @@ def embedding_bag_collection_cases(rng):
         writes=("out",),
         hidden=memory,
     )
+
+
+def trainable(rng):
+    """Return a table that an optimizer can change."""
+    return np.array(plain(tables(rng, (*FLOATS, *NARROW))), order="C")
+
+
+def gradient_cases(rng):
+    """Return a call of `backward` or `update`; an update is a backward pass and steps."""
+    named, features = parts(rng, trainable)
+    invalid = rng.choice(["raise", "skip"])
+    before = copy.deepcopy(named)
+    ebc, other = (
+        embag.EmbeddingBagCollection(tables_of_one, features, invalid=invalid)
+        for tables_of_one in (named, before)
+    )
+    n_bags = rng.choice([0, 1, 2, 4])
+    arguments = named_arguments if len(pooled(ebc)) < len(features) else flat_arguments
+    call = arguments(rng, ebc, n_bags)
+    grad = numbers(rng, (n_bags if pooled(ebc) else 0, ebc.dim))
+    rows = {
+        feature.name: numbers(
+            rng, (*np.shape(call["values"][feature.name]), dim_of(named[feature.table]))
+        )
+        for feature in features
+        if feature.mode == "none"
+    }
+    call |= {"grad_output": (grad, rows) if rows else grad, "num_threads": rng.choice(THREADS)}
+    if rng.random() < 0.5:
+        return Case(
+            "EmbeddingBagCollection.backward",
+            ebc.backward,
+            {**call, "wrt": rng.choice([None, "weight"])},
+            lambda result, given: check_gradients(ebc, result),
+            RAISES,
+            hidden=tuple(named.values()),
+        )
+    trained = [name for name in named if rng.random() < 0.8]
+    optimizers, others = (
+        {name: embag.optim.Adagrad(collection.tables[name], lr=0.5) for name in trained}
+        for collection in (ebc, other)
+    )
+    call |= {"optimizers": optimizers, "wrt": rng.choice(["weight", "weight", None])}
+
+    def update(**arguments):
+        try:
+            return ebc.update(**arguments)
+        except Exception:
+            assert same(memory_of(dict(ebc.tables)), memory_of(dict(other.tables)))
+            assert not any(optimizer.n_steps for optimizer in optimizers.values())
+            raise
+
+    def check(result, given):
+        if given["optimizers"] is not optimizers:
+            return
+        options = {name: given[name] for name in given if name not in ("optimizers", "wrt")}
+        grads = other.backward(**options)
+        for name, grad in grads.weight.items():
+            if name in others:
+                others[name].step(grad)
+        assert same(memory_of(dict(ebc.tables)), memory_of(dict(other.tables)))
+        assert (result is None) == (given.get("wrt", "weight") == "weight")
+
+    return Case("EmbeddingBagCollection.update", update, call, check, RAISES)
+
+
+def dim_of(table):
+    return table.shape[1] if isinstance(table, np.ndarray) else table.table.shape[1]
+
+
+def check_gradients(ebc, result):
+    assert type(result) is embag.EmbeddingBagGrads
+    for name, grad in result.weight.items():
+        table = ebc.tables[name]
+        rows = table if isinstance(table, np.ndarray) else table.table
+        assert type(grad) is embag.SparseRows
+        assert grad.shape == rows.shape
+        assert grad.values.dtype == ("f8" if rows.dtype == "f8" else "f4")
+    assert result.per_sample_weights.keys() <= ebc.slices.keys()
 
 
 def replace_case(rng, ebc):

@@ -124,11 +124,90 @@ def load_cases(rng):
     return Case("load_table", embag.load_table, call, check, RAISES, sound=changed == data)
 
 
-def changed_bytes(rng, suffix, data, change):
-    """Return the bytes of a file after a change."""
+def checkpoint_items(rng):
+    """Return items of a checkpoint: optimizers and arrays of any dtype of the format."""
+    kinds = [
+        *(embag.optim.SGD, embag.optim.Adagrad, embag.optim.RowWiseAdagrad),
+        *(embag.optim.Adam, embag.optim.FTRL),
+    ]
+    items = {}
+    for name in rng.sample(["item", "user", "", "a.b", "ü", "x" * 300], rng.randrange(4)):
+        if rng.random() < 0.3:
+            dtype = rng.choice(["?", "i4", "u8", "f2", "f8", *FLOATS])
+            items[name] = np.ones(rng.choice([(), (0,), (3,), (2, 3), (2, 0, 3)]), dtype)
+            continue
+        table = np.ones(rng.choice([(5, 3), (0, 3), (2, 0)]), rng.choice(["f4", "f8"]))
+        frozen = rng.choice([None, [], np.arange(len(table)) % 2 == 0])
+        items[name] = rng.choice(kinds)(table, lr=rng.choice([0.5, 1]), frozen=frozen)
+    return items
+
+
+def check_items(found, items):
+    """Check that a loaded checkpoint holds these items."""
+    assert list(found) == list(items)
+    for name, item in items.items():
+        if isinstance(item, np.ndarray):
+            check_equal(found[name], item)
+            continue
+        assert type(found[name]) is type(item)
+        check_equal(found[name].table, item.table)
+        assert found[name].n_steps == item.n_steps
+        assert found[name].states.keys() == item.states.keys()
+        for state, array in item.states.items():
+            check_equal(found[name].states[state], array)
+
+
+def save_checkpoint_cases(rng):
+    path = folder() / "saved.safetensors"
+    call = {"path": rng.choice([path, str(path)]), "items": checkpoint_items(rng)}
+    if rng.random() < 0.5:
+        call["metadata"] = rng.choice([None, {}, {"step": 3, "a": [1.5, None, {"b": "c"}]}])
+
+    def save(**given):
+        try:
+            embag.save_checkpoint(**given)
+        finally:
+            left = [name for name in os.listdir(folder()) if name.endswith(".tmp")]
+            assert not left, left
+
+    def check(_result, given):
+        items, metadata = embag.load_checkpoint(given["path"], return_metadata=True)
+        check_items(items, given["items"])
+        assert metadata == (given.get("metadata") or {})
+
+    return Case("save_checkpoint", save, call, check, RAISES)
+
+
+def load_checkpoint_cases(rng):
+    path = folder() / "loaded.safetensors"
+    path.unlink(missing_ok=True)
+    items = checkpoint_items(rng)
+    embag.save_checkpoint(path, items, metadata={"step": 3})
+    data = path.read_bytes()
+    change = rng.choice(["", "", "flip", "cut", "more", "number", "word", "header"])
+    changed = bytes(changed_bytes(rng, ".safetensors", data, change, most=5000))
+    path.write_bytes(changed)
+    call = {"path": str(path), "return_metadata": rng.choice([True, False])}
+
+    def check(result, given):
+        found, metadata = result if given.get("return_metadata") else (result, {"step": 3})
+        if changed == data:
+            check_items(found, items)
+            assert metadata == {"step": 3}
+        for item in found.values():
+            if isinstance(item, embag.optim.Optimizer) and item.table.size < MOST:
+                item.step(np.ones_like(item.table))
+
+    return Case(
+        "load_checkpoint", embag.load_checkpoint, call, check, RAISES, sound=changed == data
+    )
+
+
+def changed_bytes(rng, suffix, data, change, most=300):
+    """Return the bytes of a file after a change, in most cases of the first bytes."""
     data = bytearray(data)
     n_head = len(data) if suffix == ".npy" else 8 + int.from_bytes(data[:8], "little")
-    n_head = min(n_head, 300)
+    n_head = min(n_head, most)
     if change == "flip":
         for _ in range(rng.choice([1, 1, 2, 20])):
             data[rng.randrange(n_head)] = rng.choice([0, 1, 32, 48, 57, 123, 128, 255])

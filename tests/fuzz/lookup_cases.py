@@ -562,6 +562,8 @@ def layer_cases(rng):
         else:
             check_forward(result, whole)
 
+    if backward and how == 2:
+        return update_case(rng, plain(table), options, call)
     if backward:
         return Case("EmbeddingBag.backward", layer.backward, call, check, RAISES, hidden=(table,))
     return Case(
@@ -574,6 +576,34 @@ def layer_cases(rng):
         before=lambda given: renormed({**as_call, **given}),
         hidden=() if "max_norm" in options else (table,),
     )
+
+
+def update_case(rng, table, options, call):
+    """Return a call of `EmbeddingBag.update`, which changes a copy of the table."""
+    layer = embag.EmbeddingBag.from_pretrained(np.array(table, order="C"), **options)
+    call["wrt"] = rng.choice(["weight", None])
+    call["optimizer"] = embag.optim.SGD(layer.weight, lr=0.5)
+
+    def update(**given):
+        try:
+            return layer.update(**given)
+        except Exception:
+            assert layer.weight.tobytes() == table.tobytes()
+            raise
+
+    def check(result, given):
+        given = {name: value for name, value in given.items() if name != "optimizer"}
+        expected = np.array(table, order="C")
+        twin = embag.EmbeddingBag.from_pretrained(expected, **options)
+        grads = twin.backward(**given)
+        with np.errstate(all="ignore"):
+            embag.optim.SGD(expected, lr=0.5).step(grads.weight)
+        check_same_bits(layer.weight, expected)
+        assert (result is None) == (grads.per_sample_weights is None)
+        if result is not None:
+            check_same_bits(result, grads.per_sample_weights)
+
+    return Case("EmbeddingBag.update", update, call, check, RAISES)
 
 
 def new_layer(**given):

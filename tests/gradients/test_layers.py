@@ -119,6 +119,60 @@ def test_forward_counts_ids():
     assert n_valid.tolist() == [2, 0, 2, 0]
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_update_is_backward_and_a_step(reduction):
+    for case in CASES:
+        layer, arguments = layer_of(case, reduction, np.float32)
+        grad_output = layer(*arguments) + 1
+        grads = layer.backward(grad_output, *arguments)
+        table = layer.weight.copy()
+        embag.optim.SGD(table, 0.25).step(grads.weight)
+        layer.weight = layer.weight.copy()
+        optimizer = embag.optim.SGD(layer.weight, 0.25)
+        wrt = None if reduction == "weighted" else "weight"
+        result = layer.update(grad_output, *arguments, optimizer=optimizer, wrt=wrt, num_threads=2)
+        np.testing.assert_array_equal(layer.weight, table, case.name)
+        if wrt is None:
+            np.testing.assert_array_equal(result, grads.per_sample_weights)
+        else:
+            assert result is None
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn", "max", "min"])
+@pytest.mark.parametrize("invalid", ["skip", 3])
+def test_update_has_the_options_of_the_layer(mode, invalid):
+    table = np.random.default_rng(0).standard_normal((10, 3))
+    options = {"mode": mode, "default_idx": -1, "invalid": invalid, "normalize": True}
+    options |= {"padding_idx": 5, "include_last_offset": True}
+    options |= {"scale_grad_by_freq": mode not in ("max", "min")}
+    offsets = np.append(FAULTY_OFFSETS, len(FAULTY))
+    layers = [embag.EmbeddingBag.from_pretrained(table.copy(), **options) for _ in range(2)]
+    grad_output = np.arange(12.0).reshape(4, 3)
+    embag.optim.SGD(layers[0].weight, 0.5).step(
+        layers[0].backward(grad_output, FAULTY, offsets).weight
+    )
+    optimizer = embag.optim.SGD(layers[1].weight, 0.5)
+    given = {}
+    if mode in ("max", "min"):
+        given["max_indices"] = layers[1](FAULTY, offsets, return_max_indices=True)[1]
+    assert layers[1].update(grad_output, FAULTY, offsets, optimizer=optimizer, **given) is None
+    np.testing.assert_array_equal(layers[1].weight, layers[0].weight)
+    assert (layers[1].weight != table).any()
+    assert optimizer.n_steps == 1
+
+
+def test_update_needs_an_optimizer_of_the_weight():
+    layer = embag.EmbeddingBag(10, 3, rng=0)
+    other = embag.optim.SGD(layer.weight.copy(), 1)
+    for optimizer, error, message in (
+        (other, ValueError, "optimizer must be made for the layer's weight, got one of another"),
+        (None, TypeError, "optimizer must be an Optimizer of embag.optim, got None"),
+    ):
+        with pytest.raises(error, match=message):
+            layer.update(np.ones((2, 3)), IDS, OFFSETS, optimizer=optimizer)
+    assert other.n_steps == 0
+
+
 def test_max_norm_scales_the_table_in_place():
     table = np.full((10, 4), 3.0)
     layer = embag.EmbeddingBag.from_pretrained(table, max_norm=1, norm_type=np.inf)

@@ -21,7 +21,7 @@ PAGES = [
         ("README.md", 10),
         ("docs/tables.md", 8),
         ("docs/collections.md", 15),
-        ("docs/training.md", 7),
+        ("docs/training.md", 9),
         ("docs/serving.md", 2),
         ("docs/columns.md", 17),
         ("docs/ids.md", 35),
