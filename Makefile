@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline test test-fast test-demos test-slow test-torch test-pipelines test-aarch64 wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers test test-fast test-demos test-slow test-torch test-pipelines test-aarch64 wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -15,6 +15,11 @@ demo: $(VENV)/.demo
 # Purchases to recommendations (examples/baskets/README.md); the plot is build/baskets/hits.png.
 demo-pipeline: $(VENV)/.demo-pipeline
 	$(BIN)/python examples/baskets/run.py $(ARGS)
+
+# Trains two towers on the same purchases, then the same with torch (examples/two_towers/README.md).
+demo-towers: $(VENV)/.demo-pipeline $(VENV)/.test-torch
+	$(BIN)/python examples/two_towers/run.py $(ARGS)
+	$(BIN)/python examples/two_towers/compare.py $(ARGS)
 
 test: $(VENV)/.test lint
 	$(BIN)/pytest -m "not packaging and not slow and not demos"

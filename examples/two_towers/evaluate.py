@@ -71,7 +71,7 @@ def _evaluate(parts, households, outputs, share, ways, ways_for_new):
 
 def by_household(*several):
     """Return the share of some results, one for each seed, that have a hit among the first K."""
-    return np.mean([hits.by_household[:, K - 1] for hits in several], axis=0)
+    return np.mean([some.by_household[:, K - 1] for some in several], axis=0)
 
 
 def bootstrap(values: NDArray[np.float64]) -> Rate:

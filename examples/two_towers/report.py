@@ -79,11 +79,11 @@ def _cells(*several):
 
 def _differences(results):
     table = Table(
-        title="\nTwo towers less another way, in points (95 % interval, paired bootstrap)",
+        title="\nTwo towers less another way, in points (95 % intervals)",
         title_justify="left",
         title_style="bold",
     )
-    table.add_column("less", no_wrap=True, min_width=25)
+    table.add_column("less", no_wrap=True)
     for title in ("hits", "hits, new to them"):
         table.add_column(title, justify="right", no_wrap=True)
     for name in results.baskets.all:

@@ -74,9 +74,10 @@ def main(every=1):
     towers, losses, seconds = [], [], []
     for seed in SEEDS:
         start = time.perf_counter()
-        *_, (tables, _) = passes = list(train(log, choice.n_dims, choice.n_passes, seed))
+        passes = list(train(log, choice.n_dims, choice.n_passes, seed))
         seconds.append(time.perf_counter() - start)
         losses.append([loss for _, loss in passes])
+        tables, _ = passes[-1]
         towers.append(evaluate_towers(parts, tables))
     return Results(
         split=parts,

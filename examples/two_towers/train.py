@@ -7,7 +7,10 @@ LR = 0.05
 
 
 def train(log, n_dims, n_passes, seed):
-    """Yield the tables and the mean loss after each pass over as many baskets as there are."""
+    """Yield the tables and the mean loss after each pass over as many baskets as there are.
+
+    The tables are the same arrays each time: the next pass changes them.
+    """
     towers = Towers(initial(log.popularity, n_dims, seed), LR)
     n_batches = len(log.starts) // SIZE + 1
     losses = []

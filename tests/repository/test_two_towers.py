@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import embag
+
 pd = pytest.importorskip("pandas")
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("scipy.sparse")
@@ -176,13 +178,9 @@ def test_gradients_are_finite_differences(example, name):
     before = {key: table.copy() for key, table in tables._asdict().items()}
     lr = 1e-3  # of gradient descent, so that the change of a table is its gradient
 
-    class Descent(example.towers.Towers):
-        def __init__(self, tables):
-            super().__init__(tables, lr)
-            self._of_inputs = example.towers.embag.optim.SGD(self.tables.inputs, lr)
-            self._of_outputs = example.towers.embag.optim.SGD(self.tables.outputs, lr)
-
-    model = Descent(tables)
+    model = example.towers.Towers(tables, lr)
+    model._of_inputs = embag.optim.SGD(model.tables.inputs, lr)
+    model._of_outputs = embag.optim.SGD(model.tables.outputs, lr)
     model.step(batch)
     gradient = (before[name] - getattr(model.tables, name)) / lr
 
@@ -241,7 +239,7 @@ def test_torch_trains_to_the_same_losses(example, load):
     model = example.towers.Towers(tables, lr=0.1)
     losses = [model.step(batch) for _ in range(20)]
     assert losses[-1] < losses[0] - 0.5
-    for layer in (torch.nn.EmbeddingBag, example.towers.embag.torch.EmbeddingBag):
+    for layer in (torch.nn.EmbeddingBag, embag.torch.EmbeddingBag):
         other = towers_torch.Towers(tables, 0.1, layer)
         # The first step of Adagrad magnifies the rounding of gradients near its eps, 1e-10.
         np.testing.assert_allclose([other.step(batch) for _ in range(20)], losses, rtol=1e-7)
