@@ -111,7 +111,7 @@ def save_checkpoint(
     if not isinstance(items, Mapping):
         raise TypeError(f"items must be a mapping, got {describe(items)}")
     metadata = {} if metadata is None else metadata
-    if not isinstance(metadata, dict):
+    if not issubclass(type(metadata), dict):
         raise TypeError(f"metadata must be a dict, got {describe(metadata)}")
     _check_metadata(metadata)
     named: dict[str, Any] = dict(items)
@@ -264,7 +264,7 @@ def _is_optimizer(item: Any) -> bool:
 
 
 def _check_name(name: Any) -> None:
-    if not isinstance(name, str):
+    if not issubclass(type(name), str):  # isinstance would believe `__class__`
         raise TypeError(f"items must have names of type str, got {describe(name)}")
     if name == "__metadata__":
         raise ValueError("items must have other names than '__metadata__', got it")
