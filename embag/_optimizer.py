@@ -11,7 +11,7 @@ import inspect
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -436,14 +436,14 @@ n_bags, lengths
         n_rows = _arguments.as_integer(n_rows, "n_rows")
         with self._locked():
             _arguments.check_array(self.table, "table")
-            self._arrays()
+            rows = self._arrays()["table"]
             n_old, dim = self._shape
             if not n_old <= n_rows < 2**63:
                 raise ValueError(
                     f"n_rows must be {n_old}, the rows of the table, to 2**63 - 1, "
                     f"got {_arguments.describe(n_rows)}"
                 )
-            table = _grown(cast(AnyArray, self.table), n_rows, 0)
+            table = _grown(rows, n_rows, 0)
             states = {
                 name: _grown(state, n_rows, self._initial_value(name))
                 for name, state in self.states.items()

@@ -306,12 +306,11 @@ def _check_apart(items: dict[str, Any]) -> None:
 
 def _record_of(optimizer: Optimizer) -> _Record:
     """Return the record of an optimizer, which must be what its class makes."""
-    optimizer._arrays()
+    table = optimizer._arrays()["table"]
     _check_n_steps(optimizer.n_steps)
     options = optimizer._options()
     has_frozen_rows = optimizer._active is not None
     record = _Record(type(optimizer).__name__, options, optimizer.n_steps, has_frozen_rows)
-    table: Any = optimizer.table
     empty = record.make_empty(table)
     if optimizer.states.keys() != empty.states.keys():
         raise ValueError(

@@ -26,6 +26,8 @@ def optimizer_cases(rng):
     call.pop("sparse", None)
     if call.get("wrt") == "per_sample_weights":
         call["wrt"] = None
+    if call["offsets"] is not None and not call.get("include_last_offset", False):
+        replace_offsets(rng, call)
     options = {"frozen": rng.choice([None, np.arange(len(rows)) % 3 == 0])}
     if rows.itemsize == 2 and rng.random() < 0.5:
         options |= {"stochastic_rounding": True, "seed": rng.randrange(2**64)}
@@ -55,6 +57,19 @@ def optimizer_cases(rng):
             check_same_bits(result, grads.per_sample_weights)
 
     return Case("optim.Optimizer.update", update, call, check, RAISES)
+
+
+def replace_offsets(rng, call):
+    """Sometimes give the bags by lengths or segment ids instead of offsets."""
+    ids, offsets = plain(call["input"]), plain(call["offsets"]).astype(np.int64)
+    sizes = np.diff(np.append(offsets, len(ids)))
+    how = rng.choice(["offsets", "offsets", "lengths", "segment_ids"])
+    if how != "offsets":
+        call["offsets"] = None
+        call["include_last_offset"] = False
+        call[how] = sizes if how == "lengths" else np.repeat(np.arange(len(sizes)), sizes)
+    if how == "segment_ids":
+        call["n_bags"] = len(sizes)
 
 
 def same_bits(optimizer, other):
