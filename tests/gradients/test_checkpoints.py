@@ -171,6 +171,26 @@ def test_other_readers(path):
     assert tensors["item.frozen"].tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_tables_of_16_bits_with_stochastic_rounding(name, dtype, path):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    rng = np.random.default_rng(0)
+    steps = [gradient(rng, 5, np.float32) for _ in range(6)]
+    tables = [np.ones((N_ROWS, 5), dtype) for _ in range(2)]
+    options = {"stochastic_rounding": True, "seed": 2**64 - 1}
+    whole, optimizer = (OPTIMIZERS[name](table, **options) for table in tables)
+    for grad in steps[:3]:
+        whole.step(grad)
+        optimizer.step(grad)
+    optimizer = save_and_load(path, {"item": optimizer})["item"]
+    for grad in steps[3:]:
+        whole.step(grad)
+        optimizer.step(grad)
+    assert_same(optimizer, whole)
+
+
 # --- Invalid items ------------------------------------------------------------------
 
 
@@ -212,6 +232,8 @@ def small(**attributes):
         ({"x": small(n_steps=-1)}, ValueError, "n_steps must be a count below 2.*63, got -1"),
         ({"x": small(n_steps=1.0)}, ValueError, "n_steps must be a count below 2.*63, got 1.0"),
         ({"x": small(table=np.ones((3, 2)))}, ValueError, "table must be float64 of shape"),
+        ({"x": optim.SGD(embag.RemappedTable(TABLE), 1)}, TypeError,
+         "table must be a numpy.ndarray, got RemappedTable"),
         ({"x": small(table=[[1]])}, TypeError, "table must be a numpy.ndarray, got list"),
         ({"x": small(states={"sum": 3})}, TypeError, "sum must be a numpy.ndarray, got 3"),
         ({"x": small(states={})}, ValueError, "states must be sum with these options, got none"),

@@ -69,6 +69,13 @@ def test_a_table_of_distant_rows():
     assert optimizer.grow(4).tolist() == [[0, 1], [4, 5], [8, 9], [0, 0]]
 
 
+def test_a_table_of_16_bits():
+    optimizer = optim.Adagrad(np.ones((2, 3), np.float16), stochastic_rounding=True)
+    assert optimizer.grow(4).dtype == np.float16
+    optimizer.step(np.ones((4, 3), np.float32))
+    assert optimizer.states["sum"].tolist() == [[1] * 3] * 4
+
+
 def test_a_grown_table_is_saved(tmp_path):
     path = tmp_path / "training.safetensors"
     optimizer = optim.Adam(np.ones((2, 3)), frozen=[1])
@@ -97,6 +104,8 @@ def test_errors_change_nothing(monkeypatch):
     ):
         with pytest.raises(error, match=message):
             optimizer.grow(n_rows)
+    with pytest.raises(TypeError, match=r"table must be a numpy\.ndarray, got RemappedTable"):
+        optim.SGD(embag.RemappedTable(np.ones((3, 2))), 1).grow(4)
     with optimizer._locked(), pytest.raises(RuntimeError, match="one step at a time"):
         optimizer.grow(4)
 
