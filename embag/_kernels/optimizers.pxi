@@ -56,6 +56,7 @@ cdef struct OptimizerStep:
     Py_ssize_t dim
     Rows[MOST_STATES] states    # of the dtype of sums
     int n_states
+    Py_ssize_t rows_ahead  # that are prefetched
     const uint8_t* active  # (n_rows,) whether a row may change; NULL: all may
     bint rounds_by_chance
     uint64_t chance        # of this step
@@ -115,20 +116,6 @@ cdef inline double mean_square(
 cdef inline bint is_row_wise(const int rule) noexcept nogil:
     return (rule == RULE_ROW_ADAGRAD or rule == RULE_ROW_ADAGRAD_L2
             or rule == RULE_ROW_ADAGRAD_DECOUPLED)
-
-
-cdef inline floating_ft measure(
-    const int rule,                  # a literal, row-wise
-    Py_ssize_t dim,
-    const floating_ft* row,
-    floating_ft* state,
-    const floating_ft* grad,
-    const floating_ft* numbers,      # of the rule
-) noexcept nogil:
-    """Change the state of a row by its gradient; returns the size of the step."""
-    state[0] = state[0] + <floating_ft>mean_square(
-        rule == RULE_ROW_ADAGRAD_L2, grad, row, dim, numbers[2])
-    return numbers[0] / (root_of(state[0]) + numbers[1])
 
 
 cdef inline void follow(

@@ -10,6 +10,9 @@
 
 cdef enum:
     TOGETHER = 4           # rows that change together
+    # Cache lines of rows and states that are prefetched ahead: a core has fewer than that in
+    # flight, and L1 holds several times as many.
+    LINES_AHEAD = 96
 
 cdef struct Steps:
     # A step on each of several tables.
@@ -130,7 +133,8 @@ cdef inline void make_changes(
     """Change rows by their gradients."""
     cdef:
         floating_ft numbers[MOST_NUMBERS]
-        floating_ft sizes[TOGETHER]
+        floating_ft sizes[TOGETHER]      # of the steps of rows; before, of their gradients
+        floating_ft totals[TOGETHER]
         floating_ft* state[MOST_STATES]
         floating_ft* row
         const floating_ft* grad
@@ -148,10 +152,17 @@ cdef inline void make_changes(
                 if is_stored_in_fewer and rule == RULE_ROW_ADAGRAD_L2:
                     decode_row(step.encoding, step.dim, <const char*>row, floats)
                     row = floats
-            sizes[i] = measure(
-                rule, step.dim, row,
-                <floating_ft*>(<size_t>step.states[0].first + r * <size_t>step.states[0].stride),
-                <const floating_ft*>changes.grads[i], numbers)
+            sizes[i] = <floating_ft>mean_square(
+                rule == RULE_ROW_ADAGRAD_L2, <const floating_ft*>changes.grads[i], row, step.dim,
+                numbers[2])
+        # Apart from the loop above: the roots and quotients of all rows are on their way at once.
+        for i in range(changes.n):
+            state[0] = <floating_ft*>(<size_t>step.states[0].first
+                                      + changes.rows[i] * <size_t>step.states[0].stride)
+            totals[i] = state[0][0] + sizes[i]
+            state[0][0] = totals[i]
+        for i in range(changes.n):
+            sizes[i] = numbers[0] / (root_of(totals[i]) + numbers[1])
     for i in range(changes.n):
         r = changes.rows[i]
         stored = <char*>(<size_t>step.table.first + r * <size_t>step.table.stride)
@@ -173,8 +184,90 @@ cdef inline void make_changes(
                 write_entries(step.encoding, step.dim, floats, stored)
 
 
-cdef inline bint change_given(
-    const int rule, const OptimizerStep* step, const Task* task, floating_ft* floats
+# One function for each rule, called through a pointer: in one function they would compete for
+# registers.
+
+cdef void follow_sgd(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_SGD, step, changes, floats)
+
+
+cdef void follow_momentum(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_MOMENTUM, step, changes, floats)
+
+
+cdef void follow_adagrad(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_ADAGRAD, step, changes, floats)
+
+
+cdef void follow_row_adagrad(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_ROW_ADAGRAD, step, changes, floats)
+
+
+cdef void follow_row_adagrad_l2(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_ROW_ADAGRAD_L2, step, changes, floats)
+
+
+cdef void follow_row_adagrad_decoupled(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_ROW_ADAGRAD_DECOUPLED, step, changes, floats)
+
+
+cdef void follow_adam(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_ADAM, step, changes, floats)
+
+
+cdef void follow_ftrl(
+    const OptimizerStep* step, const Changes* changes, floating_ft* floats
+) noexcept nogil:
+    make_changes(RULE_FTRL, step, changes, floats)
+
+
+ctypedef void (*follower)(const OptimizerStep*, const Changes*, void*) noexcept nogil
+
+cdef struct Followers:
+    follower of_floats
+    follower of_doubles
+
+cdef Followers[N_RULES] FOLLOWERS
+FOLLOWERS[RULE_SGD] = Followers(<follower>follow_sgd[float], <follower>follow_sgd[double])
+FOLLOWERS[RULE_MOMENTUM] = Followers(
+    <follower>follow_momentum[float], <follower>follow_momentum[double])
+FOLLOWERS[RULE_ADAGRAD] = Followers(
+    <follower>follow_adagrad[float], <follower>follow_adagrad[double])
+FOLLOWERS[RULE_ROW_ADAGRAD] = Followers(
+    <follower>follow_row_adagrad[float], <follower>follow_row_adagrad[double])
+FOLLOWERS[RULE_ROW_ADAGRAD_L2] = Followers(
+    <follower>follow_row_adagrad_l2[float], <follower>follow_row_adagrad_l2[double])
+FOLLOWERS[RULE_ROW_ADAGRAD_DECOUPLED] = Followers(
+    <follower>follow_row_adagrad_decoupled[float], <follower>follow_row_adagrad_decoupled[double])
+FOLLOWERS[RULE_ADAM] = Followers(<follower>follow_adam[float], <follower>follow_adam[double])
+FOLLOWERS[RULE_FTRL] = Followers(<follower>follow_ftrl[float], <follower>follow_ftrl[double])
+
+
+cdef inline void change_rows(
+    const OptimizerStep* step, const Changes* changes, void* floats
+) noexcept nogil:
+    if step.encoding == FLOAT64:
+        FOLLOWERS[step.rule].of_doubles(step, changes, floats)
+    else:
+        FOLLOWERS[step.rule].of_floats(step, changes, floats)
+
+
+cdef bint change_given(
+    const OptimizerStep* step, const Task* task, void* floats
 ) noexcept nogil:
     """Change the rows of a task by given gradients. False if one is out of range."""
     cdef:
@@ -182,7 +275,7 @@ cdef inline bint change_given(
         Changes changes
         size_t r
     while i < stop:
-        while fetched < min(i + STEP_AHEAD, stop):
+        while fetched < min(i + step.rows_ahead, stop):
             fetch_changed(step, <size_t>(fetched if step.rows == NULL else step.rows[fetched]))
             fetched += 1
         changes.n = 0
@@ -192,27 +285,24 @@ cdef inline bint change_given(
             if not add_change(&changes, step, r, step.grads.first + i * step.grads.stride):
                 return False
             i += 1
-        make_changes(rule, step, &changes, floats)
+        change_rows(step, &changes, floats)
     return True
 
 
-cdef inline bint change_summed(
-    const int rule, const OptimizerStep* step, const Task* task, floating_ft* buffer
+cdef bint change_summed(
+    const OptimizerStep* step, const Task* task, floating_ft* buffer
 ) noexcept nogil:
     """Sum and change the rows of a task. False if something is bad."""
     cdef:
         Py_ssize_t stop = task.bag_stop, k = task.bag_start, next_k, fetched = k, position = 0
         int n_ahead = 0, i     # rows from k on that have been prefetched
-        bint grads_are_far = (<double>step.n_grads * <double>step.grads.n_bytes > NEAR_TABLE)
         Changes changes
         floating_ft* total
         const char* grad
     while k < stop:
-        while fetched < stop and n_ahead < STEP_AHEAD:
+        while fetched < stop and n_ahead < step.rows_ahead:
             fetch_changed(step, row_of_key(step, fetched))
-            if grads_are_far:
-                fetch_bytes(True, <size_t>term_of_key(step, fetched, &position),
-                            step.grads.n_bytes)
+            fetch_bytes(True, <size_t>term_of_key(step, fetched, &position), step.grads.n_bytes)
             fetched = end_of_row(step, fetched, stop)
             n_ahead += 1
         changes.n = 0
@@ -233,7 +323,7 @@ cdef inline bint change_summed(
                 return False
             k = next_k
             n_ahead -= 1
-        make_changes(rule, step, &changes, buffer + TOGETHER * step.dim)
+        change_rows(step, &changes, buffer + TOGETHER * step.dim)
     return True
 
 
@@ -272,47 +362,6 @@ cdef bint sort_in_team(OptimizerStep* step, int n_threads) noexcept:
     return run_stages(stages, n_stages, &step.sorting, step.input, NULL, n_threads, n_threads, True)
 
 
-cdef inline bint follow_as(
-    const int rule,                  # a literal: the step's
-    const OptimizerStep* step,
-    const Task* task,
-    floating_ft* buffer,
-    const floating_ft* grad,
-) noexcept nogil:
-    """Change the row of a task by this gradient, or by NULL the rows of a task."""
-    cdef Changes changes
-    if grad != NULL:
-        changes.n = 0
-        if not add_change(&changes, step, row_of_key(step, task.bag_start), <const char*>grad):
-            return False
-        make_changes(rule, step, &changes, buffer)
-        return True
-    if step.is_summed:
-        return change_summed(rule, step, task, buffer)
-    return change_given(rule, step, task, buffer)
-
-
-cdef bint follow_rule(
-    const OptimizerStep* step, const Task* task, floating_ft* buffer, const floating_ft* grad
-) noexcept nogil:
-    """follow_as, by the rule of the step."""
-    if step.rule == RULE_SGD:
-        return follow_as(RULE_SGD, step, task, buffer, grad)
-    elif step.rule == RULE_MOMENTUM:
-        return follow_as(RULE_MOMENTUM, step, task, buffer, grad)
-    elif step.rule == RULE_ADAGRAD:
-        return follow_as(RULE_ADAGRAD, step, task, buffer, grad)
-    elif step.rule == RULE_ROW_ADAGRAD:
-        return follow_as(RULE_ROW_ADAGRAD, step, task, buffer, grad)
-    elif step.rule == RULE_ROW_ADAGRAD_L2:
-        return follow_as(RULE_ROW_ADAGRAD_L2, step, task, buffer, grad)
-    elif step.rule == RULE_ROW_ADAGRAD_DECOUPLED:
-        return follow_as(RULE_ROW_ADAGRAD_DECOUPLED, step, task, buffer, grad)
-    elif step.rule == RULE_ADAM:
-        return follow_as(RULE_ADAM, step, task, buffer, grad)
-    return follow_as(RULE_FTRL, step, task, buffer, grad)
-
-
 cdef bint do_step(
     const Steps* batch, const void* _, void* __, Py_ssize_t t, Py_ssize_t n_tasks
 ) noexcept nogil:
@@ -331,8 +380,10 @@ cdef bint do_step(
                              task.column_stop, <double*>batch.cut_rows[t])
         return sum_terms(step, task.bag_start, task.bag_stop, task.column_start,
                          task.column_stop, <float*>batch.cut_rows[t])
-    return (follow_rule(step, task, <double*>buffer, NULL) if is_double
-            else follow_rule(step, task, <float*>buffer, NULL))
+    if not step.is_summed:
+        return change_given(step, task, buffer)
+    return (change_summed(step, task, <double*>buffer) if is_double
+            else change_summed(step, task, <float*>buffer))
 
 
 cdef bint change_cut_row(
@@ -341,12 +392,14 @@ cdef bint change_cut_row(
     """If the task is the first part of a row, change that row. False if something is bad."""
     cdef const Task* task = &batch.tasks[t]
     cdef const OptimizerStep* step = &batch.steps[task.job]
+    cdef Changes changes
     if not is_cut(step, task) or task.column_start > 0:
         return True
-    if step.encoding == FLOAT64:
-        return follow_rule(step, task, <double*>batch.buffers[t],
-                           <const double*>batch.cut_rows[t])
-    return follow_rule(step, task, <float*>batch.buffers[t], <const float*>batch.cut_rows[t])
+    changes.n = 0
+    if not add_change(&changes, step, row_of_key(step, task.bag_start), batch.cut_rows[t]):
+        return False
+    change_rows(step, &changes, batch.buffers[t])
+    return True
 
 
 cdef Rows describe_rows(cnp.ndarray array):
@@ -354,11 +407,15 @@ cdef Rows describe_rows(cnp.ndarray array):
                 cnp.PyArray_DIM(array, 1) * cnp.PyArray_ITEMSIZE(array))
 
 
+cdef inline Py_ssize_t lines_of(const Rows* rows) noexcept nogil:
+    return max(1, (rows.n_bytes + LINE - 1) // LINE)
+
+
 cdef int describe_step(OptimizerStep* step, tuple optimizer) except -1:
     """Set what a step on a table does: see `step_tables`."""
     cdef:
         int rule, encoding, sum_type, i
-        Py_ssize_t n_columns
+        Py_ssize_t n_columns, n_lines
         tuple numbers, states
         cnp.ndarray table, state
     rule, numbers, table, encoding, states, active, chance = optimizer
@@ -385,6 +442,10 @@ cdef int describe_step(OptimizerStep* step, tuple optimizer) except -1:
                       and cnp.PyArray_DIM(state, 0) == step.n_rows
                       and cnp.PyArray_DIM(state, 1) == n_columns)
         step.states[i] = describe_rows(state)
+    n_lines = lines_of(&step.table)
+    for i in range(step.n_states):
+        n_lines += lines_of(&step.states[i])
+    step.rows_ahead = max(TOGETHER + 1, LINES_AHEAD // n_lines)
     if active is not None:
         refuse_change(is_factors(active, step.n_rows, cnp.NPY_BOOL))
         step.active = <const uint8_t*>cnp.PyArray_DATA(<cnp.ndarray>active)
