@@ -6,6 +6,7 @@ Tested in tests/collection/test_training.py.
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from embag import _arguments
 from embag._bags import ArrayBags, as_bags
 from embag._call import Call
+from embag._process import threads
 from embag._terms import Terms
 from embag._types import Table
 from embag.backward import EmbeddingBagGrads, Form, Gradient, gradients_of, table_of
@@ -91,7 +93,9 @@ def gradients(
             of_tables.setdefault(part.table, []).append(grads.weight)
         if grads.per_sample_weights is not None:
             of_weights[part.name] = grads.per_sample_weights
-    summed = {name: _sum(found, form) for name, found in of_tables.items()}
+    limit = nullcontext() if num_threads is None else threads.num_threads(num_threads)
+    with limit:
+        summed = {name: _sum(found, form) for name, found in of_tables.items()}
     return EmbeddingBagGrads(summed, of_weights)
 
 

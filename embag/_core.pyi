@@ -189,6 +189,7 @@ def simulate_choice(cost: Any, n_pieces: int, far: bool = True, n_threads: int =
 def simulate_pages(cost: Any, n_pieces: int, most: int) -> Any: ...
 def step_tables(
     n_threads: int,
+    progress: tuple[Any, ...],
     optimizers: tuple[Any, ...],
     gradients: tuple[Any, ...],
 ) -> bool: ...
@@ -232,3 +233,10 @@ class Collection:
         out: NDArray[Any],
         n_valid: Any = None,
     ) -> bool: ...
+
+class Progress:
+    def __init__(self, *arguments: Any) -> None: ...
+    n_steps: int
+
+class Turn:
+    def __init__(self, *arguments: Any) -> None: ...

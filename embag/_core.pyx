@@ -51,6 +51,7 @@ each task runs under the processor's default floating-point settings (_platform.
 docs/design.md has the reasons, with figures. Tested against tests/support/reference.py.
 """
 
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.ref cimport PyObject
 from libc.math cimport INFINITY, ceil, fabs, floor, ldexp, pow, sqrt, sqrtf
 from libc.stddef cimport size_t

@@ -6,11 +6,9 @@ The rules are in optim.py. A step, or one on each of several tables, is one call
 Tested in tests/gradients/test_optimizers.py.
 """
 
-import contextlib
 import inspect
 import math
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
@@ -28,7 +26,9 @@ from embag.sparse_rows import SparseRows
 
 AnyArray: TypeAlias = NDArray[Any]
 
-_NOT_COPIED = ("_lock", "_scratch")
+MOST_STEPS = 2**63 - 2  # the number of the next one fits 64 bits
+
+_NOT_COPIED = ("_progress", "_scratch")
 
 
 class Optimizer:
@@ -64,9 +64,9 @@ class Optimizer:
     Notes
     -----
     Computed in the dtype of the states. An entry of a float16 or bfloat16 table is read, changed
-    in float32, and rounded: to nearest, or with `stochastic_rounding` to either neighbour, with the
-    odds of its distance to the other, so that small steps are not lost on average. Where each
-    entry is rounded to depends on `seed`, the step, the row and the column alone.
+    in float32, and rounded to nearest. With `stochastic_rounding` it becomes the nearest smaller or
+    larger entry by chance, the nearer one more often, so that on average no small step is lost.
+    That chance depends on `seed`, the step, the row and the column alone.
 
     The bits do not depend on the number of threads or on the instruction-set level. If `step` or
     `update` raises, nothing has changed, unless it is a RuntimeError for arrays that another
@@ -78,6 +78,7 @@ class Optimizer:
     _rule: str
     _state_names: tuple[str, ...] = ()
     _is_narrow = False  # a state has one number for each row
+    _counts = True  # the number of the step matters, also to torch
 
     def __init__(
         self,
@@ -87,12 +88,14 @@ class Optimizer:
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
+        if type(self) is Optimizer:
+            raise TypeError("an optimizer must be of a subclass, such as SGD, got Optimizer")
         rows = rows_of(table, "table")
         encoding = _encodings.encoding_of(rows.dtype)
         assert encoding is not None
         self.table = table
         self.lr = lr
-        self.n_steps = 0
+        self._progress = kernels.Progress()
         self._shape, self._dtype, self._encoding = rows.shape, rows.dtype, encoding
         _check_layout(rows, "table")
         _arguments.check_flags(stochastic_rounding=stochastic_rounding)
@@ -103,7 +106,6 @@ class Optimizer:
         self.stochastic_rounding = bool(stochastic_rounding)
         self.seed = _as_seed(seed)
         self._active = _as_active(frozen, rows.shape[0])
-        self._lock = threading.Lock()
         # Of the sort. Kept, because the system gives new memory page by page: that would take
         # longer than the sort.
         self._scratch = np.empty(0, np.int64)
@@ -122,7 +124,20 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        self._lr = as_positive(lr, "lr")
+        self._lr = self._as_lr(lr)
+
+    def _as_lr(self, lr: float) -> float:
+        return as_not_negative(lr, "lr")
+
+    @property
+    def n_steps(self) -> int:
+        """The number of steps so far."""
+        n_steps: int = self._progress.n_steps
+        return n_steps
+
+    @n_steps.setter
+    def n_steps(self, n_steps: int) -> None:
+        self._progress.n_steps = _as_n_steps(n_steps, "n_steps")
 
     def _numbers(self, t: int) -> tuple[float, ...]:
         """Return the numbers of the rule for step `t`, which counts from 1."""
@@ -142,15 +157,14 @@ class Optimizer:
         """Return the values of the options by name."""
         return {name: getattr(self, name) for name in self._option_names()}
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other calls of this optimizer out of the block."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("an optimizer must make one step at a time, got two calls at once")
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def _hold(self, table: AnyArray, states: dict[str, AnyArray], n_steps: int) -> None:
+        """Hold other memory of these dtypes, which the next step checks."""
+        self.table, self.states, self._shape = table, states, table.shape
+        self.n_steps = n_steps
+
+    def _locked(self) -> Any:
+        """Return a context that keeps other calls of this optimizer out of its block."""
+        return kernels.Turn((self._progress,))
 
     def step(self, grad: "SparseRows | AnyArray", *, num_threads: int | None = None) -> None:
         """Change the table by a gradient.
@@ -232,7 +246,8 @@ n_bags, lengths
         -----
         The bits are those of ``step(embedding_bag_backward(..., sparse=True).weight)``. Beside its
         arrays, a call takes 16 bytes for each id (24 with weights), which the optimizer keeps for
-        the next call; a mode that divides takes a copy of `grad_output`. With ``mode="max"`` and
+        the next call. A mode that divides takes a copy of `grad_output`; lists, segment ids,
+        `default_idx`, and `invalid` other than "raise" take copies of ids. With ``mode="max"`` and
         ``mode="min"``, and for a RemappedTable, the gradient of the rows that occur is in memory.
 
         Examples
@@ -279,8 +294,14 @@ n_bags, lengths
         sums_dtype = self._encoding.sums_dtype
         shape_of_states = (self._shape[0], 1) if self._is_narrow else self._shape
         expected = [("table", rows, self._dtype, self._shape)]
-        for name, array in self.states.items():
-            expected.append((name, array, sums_dtype, shape_of_states))
+        if self.states.keys() != set(self._state_names):
+            raise ValueError(
+                f"states must be {', '.join(self._state_names) or 'none'}, "
+                f"got {', '.join(map(str, self.states)) or 'none'}"
+            )
+        for name in self._state_names:
+            _arguments.check_array(self.states[name], name)
+            expected.append((name, self.states[name], sums_dtype, shape_of_states))
         for name, array, dtype, shape in expected:
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(
@@ -288,7 +309,7 @@ n_bags, lengths
                     f"got {array.dtype} of shape {array.shape}"
                 )
             _check_layout(array, name)
-        return {"table": rows, **self.states}
+        return {name: array for name, array, _, _ in expected}
 
     def _read(self, grad: Gradient) -> "_ReadGradient":
         """Return a gradient of the table as the kernels read it."""
@@ -317,7 +338,7 @@ n_bags, lengths
         chance = (self.seed, t) if self.stochastic_rounding else None
         rule = kernels.RULES[self._rule], self._numbers(t)
         rows = _encodings.as_numpy_type(table), self._encoding.code
-        return *rule, *rows, tuple(states), self._active, chance
+        return t, *rule, *rows, tuple(states), self._active, chance
 
     def _describe_gradient(self, grad: "_ReadGradient", n_threads: int) -> tuple[Any, ...]:
         """Return a gradient as the kernels read it: see `step_tables`."""
@@ -352,7 +373,8 @@ n_bags, lengths
         {'step': 1, 'sum': array([[4.],
                [0.]])}
         """
-        return {"step": self.n_steps, **{name: a.copy() for name, a in self.states.items()}}
+        with self._locked():
+            return {"step": self.n_steps, **{name: a.copy() for name, a in self.states.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, as `state_dict` returns it, or as torch's optimizer has it.
@@ -370,25 +392,28 @@ n_bags, lengths
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping, got {_arguments.describe(state)}")
-        names = {"step", *self.states}
+        state = dict(state)
+        if not self._counts:
+            state.setdefault("step", 0)
+        names = {"step", *self._state_names}
         if set(state) != names:
             raise ValueError(
                 f"state must have {', '.join(sorted(names))}, got {', '.join(map(str, state))}"
             )
-        n_steps = float(state["step"])
-        if not (n_steps >= 0 and n_steps == int(n_steps)):
-            raise ValueError(f"step must be a count, got {n_steps}")
-        new = {}
-        for name, old in self.states.items():
-            array = np.asarray(state[name])
-            if array.dtype != old.dtype:
-                raise TypeError(f"{name} must be {old.dtype}, got {array.dtype}")
-            if array.shape != old.shape and array.shape != old.shape[: old.shape[1] == 1]:
-                raise ValueError(f"{name} must have shape {old.shape}, got {array.shape}")
-            new[name] = array.reshape(old.shape)
-        for name, array in new.items():
-            self.states[name][...] = array
-        self.n_steps = int(n_steps)
+        n_steps = _as_n_steps(state["step"], "step")
+        with self._locked():
+            arrays = self._arrays()
+            new = {}
+            for name in self._state_names:
+                array, old = np.asarray(state[name]), arrays[name]
+                if array.dtype != old.dtype:
+                    raise TypeError(f"{name} must be {old.dtype}, got {array.dtype}")
+                if array.shape != old.shape and array.shape != old.shape[: old.shape[1] == 1]:
+                    raise ValueError(f"{name} must have shape {old.shape}, got {array.shape}")
+                new[name] = array.reshape(old.shape)
+            for name, array in new.items():
+                arrays[name][...] = array
+            self.n_steps = n_steps
 
     def grow(self, n_rows: int) -> AnyArray:
         """Add rows to the table: zeros, whose states have their initial values.
@@ -454,10 +479,14 @@ n_bags, lengths
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+        state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+        return {**state, "n_steps": self.n_steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock(), _scratch=np.empty(0, np.int64))
+        self._progress = kernels.Progress()
+        self._scratch = np.empty(0, np.int64)
+        self.n_steps = state.pop("n_steps")
+        vars(self).update(state)
 
     def __copy__(self) -> NoReturn:
         raise TypeError(
@@ -503,27 +532,22 @@ def step_together(
     grads = [_fitting(grad) for _, grad in steps]
     if any(grad is None for grad in grads):
         return False
-    with contextlib.ExitStack() as held:
-        for optimizer in optimizers:
-            held.enter_context(optimizer._locked())
-        arrays = [optimizer._arrays() for optimizer in optimizers]
-        gradients = _apart(list(map(Optimizer._read, optimizers, grads)), arrays)
-        team = threads.team_for(
-            sum(grad.n_entries(len(own)) for own, grad in zip(arrays, gradients, strict=True)),
-            num_threads,
-        )
-        done: bool = threads.run(
-            kernels.step_tables,
-            team,
-            tuple(map(Optimizer._described, optimizers, arrays)),
-            tuple(
-                optimizer._describe_gradient(grad, team.n)
-                for optimizer, grad in zip(optimizers, gradients, strict=True)
-            ),
-        )
-        if done:
-            for optimizer in optimizers:
-                optimizer.n_steps += 1
+    arrays = [optimizer._arrays() for optimizer in optimizers]
+    gradients = _apart(list(map(Optimizer._read, optimizers, grads)), arrays)
+    team = threads.team_for(
+        sum(grad.n_entries(len(own)) for own, grad in zip(arrays, gradients, strict=True)),
+        num_threads,
+    )
+    done: bool = threads.run(
+        kernels.step_tables,
+        team,
+        tuple(optimizer._progress for optimizer in optimizers),
+        tuple(map(Optimizer._described, optimizers, arrays)),
+        tuple(
+            optimizer._describe_gradient(grad, team.n)
+            for optimizer, grad in zip(optimizers, gradients, strict=True)
+        ),
+    )
     return done
 
 
@@ -600,12 +624,25 @@ def _as_active(frozen: Any, n_rows: int) -> NDArray[np.bool_] | None:
     return active
 
 
-def as_positive(value: Any, name: str) -> float:
+def as_not_negative(value: Any, name: str) -> float:
     """Return a finite number of at least 0."""
     number = _arguments.as_number(value, name)
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be at least 0 and finite, got {number}")
     return number
+
+
+def _as_n_steps(value: Any, name: str) -> int:
+    """Return a number of steps: an integer, or another kind of number with the value of one."""
+    n_steps = value
+    if not isinstance(value, (int, np.integer)):
+        number = _arguments.as_number(np.asarray(value)[()], name)
+        n_steps = number if abs(number) <= 2**53 and number == int(number) else -1
+    if not 0 <= n_steps <= MOST_STEPS:
+        raise ValueError(
+            f"{name} must be a count below 2**63 - 1, got {_arguments.describe(value)}"
+        )
+    return int(n_steps)
 
 
 def _as_seed(value: Any) -> int:

@@ -995,7 +995,7 @@ def _check_optimizers(optimizers: Any, tables: Mapping[str, Table]) -> None:
             raise ValueError(
                 f"optimizers must have names of tables as keys, got {_arguments.describe(name)}"
             )
-        if not isinstance(optimizer, Optimizer):
+        if not issubclass(type(optimizer), Optimizer):
             raise TypeError(
                 f"optimizers[{name!r}] must be an Optimizer, got {_arguments.describe(optimizer)}"
             )

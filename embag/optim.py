@@ -12,10 +12,11 @@ Tested in tests/gradients/test_optimizers.py.
 import math
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from embag import _arguments
-from embag._optimizer import AnyArray, Optimizer, as_positive
+from embag._optimizer import AnyArray, Optimizer, as_not_negative
 from embag.remapped import RemappedTable
 
 __all__ = ["FTRL", "SGD", "Adagrad", "Adam", "Optimizer", "RowWiseAdagrad"]
@@ -43,7 +44,7 @@ class SGD(Optimizer):
     momentum : float, optional
         At least 0 and less than 1.
     frozen : array_like, optional
-        Rows that never change: ids, or a bool for each row.
+        Rows of the array that never change: their numbers, or a bool for each row.
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
@@ -76,10 +77,17 @@ class SGD(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        self.momentum = _as_share(momentum, "momentum")
-        self._rule = "momentum" if self.momentum else "sgd"
-        self._state_names = ("momentum_buffer",) if self.momentum else ()
+        self._momentum = _as_share(momentum, "momentum")
+        self._rule = "momentum" if self._momentum else "sgd"
+        self._state_names = ("momentum_buffer",) if self._momentum else ()
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
+
+    _counts = False
+
+    @property
+    def momentum(self) -> float:
+        """The momentum; it cannot change, since the states depend on it."""
+        return self._momentum
 
     def _numbers(self, t: int) -> tuple[float, ...]:
         return self.lr, self.momentum
@@ -101,7 +109,7 @@ class Adagrad(Optimizer):
     initial_accumulator_value : float, optional
         What every s begins with.
     frozen : array_like, optional
-        Rows that never change: ids, or a bool for each row.
+        Rows of the array that never change: their numbers, or a bool for each row.
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
@@ -137,9 +145,9 @@ class Adagrad(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        self.lr_decay = as_positive(lr_decay, "lr_decay")
-        self.eps = as_positive(eps, "eps")
-        start = as_positive(initial_accumulator_value, "initial_accumulator_value")
+        self.lr_decay = as_not_negative(lr_decay, "lr_decay")
+        self.eps = as_not_negative(eps, "eps")
+        start = as_not_negative(initial_accumulator_value, "initial_accumulator_value")
         self.initial_accumulator_value = start
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
 
@@ -170,7 +178,7 @@ class RowWiseAdagrad(Optimizer):
     weight_decay_mode : {"none", "l2", "decoupled"}, optional
         How `weight_decay` is used.
     frozen : array_like, optional
-        Rows that never change: ids, or a bool for each row.
+        Rows of the array that never change: their numbers, or a bool for each row.
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
@@ -206,17 +214,20 @@ class RowWiseAdagrad(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        self.eps = as_positive(eps, "eps")
-        self.weight_decay = as_positive(weight_decay, "weight_decay")
+        self.eps = as_not_negative(eps, "eps")
+        self.weight_decay = as_not_negative(weight_decay, "weight_decay")
         if type(weight_decay_mode) is not str or weight_decay_mode not in _ROW_WISE_RULES:
             raise ValueError(
                 "weight_decay_mode must be 'none', 'l2' or 'decoupled', "
                 f"got {_arguments.describe(weight_decay_mode)}"
             )
         self.weight_decay_mode: Decay = weight_decay_mode
-        # Without decay the rule is the simplest, whatever the mode.
-        self._rule = _ROW_WISE_RULES[weight_decay_mode if self.weight_decay else "none"]
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
+
+    @property
+    def _rule(self) -> str:  # type: ignore[override]
+        # Without decay it is the simplest, whatever the mode.
+        return _ROW_WISE_RULES[self.weight_decay_mode if self.weight_decay else "none"]
 
     def _numbers(self, t: int) -> tuple[float, ...]:
         return self.lr, self.eps, self.weight_decay
@@ -240,7 +251,7 @@ class Adam(Optimizer):
     eps : float, optional
         A small number, at least 0.
     frozen : array_like, optional
-        Rows that never change: ids, or a bool for each row.
+        Rows of the array that never change: their numbers, or a bool for each row.
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
@@ -282,7 +293,7 @@ class Adam(Optimizer):
                 f"betas must be two numbers, got {_arguments.describe(betas)}"
             ) from None
         self.betas = _as_share(first, "betas[0]"), _as_share(second, "betas[1]")
-        self.eps = as_positive(eps, "eps")
+        self.eps = as_not_negative(eps, "eps")
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
 
     def _numbers(self, t: int) -> tuple[float, ...]:
@@ -308,7 +319,7 @@ class FTRL(Optimizer):
     initial_accumulator_value : float, optional
         What every n begins with.
     frozen : array_like, optional
-        Rows that never change: ids, or a bool for each row.
+        Rows of the array that never change: their numbers, or a bool for each row.
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
@@ -329,6 +340,11 @@ class FTRL(Optimizer):
            [-0.0494,  0.    ]])
     """
 
+    def _as_lr(self, lr: float) -> float:
+        if np.float32(as_not_negative(lr, "lr")) == 0:
+            raise ValueError(f"lr must be greater than 0 in float32, got {lr}")
+        return super()._as_lr(lr)
+
     _rule = "ftrl"
     _state_names = ("linear", "accumulator")
 
@@ -345,11 +361,9 @@ class FTRL(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        self.l1, self.l2 = as_positive(l1, "l1"), as_positive(l2, "l2")
-        self.beta = as_positive(beta, "beta")
-        start = as_positive(initial_accumulator_value, "initial_accumulator_value")
-        if as_positive(lr, "lr") == 0:
-            raise ValueError("lr must be greater than 0, got 0")
+        self.l1, self.l2 = as_not_negative(l1, "l1"), as_not_negative(l2, "l2")
+        self.beta = as_not_negative(beta, "beta")
+        start = as_not_negative(initial_accumulator_value, "initial_accumulator_value")
         self.initial_accumulator_value = start
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
 

@@ -27,6 +27,11 @@ cdef inline Py_ssize_t bytes_of_sums(const OptimizerStep* step) noexcept nogil:
     return step.dim * (8 if step.encoding == FLOAT64 else 4)
 
 
+cdef inline Py_ssize_t room_of_row(const OptimizerStep* step) noexcept nogil:
+    """The same in whole cache lines."""
+    return (bytes_of_sums(step) + LINE - 1) // LINE * LINE
+
+
 cdef inline void fetch_changed(const OptimizerStep* step, size_t r) noexcept nogil:
     """Prefetch a row that changes, and its states: perhaps a wild one, nothing is read."""
     cdef int s
@@ -418,7 +423,7 @@ cdef int describe_step(OptimizerStep* step, tuple optimizer) except -1:
         Py_ssize_t n_columns, n_lines
         tuple numbers, states
         cnp.ndarray table, state
-    rule, numbers, table, encoding, states, active, chance = optimizer
+    _, rule, numbers, table, encoding, states, active, chance = optimizer
     refuse_change(0 <= rule < N_RULES and len(states) == RULE_TRAITS[rule].n_states
                   and len(numbers) <= MOST_NUMBERS and table is not None
                   and cnp.PyArray_NDIM(table) == 2 and is_encoding(encoding)
@@ -509,9 +514,51 @@ def count_scratch(Py_ssize_t n_positions, bint weighted, int n_threads) -> int:
     return (3 if weighted else 2) * n_positions + (<Py_ssize_t>n_threads << DIGIT_BITS)
 
 
+# An optimizer makes one step at a time. Who may make it is settled in C, and so is the count of
+# steps: a signal handler, which may raise, runs before or after.
+
+cdef class Progress:
+    """How many steps an optimizer has made, and whether a call of it is running."""
+    cdef public int64_t n_steps
+    cdef bint busy
+
+
+cdef int begin_turn(tuple progress) except -1:
+    """Begin a call of some optimizers; RuntimeError if one of another is running."""
+    cdef Py_ssize_t i
+    for i in range(len(progress)):
+        if (<Progress?>progress[i]).busy:
+            end_turn(progress[:i])
+            raise RuntimeError("an optimizer must make one step at a time, got two calls at once")
+        (<Progress>progress[i]).busy = True
+    return 0
+
+
+cdef int end_turn(tuple progress) except -1:
+    for each in progress:
+        (<Progress?>each).busy = False
+    return 0
+
+
+cdef class Turn:
+    """Keeps other calls of some optimizers out of a block."""
+    cdef tuple progress
+
+    def __cinit__(self, tuple progress not None):
+        self.progress = progress
+
+    def __enter__(self):
+        begin_turn(self.progress)
+
+    def __exit__(self, *_):
+        end_turn(self.progress)
+
+
 def step_tables(
     int n_threads,
-    # For each table (rule, numbers, table, encoding, states, active, chance):
+    tuple progress not None,         # INOUT  of each optimizer
+    # For each table (t, rule, numbers, table, encoding, states, active, chance):
+    #   the number of the step
     #   the rule and its numbers, floats: see optimizers.pxi
     #   INOUT  the table, of an encoding of floats, and its states, (n_rows, dim) of the dtype of
     #          sums, or (n_rows, 1): see RULE_TRAITS
@@ -527,11 +574,30 @@ def step_tables(
     #   OUT  int64, contiguous, `count_scratch` of them, if there are terms
     tuple gradients not None,
 ) -> bool:
-    """Change rows of tables and of optimizers' states by their gradients, in place. False if an
-    id or an offset is bad: then nothing has changed, unless another thread changes arrays.
-
-    OverflowError if a row and a position need more than 64 bits.
+    """Change rows of tables and of optimizers' states by their gradients, in place, and count the
+    step. False if an id or an offset is bad: then nothing has changed, unless another thread
+    changes arrays.
     """
+    cdef Py_ssize_t i
+    cdef bint done
+    refuse_change(len(progress) == len(optimizers))
+    begin_turn(progress)
+    try:
+        for i in range(len(progress)):
+            if (<Progress>progress[i]).n_steps + 1 != optimizers[i][0]:
+                raise RuntimeError(
+                    "an optimizer must make one step at a time, got two calls at once")
+        done = make_steps(n_threads, optimizers, gradients)
+        if done:
+            for i in range(len(progress)):
+                (<Progress>progress[i]).n_steps += 1
+    finally:
+        end_turn(progress)
+    return done
+
+
+cdef int make_steps(int n_threads, tuple optimizers, tuple gradients) except -1:
+    """See `step_tables`; 0 if an id or an offset is bad."""
     cdef:
         Steps batch
         Stage[2] stages
@@ -566,15 +632,15 @@ def step_tables(
         else:
             done = run_chunks(<chunk_work>sort_table, &batch, NULL, NULL, n_tables, n_threads)
         if not done:
-            return False
+            return 0
         n_tasks = plan_steps(&batch, n_tables, n_threads)
         for t in range(n_tasks):
             j = batch.tasks[t].job
             if is_cut(&batch.steps[j], &batch.tasks[t]) and batch.tasks[t].column_start == 0:
-                room_of_cut += <size_t>bytes_of_sums(&batch.steps[j])
+                room_of_cut += <size_t>room_of_row(&batch.steps[j])
         # On one thread all tasks have one buffer.
         n_bytes = room * <size_t>(n_tasks if n_threads > 1 else 1)
-        memory = <char*>malloc(n_bytes + room_of_cut + LINE)
+        memory = <char*>PyMem_RawMalloc(n_bytes + room_of_cut + LINE)    # seen by tracemalloc
         if memory == NULL:
             raise MemoryError("no memory for the gradients of some rows")
         batch.buffers[0] = memory + (LINE - <size_t>memory % LINE)
@@ -587,7 +653,7 @@ def step_tables(
             if is_cut(&batch.steps[j], &batch.tasks[t]):
                 if batch.tasks[t].column_start == 0:
                     batch.cut_rows[t] = next_row
-                    next_row += bytes_of_sums(&batch.steps[j])
+                    next_row += room_of_row(&batch.steps[j])
                 else:
                     batch.cut_rows[t] = batch.cut_rows[t - 1]
         stages[0] = Stage(<chunk_work>do_step, NULL)
@@ -598,7 +664,7 @@ def step_tables(
         free(batch.steps)
         free(batch.tasks)
         free(batch.buffers)
-        free(memory)
+        PyMem_RawFree(memory)
 
 
 # --- Plans --------------------------------------------------------------------

@@ -12,11 +12,14 @@ Tested in tests/bridges/test_optimizers_in_torch.py.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.adagrad import adagrad
 
 from embag import optim
-from embag._arguments import describe
+from embag._arguments import describe, raise_for_change
+from embag._optimizer import step_together
+from embag._process import threads
 from embag.sparse_rows import SparseRows
 from embag.torch._tensors import as_array, check, num_threads
 
@@ -31,8 +34,8 @@ class SparseAdam(torch.optim.SparseAdam):
     Parameters
     ----------
     params : iterable of Tensor, of dict or of (str, Tensor)
-        The parameters, or groups of them: float32 or float64, 2-D and on the CPU, such as the
-        ``weight`` of ``torch.nn.EmbeddingBag(..., sparse=True)``.
+        The parameters, or groups of them: float32 or float64, 2-D with adjacent columns, on the
+        CPU, such as the ``weight`` of ``torch.nn.EmbeddingBag(..., sparse=True)``.
     lr : float or Tensor, optional
         The learning rate, greater than 0.
     betas : (float, float), optional
@@ -68,10 +71,6 @@ class SparseAdam(torch.optim.SparseAdam):
             [-0.5000, -0.5000]])
     """
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__.pop("_steppers", None)
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make a step: change the rows that occur in the gradients.
@@ -105,16 +104,18 @@ class SparseAdam(torch.optim.SparseAdam):
                         "SparseAdam does not support dense gradients, please consider Adam instead"
                     )
                 steps.append((group, parameter, _rows_of(parameter, grad, group["maximize"])))
-        for group, parameter, rows in steps:
+        for _, parameter, _ in steps:
             state = self.state[parameter]
             if not state:
                 state["step"] = 0
                 for name in ("exp_avg", "exp_avg_sq"):
                     state[name] = torch.zeros_like(parameter)
-            stepper = _stepper(self, parameter, optim.Adam)
-            stepper.lr, stepper.eps = float(group["lr"]), group["eps"]
-            stepper.betas = group["betas"]
-            _step(stepper, parameter, rows, state)
+        _step(
+            [
+                (optim.Adam, parameter, rows, self.state[parameter], group, ("eps", "betas"))
+                for group, parameter, rows in steps
+            ]
+        )
         return loss
 
 
@@ -125,7 +126,7 @@ class Adagrad(torch.optim.Adagrad):
     ----------
     params : iterable of Tensor, of dict or of (str, Tensor)
         The parameters, or groups of them. Those with sparse gradients are float32 or float64, 2-D
-        and on the CPU.
+        with adjacent columns, on the CPU.
     lr : float or Tensor, optional
         The learning rate, at least 0.
     lr_decay : float, optional
@@ -206,10 +207,6 @@ class Adagrad(torch.optim.Adagrad):
             fused=fused,
         )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__.pop("_steppers", None)
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make a step: change the rows that occur in sparse gradients, and all of dense ones.
@@ -241,13 +238,17 @@ class Adagrad(torch.optim.Adagrad):
             rows = [_rows_of(p, p.grad, group["maximize"]) for p in sparse]
             dense = [p for p in parameters if not p.grad.is_sparse]
             steps.append((group, sparse, rows, dense))
-        for group, sparse, rows, dense in steps:
+        for group, sparse, _, _ in steps:
             self._init_group(dict(group, params=sparse), [], [], [], [])
-            for parameter, gradient in zip(sparse, rows, strict=True):
-                stepper = _stepper(self, parameter, optim.Adagrad)
-                stepper.lr, stepper.eps = float(group["lr"]), group["eps"]
-                stepper.lr_decay = group["lr_decay"]
-                _step(stepper, parameter, gradient, self.state[parameter])
+        options = "eps", "lr_decay"
+        _step(
+            [
+                (optim.Adagrad, parameter, gradient, self.state[parameter], group, options)
+                for group, sparse, rows, _ in steps
+                for parameter, gradient in zip(sparse, rows, strict=True)
+            ]
+        )
+        for group, _, _, dense in steps:
             self._step_dense(dict(group, params=dense))
         return loss
 
@@ -280,24 +281,25 @@ def _rows_of(parameter: torch.Tensor, grad: torch.Tensor, negated: bool) -> Spar
         )
     make = SparseRows if grad.is_coalesced() else SparseRows.from_pairs
     n_rows, dim = grad.shape
-    rows = make(as_array(grad._indices()[0]), as_array(grad._values()), (n_rows, dim))
+    with threads.num_threads(num_threads()):
+        rows = make(as_array(grad._indices()[0]), as_array(grad._values()), (n_rows, dim))
     return -1.0 * rows if negated else rows
 
 
-def _stepper(owner: Any, parameter: torch.Tensor, kind: Any) -> Any:
-    """Return the optimizer of embag for a parameter, kept because a new one allocates states."""
-    steppers = owner.__dict__.setdefault("_steppers", {})
-    if parameter not in steppers:
-        steppers[parameter] = kind(as_array(parameter, in_place=True))
-    return steppers[parameter]
-
-
-def _step(stepper: Any, parameter: torch.Tensor, rows: SparseRows, state: dict[str, Any]) -> None:
-    """Make a step on the memory of a parameter and its states."""
-    stepper.table = as_array(parameter, in_place=True)
-    stepper.states = {name: as_array(state[name], in_place=True) for name in stepper.states}
-    stepper.n_steps = int(state["step"])
-    stepper.step(rows, num_threads=num_threads())
-    state["step"] += 1
-    for tensor in (parameter, *(state[name] for name in stepper.states)):
-        torch.autograd.graph.increment_version(tensor)
+def _step(parts: list[tuple[Any, ...]]) -> None:
+    """Make a step on the memory of parameters and their states; check all of them before."""
+    steps = []
+    for kind, parameter, rows, state, group, names in parts:
+        table = as_array(parameter, in_place=True)
+        options = {name: group[name] for name in names}
+        # Of no rows, so that it allocates no states.
+        stepper = kind(np.empty((0, table.shape[1]), table.dtype), float(group["lr"]), **options)
+        states = {name: as_array(state[name], in_place=True) for name in stepper.states}
+        stepper._hold(table, states, int(state["step"]))
+        steps.append((stepper, rows))
+    if not step_together(steps, num_threads()):
+        raise_for_change()
+    for _, parameter, _, state, _, _ in parts:
+        state["step"] += 1
+        for tensor in (parameter, *(value for name, value in state.items() if name != "step")):
+            torch.autograd.graph.increment_version(tensor)

@@ -201,13 +201,11 @@ class OwnSGD(optim.SGD):
 TABLE = np.ones((4, 3), np.float32)
 
 
-def changed(optimizer, **attributes):
-    vars(optimizer).update(attributes)
-    return optimizer
-
-
 def small(**attributes):
-    return changed(optim.Adagrad(np.ones((2, 2))), **attributes)
+    optimizer = optim.Adagrad(np.ones((2, 2)))
+    for name, value in attributes.items():
+        setattr(optimizer, name, value)
+    return optimizer
 
 
 @pytest.mark.parametrize(
@@ -229,16 +227,12 @@ def small(**attributes):
         ({"x.sum": TABLE, "x": small()}, ValueError, "tensors must have different names, .*x.sum"),
         ({"x": small(eps=np.nan)}, ValueError, r"items\['x'\]: eps must be at least 0 and finite"),
         ({"x": small(eps="1")}, TypeError, r"items\['x'\]: eps must be a number, got '1'"),
-        ({"x": small(n_steps=-1)}, ValueError, "n_steps must be a count below 2.*63, got -1"),
-        ({"x": small(n_steps=1.0)}, ValueError, "n_steps must be a count below 2.*63, got 1.0"),
         ({"x": small(table=np.ones((3, 2)))}, ValueError, "table must be float64 of shape"),
         ({"x": optim.SGD(embag.RemappedTable(TABLE), 1)}, TypeError,
          "table must be a numpy.ndarray, got RemappedTable"),
         ({"x": small(table=[[1]])}, TypeError, "table must be a numpy.ndarray, got list"),
         ({"x": small(states={"sum": 3})}, TypeError, "sum must be a numpy.ndarray, got 3"),
-        ({"x": small(states={})}, ValueError, "states must be sum with these options, got none"),
-        ({"x": changed(optim.SGD(TABLE, 1), momentum=0.5)}, ValueError,
-         "states must be momentum_buffer with these options, got none"),
+        ({"x": small(states={})}, ValueError, "states must be sum, got none"),
     ],
 )  # fmt: skip
 def test_invalid_items(items, error, message, path):
@@ -365,9 +359,9 @@ def tensor(name, value):
         (member("optimizer", "Optimizer"), "class must be FTRL, .* got 'Optimizer'"),
         (member("optimizer", ["Adam"]), "class must be .* got list"),
         (member("optimizer", "SGD"), "options must be lr, momentum, stochastic_rounding, seed"),
-        (member("n_steps", -1), "n_steps must be a count below 2.*63, got -1"),
-        (member("n_steps", 2**70), "n_steps must be a count below 2.*63, got an integer"),
-        (member("n_steps", True), "n_steps must be a count below 2.*63, got True"),
+        (member("n_steps", -1), "n_steps must be a count below 2.*63 - 1, got -1"),
+        (member("n_steps", 2**70), "n_steps must be a count below 2.*63 - 1, got an integer"),
+        (member("n_steps", True), "n_steps must be a count below 2.*63 - 1, got True"),
         (member("options", []), "options must be lr, betas, eps, stochastic_rounding, seed, got"),
         (member("has_frozen_rows", 1), "has_frozen_rows must be a bool, got 1"),
         (member("has_frozen_rows", False), "tensors must belong to items, got 'item.frozen'"),

@@ -1,6 +1,5 @@
 """`embag.optim`: the bits of the formulas in NumPy, rows that rest, states, errors."""
 
-import threading
 import tracemalloc
 
 import numpy as np
@@ -9,7 +8,7 @@ import reference
 from optimizers import N_ROWS, OPTIMIZERS, gradient
 
 import embag
-from embag import SparseRows, optim
+from embag import SparseRows, _optimizer, optim
 
 THREADS = (1, 2, 5)
 
@@ -229,7 +228,7 @@ def test_a_state_is_saved_and_loaded(name):
         ended.step(grad)
     assert second.tobytes() == whole.tobytes()
     for bad, error in (
-        ({}, ValueError),
+        ({"others": 1}, ValueError),
         ({**begun.state_dict(), "others": 1}, ValueError),
         ({**begun.state_dict(), "step": -1}, ValueError),
         ({**begun.state_dict(), "step": 1.5}, ValueError),
@@ -279,6 +278,7 @@ def test_errors_of_construction(call, error, message):
 def test_errors_of_steps():
     table = np.ones((3, 2))
     optimizer = optim.Adagrad(table)
+    states = optimizer.states["sum"]
     start = table.copy()
     for grad, error, message in (
         ([[1.0]], TypeError, "grad must be a numpy.ndarray or SparseRows"),
@@ -302,6 +302,7 @@ def test_errors_of_steps():
         optimizer.step(np.ones((3, 2)))
     assert table.tobytes() == start.tobytes()
     assert optimizer.n_steps == 0
+    assert (states == 0).all()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -351,21 +352,88 @@ def test_a_remapped_table():
 
 def test_one_step_at_a_time(monkeypatch):
     optimizer = optim.SGD(np.ones((3, 2)), 1)
-    inside, leave = threading.Event(), threading.Event()
-    arrays = optimizer._arrays
+    grad = np.ones((3, 2))
+    with optimizer._locked():
+        for call in (
+            lambda: optimizer.step(grad),
+            lambda: optimizer.update(grad, [[0]] * 3, mode="sum"),
+            optimizer.state_dict,
+            lambda: optimizer.load_state_dict({"step": 3}),
+            lambda: optimizer.grow(4),
+            lambda: _optimizer.step_together([(optimizer, grad)]),
+        ):
+            with pytest.raises(RuntimeError, match="one step at a time, got two calls at once"):
+                call()
+    # A step that another thread makes between the description of this one and its turn.
+    described = optim.Optimizer._described
 
-    def wait():
-        inside.set()
-        leave.wait(10)
-        return arrays()
+    def describe_late(self, arrays):
+        result = described(self, arrays)
+        monkeypatch.setattr(optim.Optimizer, "_described", described)
+        optimizer.step(grad)
+        return result
 
-    monkeypatch.setattr(optimizer, "_arrays", wait)
-    thread = threading.Thread(target=optimizer.step, args=(np.ones((3, 2)),))
-    thread.start()
-    inside.wait(10)
+    monkeypatch.setattr(optim.Optimizer, "_described", describe_late)
     with pytest.raises(RuntimeError, match="one step at a time"):
-        optimizer.step(np.ones((3, 2)))
-    leave.set()
-    thread.join()
+        optimizer.step(grad)
     assert (optimizer.table == 0).all()
     assert optimizer.n_steps == 1
+    optimizer.step(grad)
+    assert optimizer.n_steps == 2
+
+
+def test_invalid_states():
+    optimizer = optim.Adam(np.ones((3, 2)))
+    other = optim.Adam(np.ones((3, 2)))
+    for each in (optimizer, other):
+        each.step(np.full((3, 2), 2.0))
+    optimizer.states = dict(reversed(optimizer.states.items()))  # the order does not matter
+    for each in (optimizer, other):
+        each.step(np.full((3, 2), -1.0))
+    assert optimizer.table.tobytes() == other.table.tobytes()
+    states, table = optimizer.states, optimizer.table.copy()
+    for changed, error, message in (
+        ({}, ValueError, "states must be exp_avg, exp_avg_sq, got none"),
+        ({**states, "x": table}, ValueError, "states must be exp_avg, exp_avg_sq, got .*x"),
+        ({**states, "exp_avg": [[0.0]]}, TypeError, "exp_avg must be a numpy.ndarray, got list"),
+    ):
+        optimizer.states = changed
+        with pytest.raises(error, match=message):
+            optimizer.step(table)
+    optimizer.states = states
+    assert optimizer.n_steps == 2
+    # A state that cannot be written to: nothing is loaded.
+    loaded = other.state_dict()
+    optimizer.states["exp_avg_sq"].flags.writeable = False
+    before = optimizer.states["exp_avg"].copy()
+    with pytest.raises(ValueError, match="exp_avg_sq must be writeable"):
+        optimizer.load_state_dict({**loaded, "exp_avg": table, "step": 9})
+    assert optimizer.states["exp_avg"].tobytes() == before.tobytes()
+    assert optimizer.n_steps == 2
+    for step in (np.inf, np.nan, 2**63 - 1, 1e300, "3", 1.5, None):
+        with pytest.raises((TypeError, ValueError), match="step must be"):
+            other.load_state_dict({**loaded, "step": step})
+    for n_steps in (-1, 1.5, 2**63):
+        with pytest.raises(ValueError, match="n_steps must be a count below"):
+            other.n_steps = n_steps
+    other.load_state_dict({**loaded, "step": 2**53 + 1})
+    assert other.n_steps == 2**53 + 1
+
+
+def test_options_that_may_change():
+    with pytest.raises(TypeError, match="an optimizer must be of a subclass"):
+        optim.Optimizer(np.ones((2, 2)), 1)
+    ftrl = optim.FTRL(np.ones((2, 2), np.float32))
+    for lr in (0, 1e-50):
+        with pytest.raises(ValueError, match="lr must be greater than 0 in float32"):
+            ftrl.lr = lr
+    with pytest.raises(AttributeError):
+        optim.SGD(np.ones((2, 2)), 1).momentum = 0.5
+    one, two = (
+        optim.RowWiseAdagrad(np.ones((2, 2)), weight_decay=decay, weight_decay_mode="l2")
+        for decay in (0.0, 0.5)
+    )
+    one.weight_decay = 0.5
+    for each in (one, two):
+        each.step(np.ones((2, 2)))
+    assert one.table.tobytes() == two.table.tobytes()

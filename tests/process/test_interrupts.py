@@ -25,3 +25,7 @@ def test_thousands_of_short_calls():
 
 def test_files():
     run("files")
+
+
+def test_steps_of_optimizers():
+    run("steps")

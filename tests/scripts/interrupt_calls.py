@@ -157,6 +157,41 @@ def files():
                 assert any(np.array_equal(held, table) for table in candidates)
 
 
+def steps():
+    """Interrupt steps: each is made and counted, or neither, and the next one is possible."""
+    threads.ENTRIES_PER_THREAD = 1
+    tables = [np.zeros((64, 16), np.float32) for _ in range(2)]
+    one, two = (embag.optim.SGD(table, 1) for table in tables)
+    ebc = embag.EmbeddingBagCollection(
+        {"a": tables[0], "b": tables[1]}, [embag.Feature(name, name) for name in "ab"]
+    )
+    ids = np.arange(64).reshape(64, 1)
+    grad = np.ones((64, 16), np.float32)
+    both = np.ones((64, 32), np.float32)
+    named, optimizers = {"a": ids, "b": ids}, {"a": one, "b": two}
+    calls = [
+        call
+        for n in (1, 2)
+        for call in (
+            lambda n=n: one.step(grad, num_threads=n),
+            lambda n=n: two.update(grad, ids, mode="sum", num_threads=n),
+            lambda n=n: ebc.update(both, named, optimizers=optimizers, num_threads=n),
+            one.state_dict,
+        )
+    ]
+    n_calls = 0
+    with Interrupts(0.0004) as interrupts:
+        while interrupts.n < 500 or n_calls < 5000:
+            for call in calls:
+                interrupts.call(call)
+                n_calls += 1
+                for optimizer, table in zip((one, two), tables, strict=True):
+                    assert (table == -optimizer.n_steps).all(), "a step was not counted"
+    for call in calls:
+        call()
+    assert min(one.n_steps, two.n_steps) > 1000
+
+
 if __name__ == "__main__":
     (scenario,) = sys.argv[1:]
     globals()[scenario]()
