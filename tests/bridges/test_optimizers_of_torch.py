@@ -66,6 +66,31 @@ def test_a_hundred_steps(name):
     np.testing.assert_allclose(resumed.table, table, rtol=0, atol=atol)
 
 
+def test_adam_within_bounds():
+    ours = optim.Adam(steps.first_table(), steps.LR, (steps.FIRST, steps.SECOND), steps.EPS)
+    module = torch.nn.EmbeddingBag(
+        *(steps.N_ROWS, steps.DIM), mode="sum", sparse=True,
+        _weight=torch.from_numpy(steps.first_table()),
+    )  # fmt: skip
+    theirs = torch.optim.SparseAdam(
+        module.parameters(), steps.LR, (steps.FIRST, steps.SECOND), steps.EPS
+    )
+    for ids, grad in steps.batches():
+        ours.update(grad, ids, steps.OFFSETS, mode="sum")
+        theirs.zero_grad()
+        module(torch.from_numpy(ids), torch.from_numpy(steps.OFFSETS)).backward(
+            torch.from_numpy(grad)
+        )
+        theirs.step()
+    state = theirs.state[module.weight]
+    starts = [((steps.N_ROWS, steps.DIM), 0)] * 2
+    steps.assert_within_bounds(
+        [ours.table, *ours.states.values()],
+        [module.weight.detach().numpy(), *(state[name].numpy() for name in ours.states)],
+        steps.bounded_steps(steps.adam(), starts),
+    )
+
+
 def test_momentum_where_every_row_occurs():
     ours = optim.SGD(steps.first_table(), steps.LR, steps.MOMENTUM)
     weight = torch.nn.Parameter(torch.from_numpy(steps.first_table()))
@@ -82,3 +107,8 @@ def test_momentum_where_every_row_occurs():
         [weight.detach().numpy(), theirs.state[weight]["momentum_buffer"].numpy()],
         steps.bounded_steps(steps.momentum, [((steps.N_ROWS, steps.DIM), 0)], every_row=True),
     )
+    # torch counts no steps of SGD.
+    resumed = optim.SGD(ours.table.copy(), steps.LR, steps.MOMENTUM)
+    resumed.load_state_dict(theirs.state[weight])
+    buffer = theirs.state[weight]["momentum_buffer"].numpy()
+    assert resumed.states["momentum_buffer"].tobytes() == buffer.tobytes()

@@ -4,12 +4,15 @@ All numbers are multiples of powers of two, and so small that float32 has the gr
 exactly, in any order of additions. What is left is the rounding of the rule.
 """
 
+import itertools
+
 import numpy as np
 
 N_ROWS, DIM, N_STEPS = 6, 4, 100
 OFFSETS = np.array([0, 5, 8])
 ABSENT = 5  # a row that never occurs
 LR, EPS, MOMENTUM = 0.125, 0.0625, 0.75
+FIRST, SECOND = 0.75, 0.875  # Adam's betas
 L1, L2, BETA, START = 0.5, 0.25, 0.5, 0.125  # of FTRL
 
 UNIT = 2.0**-24  # the largest relative error of an operation in float32
@@ -91,6 +94,16 @@ class Bounded:
         value = np.sqrt(self.value)
         return self._rounded(value, value - np.sqrt(np.maximum(self.value - self.error, 0)))
 
+    def moved(self, target, share):
+        """self + share * (target - self), rounded three times.
+
+        Term by term, the error of self would count twice and grow without end: it shrinks.
+        """
+        way = target.value - self.value
+        error = (1 - share) * self.error + share * target.error
+        error = error + 2 * UNIT * share * (np.abs(way) + self.error + target.error) * (1 + UNIT)
+        return self._rounded(self.value + share * way, error)
+
     def clip(self, most):
         return Bounded(np.clip(self.value, -most, most), self.error)
 
@@ -122,6 +135,20 @@ def adagrad(w, g, s):
 def row_wise_adagrad(w, g, s):
     s = s + (g * g).mean()
     return w - LR / (s.sqrt() + EPS) * g, s
+
+
+def adam():
+    """Return the rule, which counts its steps."""
+    count = itertools.count(1)
+
+    def rule(w, g, m, v):
+        t = next(count)
+        size = LR * np.sqrt(1 - SECOND**t) / (1 - FIRST**t)
+        m = m.moved(g, 1 - FIRST)
+        v = v.moved(g * g, 1 - SECOND)
+        return w - Bounded(size, UNIT * size) * (m / (v.sqrt() + EPS)), m, v
+
+    return rule
 
 
 def ftrl(w, g, z, n):
