@@ -463,6 +463,16 @@ def check_out(
             raise ValueError(f"out must share no memory with {name}, got an overlap")
 
 
+def span(array: AnyArray) -> tuple[int, int]:
+    """Return the first address of an array, and the first one behind it."""
+    start: int = array.ctypes.data
+    if array.size == 0:
+        return start, start
+    reaches = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    ends = sum(min(0, reach) for reach in reaches), sum(max(0, reach) for reach in reaches)
+    return start + ends[0], start + ends[1] + array.itemsize
+
+
 def shares_memory(out: AnyArray, array: AnyArray) -> bool:
     """Return whether the arrays share a byte, or whether that is too hard to decide."""
     try:

@@ -7,7 +7,6 @@ Tested in tests/gradients/test_optimizers.py.
 """
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
@@ -20,12 +19,13 @@ from embag._process import threads
 from embag._terms import Terms
 from embag._types import Ids, Invalid, Mode, SampleWeights
 from embag.backward import Gradient, call_of, gradients_of, rows_of
-from embag.memory import aligned_empty
+from embag.memory import aligned_copy, aligned_empty
 from embag.remapped import RemappedTable
 from embag.sparse_rows import SparseRows
 
 AnyArray: TypeAlias = NDArray[Any]
 
+_LARGEST = float(np.finfo(np.float32).max)
 MOST_STEPS = 2**63 - 2  # the number of the next one fits 64 bits
 
 _NOT_COPIED = ("_progress", "_scratch")
@@ -72,7 +72,8 @@ class Optimizer:
     `update` raises, nothing has changed, unless it is a RuntimeError for arrays that another
     thread changed. An interrupted call has changed nothing, or all rows.
 
-    Pickles and deep copies contain the table. `save_checkpoint` writes optimizers to a file.
+    Pickles and deep copies contain the table; let no step run meanwhile. `save_checkpoint` writes
+    optimizers to a file.
     """
 
     _rule: str
@@ -103,8 +104,8 @@ class Optimizer:
             raise ValueError(
                 f"stochastic_rounding must be False for a table of {rows.dtype}, got True"
             )
-        self.stochastic_rounding = bool(stochastic_rounding)
-        self.seed = _as_seed(seed)
+        self._stochastic_rounding = bool(stochastic_rounding)
+        self._seed = _as_seed(seed)
         self._active = _as_active(frozen, rows.shape[0])
         # Of the sort. Kept, because the system gives new memory page by page: that would take
         # longer than the sort.
@@ -128,6 +129,16 @@ class Optimizer:
 
     def _as_lr(self, lr: float) -> float:
         return as_not_negative(lr, "lr")
+
+    @property
+    def stochastic_rounding(self) -> bool:
+        """Whether entries are rounded by chance."""
+        return self._stochastic_rounding
+
+    @property
+    def seed(self) -> int:
+        """The seed of that chance."""
+        return self._seed
 
     @property
     def n_steps(self) -> int:
@@ -363,6 +374,11 @@ n_bags, lengths
         dict
             "step", an int, and an array for each state. The names are those of torch's optimizer.
 
+        Raises
+        ------
+        RuntimeError
+            If another call of this optimizer is running.
+
         Examples
         --------
         >>> import numpy as np
@@ -388,7 +404,11 @@ n_bags, lengths
         Raises
         ------
         TypeError, ValueError
-            If a state is missing, unknown, or has another dtype or shape. Nothing has changed then.
+            If a state is missing, unknown, or has another dtype or shape.
+        MemoryError
+            If there is not enough memory for the copies.
+        RuntimeError
+            If another call of this optimizer is running. After any error, nothing has changed.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping, got {_arguments.describe(state)}")
@@ -410,10 +430,11 @@ n_bags, lengths
                     raise TypeError(f"{name} must be {old.dtype}, got {array.dtype}")
                 if array.shape != old.shape and array.shape != old.shape[: old.shape[1] == 1]:
                     raise ValueError(f"{name} must have shape {old.shape}, got {array.shape}")
-                new[name] = array.reshape(old.shape)
-            for name, array in new.items():
-                arrays[name][...] = array
-            self.n_steps = n_steps
+                new[name] = aligned_copy(array.reshape(old.shape))
+            # Together, so that no interrupt comes between; a step described before is refused.
+            begun, ended = kernels.Progress(), self._progress
+            begun.n_steps, ended.n_steps = n_steps, -1
+            vars(self).update(states=new, _progress=begun)
 
     def grow(self, n_rows: int) -> AnyArray:
         """Add rows to the table: zeros, whose states have their initial values.
@@ -479,8 +500,9 @@ n_bags, lengths
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
-        return {**state, "n_steps": self.n_steps}
+        with self._locked():
+            state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+            return {**state, "n_steps": self.n_steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._progress = kernels.Progress()
@@ -604,6 +626,8 @@ def _check_layout(array: AnyArray, name: str) -> None:
         )
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
+    if len(array) > 1 and abs(array.strides[0]) < array.shape[1] * array.itemsize:
+        raise ValueError(f"{name} must have rows that do not overlap, got strides {array.strides}")
 
 
 def _as_active(frozen: Any, n_rows: int) -> NDArray[np.bool_] | None:
@@ -616,6 +640,8 @@ def _as_active(frozen: Any, n_rows: int) -> NDArray[np.bool_] | None:
             raise ValueError(f"frozen must have shape ({n_rows},), got {mask.shape}")
         return ~mask
     rows = _arguments.as_indices(frozen, "frozen")
+    if rows.ndim != 1:
+        raise ValueError(f"frozen must be 1-D, got shape {rows.shape}")
     k = kernels.first_bad_index(rows, n_rows)
     if k >= 0:
         _arguments.raise_out_of_range(f"frozen[{k}]", int(rows.reshape(-1)[k]), n_rows)
@@ -625,11 +651,25 @@ def _as_active(frozen: Any, n_rows: int) -> NDArray[np.bool_] | None:
 
 
 def as_not_negative(value: Any, name: str) -> float:
-    """Return a finite number of at least 0."""
+    """Return a number of at least 0 that float32 has room for."""
     number = _arguments.as_number(value, name)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be at least 0 and finite, got {number}")
+    if not 0 <= number <= _LARGEST:
+        raise ValueError(f"{name} must be at least 0 and finite in float32, got {number}")
     return number
+
+
+class NotNegative:
+    """An attribute that is a number of at least 0."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> float:
+        number: float = vars(optimizer)[self._name]
+        return number
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        vars(optimizer)[self._name] = as_not_negative(value, self._name)
 
 
 def _as_n_steps(value: Any, name: str) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embag import optim
-from embag._arguments import check_array, check_flags, describe, prefix_errors, shares_memory
+from embag._arguments import check_array, check_flags, describe, prefix_errors, shares_memory, span
 from embag._files.headers import (
     ARRAY_DTYPES_RULE,
     FORMATS,
@@ -289,16 +289,25 @@ def _check_item(item: Any) -> None:
 
 def _check_apart(items: dict[str, Any]) -> None:
     """Raise if items share memory: the loaded ones would not."""
-    seen: list[tuple[str, NDArray[Any]]] = []
+    seen: dict[int, str] = {}
+    spans = []
     for name, item in items.items():
-        arrays = _arrays_of(name, item).values()
-        for other, memory in seen:
-            if item is items[other] or any(shares_memory(array, memory) for array in arrays):
-                raise ValueError(
-                    "items must share no memory, "
-                    f"got an overlap of {describe(other)} and {describe(name)}"
-                )
-        seen += [(name, array) for array in arrays]
+        other = seen.setdefault(id(item), name)
+        if other != name:
+            raise ValueError(_overlap_of(other, name))
+        spans += [(*span(array), name, array) for array in _arrays_of(name, item).values()]
+    spans.sort(key=lambda entry: entry[:2])
+    reach: list[tuple[int, str, NDArray[Any]]] = []  # arrays that may reach into the next ones
+    for start, stop, name, array in spans:
+        reach = [entry for entry in reach if entry[0] > start]
+        for _, other, memory in reach:
+            if other != name and shares_memory(array, memory):
+                raise ValueError(_overlap_of(other, name))
+        reach.append((stop, name, array))
+
+
+def _overlap_of(one: str, other: str) -> str:
+    return f"items must share no memory, got an overlap of {describe(one)} and {describe(other)}"
 
 
 def _record_of(optimizer: Optimizer) -> _Record:

@@ -721,10 +721,21 @@ class EmbeddingBagCollection:
         parts = self._parts(
             state, grad_output, values, offsets, per_sample_weights, include_last_offset
         )
+        for part in parts:
+            if part.table not in optimizers:
+                with _arguments.prefix_errors(f"feature {part.name!r}"):
+                    part.call.check()
         parts = [part for part in parts if part.table in optimizers]
         grads = gradients(parts, state.tables, wrt, "terms", num_threads)
         steps = [(optimizers[name], grad) for name, grad in grads.weight.items()]
-        if not step_together(steps, num_threads):
+        try:
+            done = step_together(steps, num_threads)
+        except (TypeError, ValueError):
+            for name in grads.weight:
+                with _arguments.prefix_errors(f"optimizers[{name!r}]"):
+                    optimizers[name]._arrays()
+            raise
+        if not done:
             for part in parts:
                 with _arguments.prefix_errors(f"feature {part.name!r}"):
                     part.call.check()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from embag import _arguments
-from embag._optimizer import AnyArray, Optimizer, as_not_negative
+from embag._optimizer import AnyArray, NotNegative, Optimizer, as_not_negative
 from embag.remapped import RemappedTable
 
 __all__ = ["FTRL", "SGD", "Adagrad", "Adam", "Optimizer", "RowWiseAdagrad"]
@@ -94,7 +94,7 @@ class SGD(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """Adagrad: ``s += g ** 2`` and ``w -= lr_t * g / (sqrt(s) + eps)``.
+    """Adagrad: ``s += g ** 2`` and ``w -= lr_t * (g / (sqrt(s) + eps))``.
 
     Parameters
     ----------
@@ -133,6 +133,8 @@ class Adagrad(Optimizer):
     _rule = "adagrad"
     _state_names = ("sum",)
 
+    lr_decay, eps, initial_accumulator_value = NotNegative(), NotNegative(), NotNegative()
+
     def __init__(
         self,
         table: "AnyArray | RemappedTable",
@@ -145,10 +147,9 @@ class Adagrad(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        self.lr_decay = as_not_negative(lr_decay, "lr_decay")
-        self.eps = as_not_negative(eps, "eps")
-        start = as_not_negative(initial_accumulator_value, "initial_accumulator_value")
-        self.initial_accumulator_value = start
+        self.lr_decay = lr_decay
+        self.eps = eps
+        self.initial_accumulator_value = initial_accumulator_value
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
 
     def _initial_value(self, state: str) -> float:
@@ -202,6 +203,8 @@ class RowWiseAdagrad(Optimizer):
     _state_names = ("sum",)
     _is_narrow = True
 
+    eps, weight_decay = NotNegative(), NotNegative()
+
     def __init__(
         self,
         table: "AnyArray | RemappedTable",
@@ -214,8 +217,8 @@ class RowWiseAdagrad(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        self.eps = as_not_negative(eps, "eps")
-        self.weight_decay = as_not_negative(weight_decay, "weight_decay")
+        self.eps = eps
+        self.weight_decay = weight_decay
         if type(weight_decay_mode) is not str or weight_decay_mode not in _ROW_WISE_RULES:
             raise ValueError(
                 "weight_decay_mode must be 'none', 'l2' or 'decoupled', "
@@ -237,8 +240,8 @@ class Adam(Optimizer):
     """Adam for rows that occur: lazy, as ``torch.optim.SparseAdam``.
 
     ``m += (1 - beta1) * (g - m)``, ``v += (1 - beta2) * (g ** 2 - v)``, and
-    ``w -= lr * sqrt(1 - beta2 ** t) / (1 - beta1 ** t) * m / (sqrt(v) + eps)``, where t counts
-    all steps.
+    ``w -= (lr * sqrt(1 - beta2 ** t) / (1 - beta1 ** t)) * (m / (sqrt(v) + eps))``, where t
+    counts all steps.
 
     Parameters
     ----------
@@ -275,6 +278,8 @@ class Adam(Optimizer):
     _rule = "adam"
     _state_names = ("exp_avg", "exp_avg_sq")
 
+    eps = NotNegative()
+
     def __init__(
         self,
         table: "AnyArray | RemappedTable",
@@ -286,15 +291,24 @@ class Adam(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
+        self.betas = betas
+        self.eps = eps
+        super().__init__(table, lr, frozen, stochastic_rounding, seed)
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """The shares of the averages that are kept."""
+        return self._betas
+
+    @betas.setter
+    def betas(self, betas: tuple[float, float]) -> None:
         try:
             first, second = betas
         except (TypeError, ValueError):
             raise TypeError(
                 f"betas must be two numbers, got {_arguments.describe(betas)}"
             ) from None
-        self.betas = _as_share(first, "betas[0]"), _as_share(second, "betas[1]")
-        self.eps = as_not_negative(eps, "eps")
-        super().__init__(table, lr, frozen, stochastic_rounding, seed)
+        self._betas = _as_share(first, "betas[0]"), _as_share(second, "betas[1]")
 
     def _numbers(self, t: int) -> tuple[float, ...]:
         first, second = self.betas
@@ -313,7 +327,7 @@ class FTRL(Optimizer):
     table : ndarray of float32, float64, float16 or bfloat16, shape (n_rows, dim)
         The table, writeable, with adjacent columns; or a RemappedTable of one.
     lr : float, optional
-        The learning rate, greater than 0.
+        The learning rate, greater than 0 in float32.
     l1, l2, beta : float, optional
         At least 0.
     initial_accumulator_value : float, optional
@@ -348,6 +362,9 @@ class FTRL(Optimizer):
     _rule = "ftrl"
     _state_names = ("linear", "accumulator")
 
+    l1, l2, beta = NotNegative(), NotNegative(), NotNegative()
+    initial_accumulator_value = NotNegative()
+
     def __init__(
         self,
         table: "AnyArray | RemappedTable",
@@ -361,10 +378,8 @@ class FTRL(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        self.l1, self.l2 = as_not_negative(l1, "l1"), as_not_negative(l2, "l2")
-        self.beta = as_not_negative(beta, "beta")
-        start = as_not_negative(initial_accumulator_value, "initial_accumulator_value")
-        self.initial_accumulator_value = start
+        self.l1, self.l2, self.beta = l1, l2, beta
+        self.initial_accumulator_value = initial_accumulator_value
         super().__init__(table, lr, frozen, stochastic_rounding, seed)
 
     def _initial_value(self, state: str) -> float:

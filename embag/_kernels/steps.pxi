@@ -1,7 +1,7 @@
-# Steps of optimizers: rows of tables are changed by their gradients. These are given, or are sums of
-# terms. Then positions are sorted by row (grouping.pxi), each gradient is summed into a buffer that
-# stays in the cache, and its row of the table changes at once: so the gradient of a table is never
-# in memory.
+# Steps of optimizers: rows of tables are changed by their gradients. These are given, or are sums
+# of terms. Then positions are sorted by row (grouping.pxi), each gradient is summed into a buffer
+# that stays in the cache, and its row of the table changes at once: so the gradient of a table is
+# never in memory.
 #
 # Each row is changed by one thread, so the number of threads changes no bit. The sum of a row
 # with a large share of all terms is cut by columns; such a row changes when all are summed.
@@ -41,7 +41,9 @@ cdef inline void fetch_changed(const OptimizerStep* step, size_t r) noexcept nog
                        step.states[s].n_bytes)
 
 
-cdef inline void decode_row(int encoding, Py_ssize_t dim, const char* row, float* to) noexcept nogil:
+cdef inline void decode_row(
+    int encoding, Py_ssize_t dim, const char* row, float* to
+) noexcept nogil:
     if encoding == FLOAT16:
         decode(dim, <const half_entries*>row, to)
     else:
@@ -112,7 +114,7 @@ cdef inline bint sum_terms(
 cdef struct Changes:
     # Some rows that change together: what a row has to wait for is done for all of them first.
     size_t[TOGETHER] rows
-    size_t[TOGETHER] grads # addresses
+    size_t[TOGETHER] grads  # addresses
     int n
 
 

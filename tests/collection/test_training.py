@@ -205,6 +205,8 @@ def test_errors_change_nothing():
     for arguments, options, error, message in (
         ((grad[:, :4], named), {}, ValueError, r"grad_output must have the output's shape \(1, 13"),
         ((grad, {**named, "shop": [[20]]}), {}, IndexError, "feature 'shop': .*20 is out of range"),
+        ((grad, {**named, "shop": [[20]]}), {"optimizers": {"items": optimizers["items"]}},
+         IndexError, "feature 'shop': .*20 is out of range"),
         ((grad, named), {"optimizers": 3}, TypeError, "optimizers must be a mapping, got 3"),
         ((grad, named), {"optimizers": {"x": other}}, ValueError, "of tables as keys, got 'x'"),
         ((grad, named), {"optimizers": {"items": 3}}, TypeError, "must be an Optimizer, got 3"),
@@ -223,6 +225,10 @@ def test_errors_change_nothing():
     assert {optimizer.n_steps for optimizer in optimizers.values()} == {0}
     for name in ("items", "shops"):
         assert tables[name].tobytes() == start[name].tobytes()
+    whole = embag.EmbeddingBagCollection(tables, FEATURES[:3])
+    tables["shops"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"optimizers\['shops'\]: table must be writeable"):
+        whole.update(grad, named, optimizers=optimizers)
     same = np.ones((5, 2), np.float32)
     shared = embag.EmbeddingBagCollection(
         {"a": same, "b": same, "c": same[1:]}, [Feature(name, name) for name in "abc"]

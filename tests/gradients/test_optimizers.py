@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import reference
+from numpy.lib.stride_tricks import as_strided
 from optimizers import N_ROWS, OPTIMIZERS, gradient
 
 import embag
@@ -261,6 +262,9 @@ def test_the_learning_rate_may_change():
         (lambda: optim.SGD(np.ones((2, 2), int), 1), TypeError, "table must be float32, float64"),
         (lambda: optim.SGD(np.ones((4, 4))[:, ::2], 1), ValueError, "table must be aligned"),
         (lambda: optim.SGD(np.broadcast_to(1.0, (2, 2)), 1), ValueError, "table must be"),
+        (lambda: optim.SGD(as_strided(np.ones(9), (3, 3), (8, 8)), 1), ValueError,
+         "table must have rows that do not overlap"),
+        (lambda: optim.SGD(np.ones((2, 2)), 1, frozen=[[1]]), ValueError, "frozen must be 1-D"),
         (lambda: optim.SGD(np.ones((2, 2)), 1, momentum=1), ValueError, "momentum must be at"),
         (lambda: optim.Adam(np.ones((2, 2)), betas=3), TypeError, "betas must be two numbers"),
         (lambda: optim.FTRL(np.ones((2, 2)), 0), ValueError, "lr must be greater than 0"),
@@ -402,6 +406,12 @@ def test_invalid_states():
             optimizer.step(table)
     optimizer.states = states
     assert optimizer.n_steps == 2
+    # Its own states, exchanged.
+    exchanged = {"exp_avg": states["exp_avg_sq"], "exp_avg_sq": states["exp_avg"], "step": 2}
+    copies = {name: np.copy(array) for name, array in exchanged.items()}
+    optimizer.load_state_dict(exchanged)
+    for name, array in optimizer.states.items():
+        assert array.tobytes() == copies[name].tobytes()
     # A state that cannot be written to: nothing is loaded.
     loaded = other.state_dict()
     optimizer.states["exp_avg_sq"].flags.writeable = False
@@ -429,6 +439,23 @@ def test_options_that_may_change():
             ftrl.lr = lr
     with pytest.raises(AttributeError):
         optim.SGD(np.ones((2, 2)), 1).momentum = 0.5
+    adam = optim.Adam(np.ones((2, 2)))
+    for name, value, error, message in (
+        ("eps", np.nan, ValueError, "eps must be at least 0 and finite in float32, got nan"),
+        ("eps", "1", TypeError, "eps must be a number, got '1'"),
+        ("lr", 1e300, ValueError, "lr must be at least 0 and finite in float32"),
+        ("betas", 3, TypeError, "betas must be two numbers, got 3"),
+        ("betas", (0.5, np.nan), ValueError, r"betas\[1\] must be at least 0 and less than 1"),
+        ("seed", 3, AttributeError, "seed"),
+        ("stochastic_rounding", True, AttributeError, "stochastic_rounding"),
+    ):
+        with pytest.raises(error, match=message):
+            setattr(adam, name, value)
+    adam.eps, adam.betas = 0.5, (0.5, 0.25)
+    same = optim.Adam(np.ones((2, 2)), betas=(0.5, 0.25), eps=0.5)
+    for each in (adam, same):
+        each.step(np.ones((2, 2)))
+    assert adam.table.tobytes() == same.table.tobytes()
     one, two = (
         optim.RowWiseAdagrad(np.ones((2, 2)), weight_decay=decay, weight_decay_mode="l2")
         for decay in (0.0, 0.5)
