@@ -382,7 +382,7 @@ def tensor(name, value):
         (member("has_frozen_rows", 1), "has_frozen_rows must be a bool, got 1"),
         (member("has_frozen_rows", False), "tensors must belong to items, got 'item.frozen'"),
         (member("more", 1), "metadata must be optimizer, options, n_steps, has_frozen_rows"),
-        (option("lr", float("nan")), "optimizer 'item': lr must be at least 0 and finite in float32"),
+        (option("lr", float("nan")), "optimizer 'item': lr must be at least 0 and finite in"),
         (option("lr", None), "lr must be a number, got None"),
         (option("betas", [0.5]), "betas must be two numbers"),
         (option("betas", [0.5, 1]), r"betas\[1\] must be at least 0 and less than 1"),
