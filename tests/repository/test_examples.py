@@ -60,5 +60,5 @@ def test_torch_trains_to_the_same_losses(example, capsys):
 def test_the_document_quotes_the_loop():
     parts = (ROOT / "docs" / "training.md").read_text().split("```python\n")[1:]
     blocks = [part.partition("```")[0] for part in parts]
-    (loop,) = [block for block in blocks if "for _ in range" in block]
+    (loop,) = [block for block in blocks if "for _ in range(n_steps)" in block]
     assert loop in (ROOT / "examples" / "train_numpy.py").read_text()
