@@ -462,7 +462,7 @@ REFUSED = {
     "an option out of range": (
         {"optimizer": partial(optim.SGD, lr=-1)},
         ValueError,
-        "lr must be at least 0 and finite, got -1",
+        "lr must be at least 0 and finite in float32, got -1",
     ),
     "another device": (
         {"optimizer": ADAGRAD, "device": "meta"},
