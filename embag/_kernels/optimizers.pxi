@@ -208,7 +208,7 @@ cdef inline float round_by_chance(
     return <float>(floor(<double>x / unit + ldexp(<double>(chance >> 32), -32)) * unit)
 
 
-cdef inline void round_row(
+cdef void round_row(
     int encoding, Py_ssize_t dim, float* row, uint64_t chance
 ) noexcept nogil:
     """Round a row to the digits of its encoding, in place."""

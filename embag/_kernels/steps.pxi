@@ -41,9 +41,9 @@ cdef inline void fetch_changed(const OptimizerStep* step, size_t r) noexcept nog
                        step.states[s].n_bytes)
 
 
-cdef inline void decode_row(
-    int encoding, Py_ssize_t dim, const char* row, float* to
-) noexcept nogil:
+# Not inline: once is enough.
+
+cdef void decode_row(int encoding, Py_ssize_t dim, const char* row, float* to) noexcept nogil:
     if encoding == FLOAT16:
         decode(dim, <const half_entries*>row, to)
     else:
@@ -109,6 +109,15 @@ cdef inline bint sum_terms(
     if step.divides:
         copy_divided(n, to + start, to + start, <floating_ft>(last - first))
     return True
+
+
+cdef void encode_row(
+    const OptimizerStep* step, float* floats, char* row, Py_ssize_t r
+) noexcept nogil:
+    """Write a row, rounded; its floats may be rounded in place."""
+    if step.rounds_by_chance:
+        round_row(step.encoding, step.dim, floats, chance_of(step.chance, r))
+    write_entries(step.encoding, step.dim, floats, row)
 
 
 cdef struct Changes:
@@ -185,10 +194,7 @@ cdef inline void make_changes(
         follow(rule, step.dim, row, state[0], state[1], grad, numbers, sizes[i])
         if floating_ft is float:
             if is_stored_in_fewer:
-                if step.rounds_by_chance:
-                    round_row(step.encoding, step.dim, floats,
-                              chance_of(step.chance, <Py_ssize_t>r))
-                write_entries(step.encoding, step.dim, floats, stored)
+                encode_row(step, floats, stored, <Py_ssize_t>r)
 
 
 # One function for each rule, called through a pointer: in one function they would compete for
