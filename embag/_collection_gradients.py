@@ -81,7 +81,9 @@ def gradients(
         with _arguments.prefix_errors(f"feature {part.name!r}"):
             # The collection's own has scales of float32.
             table = table_of(tables[part.table], f"tables[{part.table!r}]")
-            weights = _in_dtype(call.weights, table.sums_dtype)
+            weights = call.weights
+            if isinstance(weights, np.ndarray):  # those of lists are converted later
+                weights = _arguments.cast(weights, table.sums_dtype)
             grads = gradients_of(
                 dataclasses.replace(call, table=table, weights=weights, num_threads=num_threads),
                 part.grad_output,
@@ -97,13 +99,6 @@ def gradients(
     with limit:
         summed = {name: _sum(found, form) for name, found in of_tables.items()}
     return EmbeddingBagGrads(summed, of_weights)
-
-
-def _in_dtype(weights: Any, dtype: np.dtype[Any]) -> Any:
-    """Return weights in this dtype; those of lists are converted later."""
-    if isinstance(weights, np.ndarray) and weights.dtype != dtype:
-        return weights.astype(dtype)
-    return weights
 
 
 def _sum(found: list[Gradient], form: Form) -> Gradient:

@@ -175,7 +175,7 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     packing = _packing_of(dtype)
     floats = next((name for name, record in _RECORDS.items() if dtype == record), None)
     if floats is not None:
-        dtype = _dtype(floats)
+        dtype = numpy_dtype(floats)
     elif dtype == "V2":
         raise ValueError(
             "dtype must be a named one, got |V2: if it is bfloat16, whose name numpy.save "
@@ -302,7 +302,7 @@ def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Pl
         raise ValueError(f"shape of {describe(name)} must be [n_rows, dim], got {shape}")
     place = Place(
         start + header[name]["data_offsets"][0],
-        _dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8),
+        numpy_dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8),
         (shape[0], shape[1]),
         None if packing is None else _parse_packing(packing),
         parts=_read_parts(file, start, header, metadata, name),
@@ -319,7 +319,7 @@ def place_array(key: str, tensor: dict[str, Any], start: int) -> ArrayPlace:
             f"dtype of {describe(key)} must be {', '.join(_ARRAY_DTYPES)}, "
             f"got {describe(tensor['dtype'])}"
         )
-    dtype, shape = _dtype(name), tuple(tensor["shape"])
+    dtype, shape = numpy_dtype(name), tuple(tensor["shape"])
     _check_span(key, tensor, math.prod(shape) * dtype.itemsize)
     return ArrayPlace(start + tensor["data_offsets"][0], dtype, shape)
 
@@ -478,7 +478,8 @@ def _check_offsets(tensors: dict[str, Any], n_bytes: int) -> None:
 # --- Both ---------------------------------------------------------------------
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of this name; those of low precision are of the package ml_dtypes."""
     if name not in LOW_FLOATS:
         return np.dtype(name)
     try:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from embag._arguments import describe
+from embag._files.headers import numpy_dtype
 from embag._process import threads
 from embag.sparse_rows import SparseRows
 
@@ -57,7 +58,7 @@ def as_array(
     if dtype is not None:
         tensor = tensor.to(dtype)
     if tensor.dtype is torch.bfloat16:  # which NumPy has not
-        return tensor.view(torch.int16).numpy().view(_bfloat16())
+        return tensor.view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
     # `force` computes a pending negation or conjugation, in a copy.
     return tensor.numpy(force=not in_place)
 
@@ -85,16 +86,6 @@ def num_threads() -> int:
     """Return the largest number of threads of a call: both libraries limit it."""
     limit: int = torch.get_num_threads()
     return min(limit, threads.get_num_threads())
-
-
-def _bfloat16() -> Any:
-    try:
-        import ml_dtypes  # noqa: PLC0415  # optional
-    except ImportError as error:
-        raise ImportError(
-            "tables of bfloat16 need ml_dtypes: pip install 'embag-cpu[bfloat16]'"
-        ) from error
-    return ml_dtypes.bfloat16
 
 
 def _check_storage(tensor: torch.Tensor) -> None:

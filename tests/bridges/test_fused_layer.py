@@ -257,7 +257,7 @@ def test_an_optimizer_of_torch_leaves_the_table_alone():
     optimizer.step()
     assert torch.equal(bags.weight, stepped)
     assert not torch.equal(model[1].bias, bias)
-    # Even if it is asked for, there is no gradient.
+    # The gradient of the weight is asked for, and is none.
     model.requires_grad_(True)
     model(INPUT).sum().backward()
     assert bags.weight.grad is None

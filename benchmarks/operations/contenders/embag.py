@@ -180,13 +180,6 @@ class EmbagTrain(EmbagUpdate):
 class EmbagTrainCollection(EmbagUpdate, EmbagCollection):
     """A call of an `EmbeddingBagCollection`, then its `update`."""
 
-    @classmethod
-    def unsuited(cls, workload: Workload, n_threads: int) -> str | None:
-        module = importlib.import_module(cls.package)
-        if not hasattr(module.EmbeddingBagCollection, "update"):
-            return "EmbeddingBagCollection has no update"
-        return super().unsuited(workload, n_threads)
-
     def make_optimizer(self, tables: Sequence[NDArray[Any]]) -> Any:
         make = super().make_optimizer
         return {f"table {t}": make(table) for t, table in enumerate(tables)}
