@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from embag import _arguments, _call, _encodings, _modes
-from embag._bags import ArrayBags, Flattened, flatten
+from embag._bags import ArrayBags
 from embag._call import Call
+from embag._entries import counting_entries, divide, with_arrays
 from embag._kernels.dispatch import kernels
 from embag._process import threads
 from embag._terms import Terms
@@ -291,7 +292,7 @@ def gradients_of(
 ) -> EmbeddingBagGrads:
     """Return the gradients of a lookup in a table; the gradient of the table in some form."""
     _arguments.check_flags(scale_grad_by_freq=scale_grad_by_freq)
-    call, flattened = _with_arrays(given)
+    call, flattened = with_arrays(given)
     options = wrt, scale_grad_by_freq, form
     if not issubclass(type(weight), RemappedTable):
         grads = gradients_of_arrays(call, grad_output, np.asarray(weight), max_indices, *options)
@@ -307,16 +308,6 @@ def gradients_of(
         return grads
     entries = _at_positions(of_weights, flattened.positions, flattened.shape)
     return grads._replace(per_sample_weights=entries)
-
-
-def _with_arrays(call: Call) -> tuple[Call, Flattened | None]:
-    """Return the call with arrays instead of a ragged input, which is then checked in full."""
-    if type(call.bags) is ArrayBags:
-        return call, None
-    call.check()
-    column, weights = cast(Any, (call.bags, call.weights))
-    flattened = flatten(column, weights, call.table.sums_dtype)
-    return dataclasses.replace(call, bags=flattened.bags, weights=flattened.weights), flattened
 
 
 def gradients_of_arrays(
@@ -366,7 +357,7 @@ def _gradients(
     n_entries = (bags.indices.size + bags.n_bags) * grad.shape[1]
     team = threads.team_for(n_entries, call.num_threads)
     if not call.refuse or call.default >= 0:
-        call, positions = _counting_entries(call)
+        call, positions = counting_entries(call)
         bags = call.bags
     backward = _Backward(call, bags, bags.used.size, team, scale_grad_by_freq, form)
     wants_weight = wrt != "per_sample_weights"
@@ -380,7 +371,7 @@ def _gradients(
     grad_sample: NDArray[Any] | None = None
     quotients, divisors = grad, None
     if call.mode.divides and backward.n_positions > 0:
-        quotients, divisors = _divide(backward, grad)
+        quotients, divisors = divide(call, grad, backward.team)
     if wants_weight and call.mode.sums:
         grad_weight = _sum_rows(backward, quotients)
     elif wants_weight:
@@ -420,7 +411,7 @@ def _gradients_of_remapped(
     if call.default >= 0 and mapping.is_pruned(np.array(call.default)):
         call = dataclasses.replace(call, default=-1)  # the result is zeros
     given: Any = call.bags
-    counting, positions = _counting_entries(call)
+    counting, positions = counting_entries(call)
     bags: Any = counting.bags
     sample = counting.weights
     ids, numbers = np.unique(bags.indices, return_inverse=True)
@@ -503,47 +494,6 @@ class _Backward(NamedTuple):
         return self.call.n_rows
 
 
-def _counting_entries(call: Call) -> tuple[Call, NDArray[np.int64]]:
-    """Return the call with only the entries that count, and their positions in `input`.
-
-    The row that stands for ids out of range is in their place, and the default row in bags in
-    which nothing counts: its position is -1.
-    """
-    bags: Any = call.bags
-    ids = bags.indices.reshape(-1).astype(np.int64)
-    ends = bags.ends
-    if ends is None:
-        ends = np.arange(bags.n_bags + 1) * bags.indices.shape[1]
-    ends = ends.astype(np.int64)
-    is_valid = (ids >= call.table.first_id) & (ids < call.table.first_id + call.n_rows)
-    if call.stand_in >= 0:
-        ids[~is_valid] = call.stand_in
-        is_valid[:] = True
-    is_valid &= ids != call.padding
-    mapping = call.table.mapping
-    if mapping is not None:
-        is_valid[is_valid] = ~mapping.is_pruned(ids[is_valid])
-    is_valid[: ends[0]] = is_valid[ends[-1] :] = False
-    positions = np.flatnonzero(is_valid)
-    ends = np.searchsorted(positions, ends)
-    sample: Any = call.weights
-    ids = ids[positions]
-    weights = None if sample is None else sample.reshape(-1)[positions]
-    if call.default >= 0:
-        empty = np.flatnonzero(np.diff(ends) == 0)
-        at = ends[empty]
-        ids = np.insert(ids, at, call.default)
-        positions = np.insert(positions, at, -1)
-        weights = None if weights is None else np.insert(weights, at, 1)
-        ends[1:] += np.cumsum(np.diff(ends) == 0)
-    bags = bags._replace(indices=ids, offsets=ends, includes_last=True)
-    # Only the default may be the padding row here: it has a value, but no gradient.
-    call = dataclasses.replace(
-        call, bags=bags, weights=weights, refuse=True, stand_in=-1, default=-1
-    )
-    return call, positions
-
-
 def _at_positions(
     grad: NDArray[Any], positions: NDArray[np.int64], shape: tuple[int, ...]
 ) -> NDArray[Any]:
@@ -570,26 +520,6 @@ def _results(backward: _Backward, winners: NDArray[np.int64] | None = None) -> N
     results = _arguments.new_array(np.empty, call.shape, call.table.sums_dtype)
     _call.run(call, _call.Outputs(results, winners))
     return results
-
-
-def _divide(backward: _Backward, grad: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the gradient divided by the divisor of each bag, and the divisors."""
-    quotients = _arguments.new_array(np.empty, grad.shape, grad.dtype)
-    divisors = _arguments.new_array(np.empty, grad.shape[:1], grad.dtype)
-    done = threads.run(
-        kernels.divide_by_divisors,
-        backward.team,
-        grad,
-        *backward.bag_arrays,
-        backward.sample,
-        backward.call.mode.code,
-        backward.call.padding,
-        quotients,
-        divisors,
-    )
-    if not done:
-        _call.blame(backward.call)
-    return quotients, divisors
 
 
 def _column_team(backward: _Backward, grad: NDArray[Any]) -> threads.Team:

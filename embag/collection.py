@@ -752,11 +752,7 @@ class EmbeddingBagCollection:
         include_last_offset: bool,
     ) -> list[Part]:
         """Return the lookup of each feature and the gradient of its output."""
-        _arguments.check_flags(include_last_offset=include_last_offset)
-        ids: list[NDArray[Any]] = []
-        if self._has_unpooled:
-            values, ids = self._take_unpooled(state, values, per_sample_weights)
-        calls, _ = self._calls(state, values, offsets, per_sample_weights, include_last_offset)
+        calls, ids = self._read(state, values, offsets, per_sample_weights, include_last_offset)
         shapes = {
             feature.name: (*own.shape, feature.table.dim)
             for feature, own in zip(state.unpooled, ids, strict=True)
@@ -775,6 +771,22 @@ class EmbeddingBagCollection:
         return [
             Part(feature.name, feature.table, *found[feature.name]) for feature in self.features
         ]
+
+    def _read(
+        self,
+        state: _State,
+        values: Any,
+        offsets: Any,
+        per_sample_weights: Any,
+        include_last_offset: bool,
+    ) -> tuple[list[Call], list[NDArray[Any]]]:
+        """Return the call of each feature with bags, and the ids of each feature without."""
+        _arguments.check_flags(include_last_offset=include_last_offset)
+        ids: list[NDArray[Any]] = []
+        if self._has_unpooled:
+            values, ids = self._take_unpooled(state, values, per_sample_weights)
+        calls, _ = self._calls(state, values, offsets, per_sample_weights, include_last_offset)
+        return calls, ids
 
     def _team_for(self, n_indices: int, n_bags: int, num_threads: int | None) -> threads.Team:
         return threads.team_for((n_indices + n_bags) * self._mean_dim, num_threads)
