@@ -68,6 +68,15 @@ def counting_entries(call: Call) -> tuple[Call, NDArray[np.int64]]:
     return call, positions
 
 
+def at_positions(
+    grad: NDArray[Any], positions: NDArray[np.int64], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return the gradient of the weights of some positions as that of all; others have 0."""
+    result = _arguments.new_array(np.zeros, shape, grad.dtype)
+    result.reshape(-1)[positions[positions >= 0]] = grad[positions >= 0]
+    return result
+
+
 def divide(call: Call, grad: NDArray[Any], team: threads.Team) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return an array with a row for each bag, divided by the divisors of the bags; and these.
 

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from embag import _arguments, _call, _encodings, _modes
 from embag._bags import ArrayBags
 from embag._call import Call
-from embag._entries import counting_entries, divide, with_arrays
+from embag._entries import at_positions, counting_entries, divide, with_arrays
 from embag._kernels.dispatch import kernels
 from embag._process import threads
 from embag._terms import Terms
@@ -306,7 +306,7 @@ def gradients_of(
     of_weights = grads.per_sample_weights
     if flattened is None or of_weights is None:
         return grads
-    entries = _at_positions(of_weights, flattened.positions, flattened.shape)
+    entries = at_positions(of_weights, flattened.positions, flattened.shape)
     return grads._replace(per_sample_weights=entries)
 
 
@@ -380,9 +380,9 @@ def _gradients(
     if wants_sample:
         grad_sample = _grad_of_weights(backward, grad, divisors)
         if grad_sample is not None and positions is not None:
-            grad_sample = _at_positions(grad_sample, positions, shape)
+            grad_sample = at_positions(grad_sample, positions, shape)
         if grad_sample is not None and order is not None:
-            grad_sample = _at_positions(grad_sample, order, shape)
+            grad_sample = at_positions(grad_sample, order, shape)
     if (wants_weight and grad_weight is None) or (wants_sample and grad_sample is None):
         _call.blame(call)
     return EmbeddingBagGrads(grad_weight, grad_sample)
@@ -434,9 +434,9 @@ def _gradients_of_remapped(
     )
     of_weights = grads.per_sample_weights
     if of_weights is not None:
-        of_weights = _at_positions(of_weights, positions, given.indices.shape)
+        of_weights = at_positions(of_weights, positions, given.indices.shape)
         if given.order is not None:
-            of_weights = _at_positions(of_weights, given.order, given.indices.shape)
+            of_weights = at_positions(of_weights, given.order, given.indices.shape)
     if grads.weight is None:
         return EmbeddingBagGrads(None, of_weights)
     # The default may be the padding row: it has a value, but no gradient.
@@ -492,15 +492,6 @@ class _Backward(NamedTuple):
     def n_rows(self) -> int:
         """The number of rows of the table."""
         return self.call.n_rows
-
-
-def _at_positions(
-    grad: NDArray[Any], positions: NDArray[np.int64], shape: tuple[int, ...]
-) -> NDArray[Any]:
-    """Return the gradient of the weights of some positions as that of all; others have 0."""
-    result = _arguments.new_array(np.zeros, shape, grad.dtype)
-    result.reshape(-1)[positions[positions >= 0]] = grad[positions >= 0]
-    return result
 
 
 def _through_normalization(backward: _Backward, grad: NDArray[Any]) -> NDArray[Any]:

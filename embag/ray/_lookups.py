@@ -1,0 +1,327 @@
+"""One lookup of a `ShardedCollection`: what each shard is asked, and the result of the answers.
+
+    read     a collection of the same shapes, without rows, reads and checks the arguments
+    ask      features of whole tables go to one shard each, end to end; the ids of a table that is
+             cut go to the shards of their blocks
+    merge    columns are put side by side; bags of several blocks are reduced once more
+
+Nothing here knows Ray. Tested in tests/ray/test_lookups.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+import embag
+from embag import _arguments, _encodings
+from embag._call import Call
+from embag._columns.pieces import Column
+from embag._entries import counting_entries, with_arrays
+from embag._unpooled import Unpooled
+from embag.collection import EmbeddingBagCollection, Feature
+from embag.ray._messages import Piece, Pooled, Reduction, Reply, Request, Version
+from embag.ray._plan import Plan, TableSpec, block_rows
+from embag.ray._rows import join_rows
+from embag.ray._splitting import BlockIds, invert, merge_pooled, split_ids
+from embag.remapped import RemappedTable
+
+AnyArray = NDArray[Any]
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Layout(NamedTuple):
+    """What a lookup depends on: a version of the tables, and where they are."""
+
+    version: Version
+    shapes: EmbeddingBagCollection  # of the same shapes, without rows
+    exact: bool
+
+    @property
+    def plan(self) -> Plan:
+        """Where the tables are."""
+        return self.version.plan
+
+    def is_whole(self, table: str) -> bool:
+        """Return whether a table is not cut."""
+        return len(self.plan.blocks[table]) == 1
+
+
+def collection_of_shapes(
+    tables: Mapping[str, TableSpec], features: Any, invalid: Any
+) -> EmbeddingBagCollection:
+    """Return a collection that reads and checks arguments: its tables take no memory."""
+    stand_ins: dict[str, Any] = {}
+    for name, spec in tables.items():
+        rows = np.broadcast_to(np.zeros(spec.dim, np.float32), (spec.n_rows, spec.dim))
+        stand_ins[name] = rows
+        if spec.is_remapped:
+            stand_ins[name] = RemappedTable(rows, first_id=spec.first_id)
+    return EmbeddingBagCollection(stand_ins, features, invalid=invalid)
+
+
+class _CutLookup(NamedTuple):
+    """A lookup in a table that is cut."""
+
+    feature: int
+    call: Any  # with the entries that count; None for a feature without bags
+    blocks: list[BlockIds]
+    places: list[tuple[int, int]]  # of the answer of each block: the shard, the number in it
+    reduction: Reduction
+
+
+class Entries(NamedTuple):
+    """The ids of a feature with bags, in arrays."""
+
+    ids: AnyArray
+    sizes: AnyArray  # of the bags
+    weights: AnyArray | None
+
+
+def entries_of(call: Call) -> Entries:
+    """Return the ids of a call in bags."""
+    bags: Any = call.bags
+    ids, ends, weights = bags.used, bags.ends, cast(Any, call.weights)
+    if ends is None:
+        n_bags, size = bags.indices.shape
+        sizes = np.full(n_bags, size)
+    else:
+        sizes = np.diff(ends)
+        if weights is not None:
+            weights = weights[int(ends[0]) : int(ends[-1])]
+    return Entries(ids.reshape(-1), sizes, None if weights is None else weights.reshape(-1))
+
+
+def join_entries(names: list[str], entries: list[Entries]) -> Pooled:
+    """Return features end to end."""
+    offsets = np.zeros(sum(len(part.sizes) for part in entries) + 1, np.int64)
+    np.cumsum(np.concatenate([part.sizes for part in entries]), out=offsets[1:])
+    weights = [part.weights for part in entries if part.weights is not None]
+    return Pooled(
+        tuple(names),
+        np.concatenate([part.ids for part in entries]),
+        offsets,
+        np.concatenate(weights) if weights else None,
+        tuple(part.weights is not None for part in entries),
+    )
+
+
+def count_invalid(ids: AnyArray, table: _encodings.Table) -> int:
+    """Return how many ids are out of range."""
+    first, n_rows = table.first_id, table.n_rows
+    return int(np.count_nonzero((ids < first) | (ids >= first + n_rows)))
+
+
+class Lookup:
+    """A lookup: the requests to shards, and how the answers become its result."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        arguments: tuple[Any, Any, Any, bool],
+        out: Any,
+        return_n_valid: bool,
+        num_threads: int | None,
+        choose: Callable[[tuple[int, ...]], int],
+    ) -> None:
+        self._layout = layout
+        shapes = layout.shapes
+        calls, ids = shapes._read(shapes._state, *arguments)
+        self._features = shapes._pooled
+        self._n_bags = calls[0].bags.n_bags if calls else 0
+        self._out = out
+        if out is not None:
+            _arguments.check_out(out, (self._n_bags, shapes.dim), _FLOAT32, [], [])
+        self._return_n_valid = return_n_valid
+        self._choose = choose
+        self._chosen: dict[tuple[str, int], int] = {}
+        self._whole: dict[int, list[tuple[int, Entries]]] = {}  # by shard: features
+        self._unpooled: dict[int, dict[str, AnyArray]] = {}
+        self._pieces: dict[int, list[Piece]] = {}
+        self._cut: list[_CutLookup] = []
+        self._cut_rows: list[tuple[Unpooled, AnyArray, _CutLookup]] = []
+        self._n_valid: dict[int, AnyArray] = {}  # of features of tables that are cut
+        self.n_invalid: dict[str, int] = {}
+        for f, (feature, call) in enumerate(zip(self._features, calls, strict=True)):
+            with _arguments.prefix_errors(f"feature {feature.name!r}"):
+                if type(call.bags) is not Column:
+                    call.check()
+                self._add_pooled(f, feature, with_arrays(call)[0])
+        without = [feature for feature in shapes.features if feature.mode == "none"]
+        for i, own in enumerate(ids):
+            self._add_unpooled(without[i], shapes._state.unpooled[i], own)
+        self.requests = {
+            shard: Request(
+                layout.version.generation,
+                0,
+                self._join(self._whole.get(shard, [])),
+                self._unpooled.get(shard, {}),
+                self._pieces.get(shard, []),
+                return_n_valid,
+                num_threads,
+            )
+            for shard in sorted({*self._whole, *self._unpooled, *self._pieces})
+        }
+
+    def _shard_of(self, table: str, block: int) -> int:
+        """Return the shard that answers for a block in this lookup."""
+        key = table, block
+        if key not in self._chosen:
+            shards = self._layout.plan.blocks[table][block].shards
+            self._chosen[key] = shards[0] if len(shards) == 1 else self._choose(shards)
+        return self._chosen[key]
+
+    def _add_pooled(self, f: int, feature: Feature, call: Call) -> None:
+        if not call.refuse:
+            self.n_invalid[feature.name] = count_invalid(cast(Any, call.bags).used, call.table)
+        if self._layout.is_whole(feature.table):
+            whole = self._whole.setdefault(self._shard_of(feature.table, 0), [])
+            whole.append((f, entries_of(call)))
+            return
+        counting, positions = counting_entries(call)
+        bags: Any = counting.bags
+        if self._return_n_valid:
+            n_valid = np.diff(bags.offsets)
+            defaults = np.flatnonzero(positions < 0)
+            n_valid[np.searchsorted(bags.offsets, defaults, side="right") - 1] = 0
+            self._n_valid[f] = n_valid
+        reduction: Any = call.mode.name if call.mode.selects else "sum"
+        if self._layout.exact:
+            reduction = "rows"
+        weights = cast(Any, counting.weights)
+        self._cut.append(
+            self._split(f, feature.table, counting, bags.indices, bags.offsets, weights, reduction)
+        )
+
+    def _add_unpooled(self, feature: Feature, unpooled: Unpooled, ids: AnyArray) -> None:
+        if not unpooled.refuse:
+            self.n_invalid[feature.name] = count_invalid(ids, unpooled.table)
+        if self._layout.is_whole(feature.table):
+            shard = self._shard_of(feature.table, 0)
+            self._unpooled.setdefault(shard, {})[feature.name] = ids
+            return
+        flat = ids.reshape(-1).astype(np.int64)
+        is_valid = (flat >= 0) & (flat < unpooled.table.n_rows)
+        if unpooled.stand_in >= 0:
+            flat[~is_valid] = unpooled.stand_in
+            is_valid[:] = True
+        asked = np.flatnonzero(is_valid)
+        one_bag = np.array([0, len(asked)])
+        cut = self._split(-1, feature.table, None, flat[asked], one_bag, None, "rows")
+        blocks = [block._replace(positions=asked[block.positions]) for block in cut.blocks]
+        self._cut_rows.append((unpooled, ids, cut._replace(blocks=blocks)))
+
+    def _split(
+        self,
+        feature: int,
+        table: str,
+        call: Any,
+        ids: AnyArray,
+        offsets: AnyArray,
+        weights: Any,
+        reduction: Reduction,
+    ) -> _CutLookup:
+        """Ask the shards of a table that is cut."""
+        n_blocks = len(self._layout.plan.blocks[table])
+        n_rows = block_rows(self._layout.plan.tables[table], n_blocks)
+        blocks, places = [], []
+        for i, block in enumerate(split_ids(ids, offsets, n_rows, n_blocks)):
+            if block is None:
+                continue
+            pieces = self._pieces.setdefault(self._shard_of(table, i), [])
+            places.append((self._shard_of(table, i), len(pieces)))
+            blocks.append(block)
+            own = None if weights is None or reduction == "rows" else weights[block.positions]
+            bounds = None if reduction == "rows" else block.offsets
+            pieces.append(Piece(table, i, reduction, block.ids, bounds, own))
+        return _CutLookup(feature, call, blocks, places, reduction)
+
+    def _join(self, whole: list[tuple[int, Entries]]) -> Pooled | None:
+        if not whole:
+            return None
+        names = [self._features[f].name for f, _ in whole]
+        return join_entries(names, [entries for _, entries in whole])
+
+    def merge(self, replies: Mapping[int, Reply]) -> Any:
+        """Return the result of the lookup."""
+        shapes = self._layout.shapes
+        slices = shapes.slices
+        out = self._out
+        if out is None:
+            out = _arguments.new_array(np.empty, (self._n_bags, shapes.dim), _FLOAT32)
+        n_valid = np.zeros((self._n_bags, len(self._features)), np.int64)
+        for shard, whole in self._whole.items():
+            start = 0
+            for columns in _runs([slices[self._features[f].name] for f, _ in whole]):
+                stop = start + columns.stop - columns.start
+                out[:, columns] = cast(Any, replies[shard].out)[:, start:stop]
+                start = stop
+            if self._return_n_valid:
+                n_valid[:, [f for f, _ in whole]] = cast(Any, replies[shard].n_valid)
+        for cut in self._cut:
+            columns = slices[self._features[cut.feature].name]
+            out[:, columns] = self._merge_cut(cut, replies, columns.stop - columns.start)
+            if self._return_n_valid:
+                n_valid[:, cut.feature] = self._n_valid[cut.feature]
+        if not shapes._has_unpooled:
+            return (out, n_valid) if self._return_n_valid else out
+        found: dict[str, AnyArray] = {}
+        for shard, own in self._unpooled.items():
+            found |= {name: replies[shard].unpooled[name].copy() for name in own}
+        for unpooled, ids, cut in self._cut_rows:
+            found[unpooled.name] = self._gather(unpooled, ids, cut, replies)
+        rows = {f.name: found[f.name] for f in shapes.features if f.name in found}
+        return (out, rows, n_valid) if self._return_n_valid else (out, rows)
+
+    def _merge_cut(self, cut: _CutLookup, replies: Mapping[int, Reply], dim: int) -> AnyArray:
+        answers = [replies[shard].pieces[i] for shard, i in cut.places]
+        if cut.reduction != "rows":
+            parts = list(zip(cut.blocks, answers, strict=True))
+            return merge_pooled(cut.call, cut.reduction, parts, dim)
+        bags = cut.call.bags
+        if not cut.blocks:
+            return np.zeros((bags.n_bags, dim), np.float32)
+        pooled: AnyArray = embag.embedding_bag(
+            invert(cut.blocks, len(bags.indices)),
+            _as_read(join_rows(answers)),
+            bags.offsets,
+            mode=cut.call.mode.name,
+            per_sample_weights=cut.call.weights,
+            include_last_offset=True,
+            normalize=cut.call.normalizes,
+        )
+        return pooled
+
+    @staticmethod
+    def _gather(
+        unpooled: Unpooled, ids: AnyArray, cut: _CutLookup, replies: Mapping[int, Reply]
+    ) -> AnyArray:
+        """Return the row of each id of a feature without bags; zeros for an invalid id."""
+        answers = [replies[shard].pieces[i] for shard, i in cut.places]
+        dim = unpooled.table.dim
+        rows = _as_read(join_rows(answers)) if answers else np.zeros((0, dim), np.float32)
+        places = invert(cut.blocks, ids.size).reshape(ids.shape)
+        table = _encodings.as_table(rows, kept=True)
+        skipping = unpooled._replace(table=table, refuse=False, stand_in=-1)
+        return skipping.gather(places, np.zeros(1, np.int64), None)
+
+
+def _as_read(rows: Any) -> Any:
+    """Return rows as a collection reads them: those of float64 are rounded to float32."""
+    is_wide = isinstance(rows, np.ndarray) and rows.dtype == np.float64
+    return rows.astype(np.float32) if is_wide else rows
+
+
+def _runs(slices: list[slice]) -> list[slice]:
+    """Return the same columns in as few slices as possible."""
+    runs: list[slice] = []
+    for columns in slices:
+        if runs and runs[-1].stop == columns.start:
+            runs[-1] = slice(runs[-1].start, columns.stop)
+        else:
+            runs.append(columns)
+    return runs
