@@ -685,12 +685,13 @@ return_n_valid, timeout
             }
             with replacement(os.path.join(target, _INDEX)) as file:
                 file.write(json.dumps({"number": number, "blocks": blocks}, indent=1).encode())
-            sources = dict(version.sources) | dict.fromkeys(names, Saved(target, number))
+            source = Saved(target, number, version.generation)
+            sources = dict(version.sources) | dict.fromkeys(names, source)
             version = version._replace(sources=sources, n_updates=tuple(self._known))
             self._layout = self._layout._replace(version=version)
             if before:
                 with _ignored_shard_errors():
-                    forget = _one_step("forget", shards, Saved(target, number - 1), before)
+                    forget = _one_step("forget", shards, target, number - 1, before)
                     self._run(forget, self._load_timeout)
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
@@ -729,7 +730,8 @@ return_n_valid, timeout
                     )
             if self._memory != "copy":
                 raise ValueError("memory must be 'copy' for a save, got 'map'")
-            saved = dict.fromkeys(index.blocks, Saved(target, index.number))
+            source = Saved(target, index.number, version.generation + 1)
+            saved = dict.fromkeys(index.blocks, source)
             self._change(
                 version._replace(sources={**version.sources, **saved}, n_updates=tuple(self._known))
             )

@@ -169,7 +169,7 @@ class Shard:
         """Return the table of a block, and its optimizer if it was saved with one."""
         start, stop, _ = held.block
         if type(source) is Saved:
-            optimizer = _load_optimizer(saved_path(source, held.table, held.block))
+            optimizer = _load_optimizer(saved_path(source.folder, source.number, held))
             if optimizer.table.shape != (stop - start, spec.dim):
                 raise ValueError(
                     f"table {held.table!r} must have {stop - start} rows of {spec.dim} entries "
@@ -327,23 +327,24 @@ class Shard:
             trained = {} if loaded is None else loaded.optimizers
             for key, optimizer in trained.items():
                 held = loaded.held[key]  # type: ignore[union-attr]
-                path = saved_path(Saved(folder, number), held.table, held.block)
+                path = saved_path(folder, number, held)
                 save_checkpoint(path, {"table": optimizer})
             return sorted({table for table, _ in trained})
 
-    def forget(self, saved: Saved, tables: list[str]) -> None:
+    def forget(self, folder: str, number: int, tables: list[str]) -> None:
         """Delete the files of an earlier save of these tables."""
         loaded = self._loaded.get(self._current)
         for held in () if loaded is None else loaded.held.values():
             if held.table in tables:
                 with contextlib.suppress(FileNotFoundError):
-                    os.remove(saved_path(saved, held.table, held.block))
+                    os.remove(saved_path(folder, number, held))
 
 
-def saved_path(saved: Saved, table: str, block: Block) -> str:
+def saved_path(folder: str, number: int, held: Held) -> str:
     """Return the file of a block in a save."""
-    name = f"{quote(table, safe='')}-{block.start}-{block.stop}-save{saved.number}.safetensors"
-    return os.path.join(saved.folder, name)
+    start, stop, _ = held.block
+    name = f"{quote(held.table, safe='')}-{start}-{stop}-save{number}.safetensors"
+    return os.path.join(folder, name)
 
 
 def by_names(pooled: Pooled) -> tuple[dict[str, Any], dict[str, AnyArray]]:
