@@ -10,6 +10,7 @@ Nothing here knows Ray. Tested in tests/ray/test_lookups.py.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -78,7 +79,7 @@ class Entries(NamedTuple):
     """The ids of a feature with bags, in arrays."""
 
     ids: AnyArray
-    sizes: AnyArray  # of the bags
+    offsets: AnyArray  # (n_bags + 1,), from 0 on
     weights: AnyArray | None
 
 
@@ -88,25 +89,30 @@ def entries_of(call: Call) -> Entries:
     ids, ends, weights = bags.used, bags.ends, cast(Any, call.weights)
     if ends is None:
         n_bags, size = bags.indices.shape
-        sizes = np.full(n_bags, size)
+        offsets = np.arange(n_bags + 1) * size
     else:
-        sizes = np.diff(ends)
+        offsets = ends if ends[0] == 0 else ends - ends[0]
         if weights is not None:
             weights = weights[int(ends[0]) : int(ends[-1])]
-    return Entries(ids.reshape(-1), sizes, None if weights is None else weights.reshape(-1))
+    return Entries(ids.reshape(-1), offsets, None if weights is None else weights.reshape(-1))
 
 
 def join_entries(names: list[str], entries: list[Entries]) -> Pooled:
     """Return features end to end."""
-    offsets = np.zeros(sum(len(part.sizes) for part in entries) + 1, np.int64)
-    np.cumsum(np.concatenate([part.sizes for part in entries]), out=offsets[1:])
-    weights = [part.weights for part in entries if part.weights is not None]
+    weighted = tuple(part.weights is not None for part in entries)
+    if len(entries) == 1:
+        return Pooled(tuple(names), *entries[0], weighted)
+    ids, offsets, weights = zip(*entries, strict=True)
+    starts = itertools.accumulate((len(part) for part in ids), initial=0)
+    shifted = [bounds[:-1] + start for bounds, start in zip(offsets, starts, strict=False)]
+    total = [sum(len(part) for part in ids)]
+    given = [part for part in weights if part is not None]
     return Pooled(
         tuple(names),
-        np.concatenate([part.ids for part in entries]),
-        offsets,
-        np.concatenate(weights) if weights else None,
-        tuple(part.weights is not None for part in entries),
+        np.concatenate(ids),
+        np.concatenate([*shifted, total]),
+        np.concatenate(given) if given else None,
+        weighted,
     )
 
 
@@ -147,10 +153,13 @@ class Lookup:
         self._n_valid: dict[int, AnyArray] = {}  # of features of tables that are cut
         self.n_invalid: dict[str, int] = {}
         for f, (feature, call) in enumerate(zip(self._features, calls, strict=True)):
-            with _arguments.prefix_errors(f"feature {feature.name!r}"):
+            try:
                 if type(call.bags) is not Column:
-                    call.check()
+                    call.bags.check(call.n_rows, call.refuse, call.table.first_id)
                 self._add_pooled(f, feature, with_arrays(call)[0])
+            except (TypeError, ValueError, IndexError):
+                with _arguments.prefix_errors(f"feature {feature.name!r}"):
+                    raise
         without = [feature for feature in shapes.features if feature.mode == "none"]
         for i, own in enumerate(ids):
             self._add_unpooled(without[i], shapes._state.unpooled[i], own)
@@ -253,7 +262,9 @@ class Lookup:
         out = self._out
         if out is None:
             out = _arguments.new_array(np.empty, (self._n_bags, shapes.dim), _FLOAT32)
-        n_valid = np.zeros((self._n_bags, len(self._features)), np.int64)
+        n_valid: Any = None
+        if self._return_n_valid:
+            n_valid = np.zeros((self._n_bags, len(self._features)), np.int64)
         for shard, whole in self._whole.items():
             start = 0
             for columns in _runs([slices[self._features[f].name] for f, _ in whole]):
