@@ -45,18 +45,19 @@ def split_ids(
     assert segments is not None  # ids have been checked
     order, bounds = segments
     sorted_ids = ids if order is None else ids[order]
-    used = np.flatnonzero(np.diff(bounds))
-    cuts = np.searchsorted(used, np.arange(n_blocks + 1) * n_bags)
+    used = np.flatnonzero(np.diff(bounds))  # the bags of each block that have ids
+    cuts = np.searchsorted(used, np.arange(n_blocks + 1) * n_bags).tolist()
+    starts = np.append(bounds[used], len(ids))
     found: list[BlockIds | None] = []
     for i in range(n_blocks):
-        own = used[cuts[i] : cuts[i + 1]]
-        if not len(own):
+        if cuts[i] == cuts[i + 1]:
             found.append(None)
             continue
-        start, stop = int(bounds[i * n_bags]), int(bounds[(i + 1) * n_bags])
-        own_offsets = np.append(bounds[own], stop) - start
+        own_offsets = starts[cuts[i] : cuts[i + 1] + 1]
+        start, stop = int(own_offsets[0]), int(own_offsets[-1])
         positions: Any = slice(start, stop) if order is None else order[start:stop]
-        found.append(BlockIds(sorted_ids[start:stop], own_offsets, own - i * n_bags, positions))
+        own_bags = used[cuts[i] : cuts[i + 1]] - i * n_bags
+        found.append(BlockIds(sorted_ids[start:stop], own_offsets - start, own_bags, positions))
     return found
 
 
