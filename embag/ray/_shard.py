@@ -39,7 +39,6 @@ from embag.ray._messages import (
 )
 from embag.ray._plan import Block, TableSpec, spec_of
 from embag.ray._rows import copy_table, cut_block, take_rows
-from embag.remapped import RemappedTable
 from embag.tables import load_table
 
 Key = tuple[str, int]  # the name of a table, and the number of a block
@@ -74,12 +73,6 @@ class _Loaded:
         self.held = held
         self.tables = tables
         self.optimizers = optimizers
-        # The blocks of tables that are cut, as tables of the ids of the whole table.
-        self.blocks = {
-            key: RemappedTable(tables[key], first_id=item.block.start)
-            for key, item in held.items()
-            if not item.is_whole
-        }
         self._features = {feature.name: feature for feature in features}
         self._collections: dict[tuple[str, ...], EmbeddingBagCollection] = {}
 
@@ -228,11 +221,12 @@ class Shard:
 
     def _answer(self, loaded: _Loaded, piece: Piece) -> Any:
         key = piece.table, piece.block
+        table, rows = loaded.tables[key], piece.ids - loaded.held[key].block.start
         if piece.reduction == "rows":
-            return take_rows(loaded.tables[key], piece.ids - loaded.held[key].block.start)
+            return take_rows(table, rows)
         found = embag.embedding_bag(
-            piece.ids,
-            loaded.blocks[key],
+            rows,
+            table,
             piece.offsets,
             mode=piece.reduction,
             per_sample_weights=piece.weights,
