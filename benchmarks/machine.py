@@ -12,7 +12,7 @@ import embag
 
 PACKAGES = (
     *("numpy", "torch", "zentorch", "fbgemm-gpu-cpu", "ml_dtypes", "numba", "scipy"),
-    *("pyarrow", "polars", "duckdb", "fastapi", "uvicorn"),
+    *("pyarrow", "polars", "duckdb", "fastapi", "uvicorn", "ray"),
 )
 VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
 ZEN_4 = (range(0x10, 0x20), range(0x60, 0x80), range(0xA0, 0xB0))  # models of family 25
