@@ -41,6 +41,10 @@ def counting_entries(call: Call) -> tuple[Call, NDArray[np.int64]]:
     if ends is None:
         ends = np.arange(bags.n_bags + 1) * bags.indices.shape[1]
     ends = ends.astype(np.int64)
+    if _all_count(call) and ends[0] == 0 and ends[-1] == len(ids):
+        flat = None if call.weights is None else cast(Any, call.weights).reshape(-1)
+        bags = bags._replace(indices=ids, offsets=ends, includes_last=True)
+        return replace(call, bags=bags, weights=flat), np.arange(len(ids))
     is_valid = (ids >= call.table.first_id) & (ids < call.table.first_id + call.n_rows)
     if call.stand_in >= 0:
         ids[~is_valid] = call.stand_in
@@ -66,6 +70,12 @@ def counting_entries(call: Call) -> tuple[Call, NDArray[np.int64]]:
     # Only the default may be the padding row here: it has a value, but no gradient.
     call = replace(call, bags=bags, weights=weights, refuse=True, stand_in=-1, default=-1)
     return call, positions
+
+
+def _all_count(call: Call) -> bool:
+    """Return whether every entry of every bag counts."""
+    has_none = call.padding < 0 and call.default < 0
+    return has_none and call.refuse and call.table.mapping is None
 
 
 def at_positions(

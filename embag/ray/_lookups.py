@@ -11,7 +11,8 @@ Nothing here knows Ray. Tested in tests/ray/test_lookups.py.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from embag.collection import EmbeddingBagCollection, Feature
 from embag.ray._messages import Piece, Pooled, Reduction, Reply, Request, Version
 from embag.ray._plan import Plan, TableSpec, block_rows
 from embag.ray._rows import join_rows
-from embag.ray._splitting import BlockIds, invert, merge_pooled, split_ids
+from embag.ray._splitting import BlockIds, Cut, Pieces, invert, merge_pooled, split_features
 from embag.remapped import RemappedTable
 
 AnyArray = NDArray[Any]
@@ -65,14 +66,22 @@ def collection_of_shapes(
     return EmbeddingBagCollection(stand_ins, features, invalid=invalid)
 
 
-class _CutLookup(NamedTuple):
-    """A lookup in a table that is cut."""
+@dataclass
+class _CutLookup:
+    """A lookup in a table that is cut; then what its blocks are asked."""
 
-    feature: int
-    call: Any  # with the entries that count; None for a feature without bags
-    blocks: list[BlockIds]
-    places: list[tuple[int, int]]  # of the answer of each block: the shard, the number in it
+    table: str
+    dim: int
     reduction: Reduction
+    ids: AnyArray
+    offsets: AnyArray
+    call: Any = None  # with the entries that count; None for a feature without bags
+    blocks: list[BlockIds] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)  # shard, number of the piece
+
+    def answers(self, replies: Mapping[int, Reply]) -> list[Any]:
+        """Return what the blocks have answered."""
+        return [replies[shard].pieces[i] for shard, i in self.places]
 
 
 class Entries(NamedTuple):
@@ -148,7 +157,7 @@ class Lookup:
         self._whole: dict[int, list[tuple[int, Entries]]] = {}  # by shard: features
         self._unpooled: dict[int, dict[str, AnyArray]] = {}
         self._pieces: dict[int, list[Piece]] = {}
-        self._cut: list[_CutLookup] = []
+        self._cut: dict[int, _CutLookup] = {}  # by feature with bags
         self._cut_rows: list[tuple[Unpooled, AnyArray, _CutLookup]] = []
         self._n_valid: dict[int, AnyArray] = {}  # of features of tables that are cut
         self.n_invalid: dict[str, int] = {}
@@ -163,6 +172,7 @@ class Lookup:
         without = [feature for feature in shapes.features if feature.mode == "none"]
         for i, own in enumerate(ids):
             self._add_unpooled(without[i], shapes._state.unpooled[i], own)
+        self._ask_blocks()
         self.requests = {
             shard: Request(
                 layout.version.generation,
@@ -201,9 +211,8 @@ class Lookup:
         reduction: Any = call.mode.name if call.mode.selects else "sum"
         if self._layout.exact:
             reduction = "rows"
-        weights = cast(Any, counting.weights)
-        self._cut.append(
-            self._split(f, feature.table, counting, bags.indices, bags.offsets, weights, reduction)
+        self._cut[f] = _CutLookup(
+            *(feature.table, call.table.dim, reduction, bags.indices, bags.offsets, counting)
         )
 
     def _add_unpooled(self, feature: Feature, unpooled: Unpooled, ids: AnyArray) -> None:
@@ -220,34 +229,32 @@ class Lookup:
             is_valid[:] = True
         asked = np.flatnonzero(is_valid)
         one_bag = np.array([0, len(asked)])
-        cut = self._split(-1, feature.table, None, flat[asked], one_bag, None, "rows")
-        blocks = [block._replace(positions=asked[block.positions]) for block in cut.blocks]
-        self._cut_rows.append((unpooled, ids, cut._replace(blocks=blocks)))
+        cut = _CutLookup(feature.table, unpooled.table.dim, "rows", flat[asked], one_bag)
+        places = np.full(ids.shape, -1)
+        places.reshape(-1)[asked] = np.arange(len(asked))
+        self._cut_rows.append((unpooled, places, cut))
 
-    def _split(
-        self,
-        feature: int,
-        table: str,
-        call: Any,
-        ids: AnyArray,
-        offsets: AnyArray,
-        weights: Any,
-        reduction: Reduction,
-    ) -> _CutLookup:
-        """Ask the shards of a table that is cut."""
-        n_blocks = len(self._layout.plan.blocks[table])
-        n_rows = block_rows(self._layout.plan.tables[table], n_blocks)
-        blocks, places = [], []
-        for i, block in enumerate(split_ids(ids, offsets, n_rows, n_blocks)):
-            if block is None:
-                continue
-            pieces = self._pieces.setdefault(self._shard_of(table, i), [])
-            places.append((self._shard_of(table, i), len(pieces)))
-            blocks.append(block)
-            own = None if weights is None or reduction == "rows" else weights[block.positions]
-            bounds = None if reduction == "rows" else block.offsets
-            pieces.append(Piece(table, i, reduction, block.ids, bounds, own))
-        return _CutLookup(feature, call, blocks, places, reduction)
+    def _ask_blocks(self) -> None:
+        """Ask the shards of all tables that are cut."""
+        lookups = [*self._cut.values(), *(cut for _, _, cut in self._cut_rows)]
+        plan = self._layout.plan
+        cuts = []
+        for cut in lookups:
+            n_blocks = len(plan.blocks[cut.table])
+            n_rows = block_rows(plan.tables[cut.table], n_blocks)
+            cuts.append(Cut(cut.ids, cut.offsets, n_rows, n_blocks))
+        for cut, blocks in zip(lookups, split_features(cuts), strict=True):
+            weights = None if cut.call is None or cut.reduction == "rows" else cut.call.weights
+            for i, block in enumerate(blocks):
+                if block is None:
+                    continue
+                shard = self._shard_of(cut.table, i)
+                pieces = self._pieces.setdefault(shard, [])
+                cut.blocks.append(block)
+                cut.places.append((shard, len(pieces)))
+                own = None if weights is None else weights[block.positions]
+                bounds = None if cut.reduction == "rows" else block.offsets
+                pieces.append(Piece(cut.table, i, cut.reduction, block.ids, bounds, own))
 
     def _join(self, whole: list[tuple[int, Entries]]) -> Pooled | None:
         if not whole:
@@ -273,52 +280,64 @@ class Lookup:
                 start = stop
             if self._return_n_valid:
                 n_valid[:, [f for f, _ in whole]] = cast(Any, replies[shard].n_valid)
-        for cut in self._cut:
-            columns = slices[self._features[cut.feature].name]
-            out[:, columns] = self._merge_cut(cut, replies, columns.stop - columns.start)
+        for f, result in self._merge_cut(replies):
+            out[:, slices[self._features[f].name]] = result
             if self._return_n_valid:
-                n_valid[:, cut.feature] = self._n_valid[cut.feature]
+                n_valid[:, f] = self._n_valid[f]
         if not shapes._has_unpooled:
             return (out, n_valid) if self._return_n_valid else out
         found: dict[str, AnyArray] = {}
         for shard, own in self._unpooled.items():
             found |= {name: replies[shard].unpooled[name].copy() for name in own}
-        for unpooled, ids, cut in self._cut_rows:
-            found[unpooled.name] = self._gather(unpooled, ids, cut, replies)
+        for unpooled, places, cut in self._cut_rows:
+            found[unpooled.name] = _gather(unpooled, places, cut, replies)
         rows = {f.name: found[f.name] for f in shapes.features if f.name in found}
         return (out, rows, n_valid) if self._return_n_valid else (out, rows)
 
-    def _merge_cut(self, cut: _CutLookup, replies: Mapping[int, Reply], dim: int) -> AnyArray:
-        answers = [replies[shard].pieces[i] for shard, i in cut.places]
-        if cut.reduction != "rows":
-            parts = list(zip(cut.blocks, answers, strict=True))
-            return merge_pooled(cut.call, cut.reduction, parts, dim)
-        bags = cut.call.bags
-        if not cut.blocks:
-            return np.zeros((bags.n_bags, dim), np.float32)
-        pooled: AnyArray = embag.embedding_bag(
-            invert(cut.blocks, len(bags.indices)),
-            _as_read(join_rows(answers)),
-            bags.offsets,
-            mode=cut.call.mode.name,
-            per_sample_weights=cut.call.weights,
-            include_last_offset=True,
-            normalize=cut.call.normalizes,
-        )
-        return pooled
+    def _merge_cut(self, replies: Mapping[int, Reply]) -> Iterator[tuple[int, AnyArray]]:
+        """Yield the features of tables that are cut, each with its result."""
+        alike: dict[tuple[Reduction, int], list[int]] = {}
+        for f, cut in self._cut.items():
+            if cut.reduction == "rows":
+                yield f, _pool_rows(cut, cut.answers(replies))
+            else:
+                alike.setdefault((cut.reduction, cut.dim), []).append(f)
+        for (reduction, dim), features in alike.items():
+            lookups = []
+            for f in features:
+                cut = self._cut[f]
+                parts = list(zip(cut.blocks, cut.answers(replies), strict=True))
+                lookups.append(Pieces(cut.call, parts))
+            yield from zip(features, merge_pooled(lookups, reduction, dim), strict=True)
 
-    @staticmethod
-    def _gather(
-        unpooled: Unpooled, ids: AnyArray, cut: _CutLookup, replies: Mapping[int, Reply]
-    ) -> AnyArray:
-        """Return the row of each id of a feature without bags; zeros for an invalid id."""
-        answers = [replies[shard].pieces[i] for shard, i in cut.places]
-        dim = unpooled.table.dim
-        rows = _as_read(join_rows(answers)) if answers else np.zeros((0, dim), np.float32)
-        places = invert(cut.blocks, ids.size).reshape(ids.shape)
-        table = _encodings.as_table(rows, kept=True)
-        skipping = unpooled._replace(table=table, refuse=False, stand_in=-1)
-        return skipping.gather(places, np.zeros(1, np.int64), None)
+
+def _pool_rows(cut: _CutLookup, answers: list[Any]) -> AnyArray:
+    """Return the result of a lookup, given all its rows."""
+    bags = cut.call.bags
+    if not cut.blocks:
+        return np.zeros((bags.n_bags, cut.dim), np.float32)
+    pooled: AnyArray = embag.embedding_bag(
+        invert(cut.blocks, len(cut.ids)),
+        _as_read(join_rows(answers)),
+        bags.offsets,
+        mode=cut.call.mode.name,
+        per_sample_weights=cut.call.weights,
+        include_last_offset=True,
+        normalize=cut.call.normalizes,
+    )
+    return pooled
+
+
+def _gather(
+    unpooled: Unpooled, places: AnyArray, cut: _CutLookup, replies: Mapping[int, Reply]
+) -> AnyArray:
+    """Return the row of each id of a feature without bags; zeros where the place is -1."""
+    answers = cut.answers(replies)
+    rows = _as_read(join_rows(answers)) if answers else np.zeros((0, cut.dim), np.float32)
+    in_order = np.append(invert(cut.blocks, len(cut.ids)), -1)  # -1 is the last
+    table = _encodings.as_table(rows, kept=True)
+    skipping = unpooled._replace(table=table, refuse=False, stand_in=-1)
+    return skipping.gather(in_order[places], np.zeros(1, np.int64), None)
 
 
 def _as_read(rows: Any) -> Any:
