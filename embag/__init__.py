@@ -17,6 +17,7 @@ A lookup passes through these files, top to bottom:
     _bags.py               the bags of a call: ids, offsets, weights
     _modes.py              the table of modes (sum, mean, max, ...)
     _encodings.py          the table of encodings (how rows are stored)
+    _entries.py            the ids of a lookup that count, as arrays
     _performance.py        `PerformanceWarning`: a lookup copies its table
     _types.py              the types that public signatures name
 
@@ -40,8 +41,8 @@ The rest of the public API:
     tuning.py              `tune`: choose how a table's rows are prefetched, ahead of requests
     _config.py             `show_config`: how embag was built and how it runs here
 
-`embag.torch`, `embag.polars` and `embag.pandas` connect embag to these libraries. They are
-not imported here. The folders:
+`embag.torch`, `embag.polars`, `embag.pandas` and `embag.ray` connect embag to these libraries.
+They are not imported here. The folders:
 
     _kernels/              the kernels (_core.pyx includes them), the choice of a level and of
                            prefetch strategies

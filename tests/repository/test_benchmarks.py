@@ -323,6 +323,21 @@ def test_the_table_of_pages_is_written(tmp_path):
     assert "| 8 bits, requests, 1 thread |" in page.read_text()
 
 
+@pytest.mark.ray
+def test_the_tables_of_shards_are_written(tmp_path):
+    pytest.importorskip("ray")
+    path, page = tmp_path / "sharded.json", tmp_path / "page.md"
+    run_module("benchmarks.sharded", "--quick", "--json", path)
+    results = json.loads(path.read_text())
+    for setting in ("default", "sent with calls"):
+        assert all(one["call"] > one["local"] > 0 for one in results[setting]["calls"])
+    names = ("calls table", "parts table", "clusters table")
+    page.write_text("".join(f"<!-- {name}: start -->\n<!-- {name}: end -->\n" for name in names))
+    run_module("benchmarks.sharded.table", path, page)
+    run_module("benchmarks.sharded.table", path, page, "--check")
+    assert "| 512, cut by rows, exact |" in page.read_text()
+
+
 @pytest.fixture(scope="module")
 def pipeline_file(tmp_path_factory):
     for package in ("pyarrow", "click", "rich"):  # of `embag pool`

@@ -45,6 +45,7 @@ def test_examples(name, n_examples):
         ["benchmarks.charts"],
         ["tools.soak.page", "benchmarks/results/soak.json", "docs/soak.md"],
         ["benchmarks.pages.table", "benchmarks/results/pages.json", "docs/tables.md"],
+        ["benchmarks.sharded.table", "benchmarks/results/sharded.json", "docs/scaling.md"],
     ],
 )
 def test_figures_are_generated(command):
