@@ -209,13 +209,15 @@ def plan(
     ...     "users": np.zeros((300, 64), np.float32),
     ...     "cities": np.zeros((50, 64), np.float32),
     ... }
-    >>> embag.ray.plan(tables, {"10.0.0.1": 200_000, "10.0.0.2": 200_000})
+    >>> reads = {"items": 8, "users": 1, "cities": 1}
+    >>> embag.ray.plan(tables, {"10.0.0.1": 250_000, "10.0.0.2": 250_000}, reads)
     Plan: 3 tables on 2 shards
-    shard 0 on 10.0.0.1: 141 kB of 200 kB (70 %), 50.0 % of the rows read
+    shard 0 on 10.0.0.1: 205 kB of 250 kB (82 %), 50.0 % of the rows read
         items: rows 0 to 499, block 1 of 2, 128 kB
-        cities: 50 rows, 12.8 kB
-    shard 1 on 10.0.0.2: 128 kB of 200 kB (64 %), 16.7 % of the rows read
+        users: 300 rows, 76.8 kB
+    shard 1 on 10.0.0.2: 141 kB of 250 kB (56 %), 50.0 % of the rows read
         items: rows 500 to 999, block 2 of 2, 128 kB
+        cities: 50 rows, 12.8 kB
     """
     specs = _as_specs(tables)
     places = _as_nodes(nodes)
