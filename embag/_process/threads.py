@@ -12,6 +12,10 @@ Concurrent calls share this limit. `num_threads=n` replaces it for one call, and
 `with embag.num_threads(n)` for all calls in the block. A small call uses fewer threads: waking
 a thread takes microseconds.
 
+OMP_NUM_THREADS is read at each large call, because Ray sets it for a task and removes it
+afterwards. OpenMP reads it only when it is loaded. So once the variable has changed, OpenMP's
+number is a limit only if someone has set it since.
+
 A call that is slowed down by other programs makes the next ones use fewer (team_sizes.py).
 
 `run` is the only way to run a kernel with several threads. It counts the call, makes sure that
@@ -50,10 +54,21 @@ _N_MACHINE = os.cpu_count() or 1  # read once: it is a system file
 _LIMIT_RULE = "OMP_THREAD_LIMIT"
 _PLACES_RULE = "OpenMP's places (OMP_PLACES, OMP_PROC_BIND, GOMP_CPU_AFFINITY)"
 
+# What OpenMP was loaded with.
+_FIRST_VARIABLE = os.environ.get("OMP_NUM_THREADS")
+_FIRST_OPENMP_THREADS = _teams.openmp_threads()
+
 _of_context: ContextVar[int | None] = ContextVar("embag.num_threads", default=None)
 
+
+class _OuterLimit(NamedTuple):
+    n: int
+    rule: str
+    variable: str | None  # the text of OMP_NUM_THREADS that it was found with
+
+
 _set_by_user: int | None = None
-_outer_limit: tuple[int, str] | None = None  # cached result of `_find_outer_limit`
+_outer_limit: _OuterLimit | None = None  # cached result of `_find_outer_limit`
 _in_flight: set[object] = set()  # a token for each call that runs with several threads
 _n_forks_seen = 0
 
@@ -61,32 +76,33 @@ _n_forks_seen = 0
 # --- How many -----------------------------------------------------------------
 
 
-def _omp_num_threads() -> int | None:
-    """Return OMP_NUM_THREADS, the first of a list; None if it is unset or not a number."""
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+def _parse_omp_num_threads(text: str | None) -> int | None:
+    """Return the first number of a list; None if the variable is unset or not a number."""
+    first = (text or "").split(",")[0].strip()
     if not re.fullmatch("[0-9]{1,18}", first) or int(first) == 0:
         return None
     return int(first)
 
 
-def _find_outer_limit() -> tuple[int, str]:
+def _find_outer_limit() -> _OuterLimit:
     """Return the smallest limit that the environment sets, and its name."""
     global _outer_limit  # noqa: PLW0603
     _reset_after_fork()
+    variable = os.environ.get("OMP_NUM_THREADS")
     limit = _outer_limit
-    if limit is None:
+    if limit is None or limit.variable != variable:
         limits: list[tuple[int, str]] = []
         quota = cgroups.cpu_quota()
         if quota is not None:
             limits.append((math.ceil(quota), "the container's CPU quota"))
-        environment = _omp_num_threads()
+        environment = _parse_omp_num_threads(variable)
         if environment is not None:
             limits.append((environment, "OMP_NUM_THREADS"))
         limits.append((_teams.thread_limit(), _LIMIT_RULE))
         places = _teams.place_processors()
         if places:
             limits.append((len(places), _PLACES_RULE))
-        limit = min(limits, key=operator.itemgetter(0))
+        limit = _OuterLimit(*min(limits, key=operator.itemgetter(0)), variable)
         _outer_limit = limit
     return limit
 
@@ -101,13 +117,14 @@ def explain() -> tuple[int, str]:
         return (count, "embag.num_threads") if count <= most else (most, _LIMIT_RULE)
     count, rule = _teams.n_processors(), "CPU affinity"
     outer = _find_outer_limit()
-    if outer[0] < count:
-        count, rule = outer
+    if outer.n < count:
+        count, rule = outer.n, outer.rule
     chosen = _set_by_user
     if chosen is not None and chosen < count:
         count, rule = chosen, "set_num_threads"
     openmp = _teams.openmp_threads()
-    if 0 < openmp < count:  # a huge OMP_NUM_THREADS overflows in OpenMP
+    is_stale = openmp == _FIRST_OPENMP_THREADS and outer.variable != _FIRST_VARIABLE
+    if 0 < openmp < count and not is_stale:  # a huge OMP_NUM_THREADS overflows in OpenMP
         count, rule = openmp, "OpenMP (threadpoolctl, omp_set_num_threads)"
     return count, rule
 
@@ -183,6 +200,10 @@ def get_num_threads() -> int:
     -----
     Concurrent calls share these threads: a call that starts while `k` others run with several
     threads gets at most one part in ``k + 1``.
+
+    OMP_NUM_THREADS is read at each large call, so changes of ``os.environ`` take effect. OpenMP
+    reads it only when it is loaded. After a change, OpenMP's own number counts only if it has been
+    set since, by threadpoolctl or ``omp_set_num_threads``.
 
     Examples
     --------

@@ -23,6 +23,8 @@ LARGE = 10**9  # enough entries for any number of threads
 def _clean(clean_thread_settings, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "_OPENMP", True)
+    monkeypatch.setattr(threads, "_FIRST_VARIABLE", None)
+    monkeypatch.setattr(threads, "_FIRST_OPENMP_THREADS", 20)
     monkeypatch.setattr(threads._teams, "n_processors", lambda: 16)
     monkeypatch.setattr(threads._teams, "openmp_threads", lambda: 20)
     monkeypatch.setattr(threads._teams, "thread_limit", lambda: 2**31 - 1)
@@ -39,7 +41,6 @@ def test_the_lowest_limit_decides(monkeypatch):
     monkeypatch.setattr(threads.cgroups, "cpu_quota", lambda: 7.5)
     assert threads.explain() == (8, "the container's CPU quota")
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    monkeypatch.setattr(threads, "_outer_limit", None)
     assert threads.explain() == (6, "OMP_NUM_THREADS")
     embag.set_num_threads(4)
     assert threads.explain() == (4, "set_num_threads")
@@ -76,7 +77,45 @@ def test_the_thread_limit_bounds_every_count(monkeypatch):
 )
 def test_omp_num_threads(value, expected, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert threads._omp_num_threads() == expected
+    decided = (16, "CPU affinity") if expected is None else (expected, "OMP_NUM_THREADS")
+    assert threads.explain() == decided
+
+
+def test_omp_num_threads_is_read_at_each_call(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads.explain() == (3, "OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads.explain() == (7, "OMP_NUM_THREADS")
+    assert threads.threads_for(LARGE, None) == embag.get_num_threads() == 7
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert threads.explain() == (2, "OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads.explain() == (16, "CPU affinity")
+
+
+def test_the_number_that_openmp_was_loaded_with_is_stale_once_the_variable_changes(monkeypatch):
+    monkeypatch.setattr(threads, "_FIRST_VARIABLE", "4")
+    monkeypatch.setattr(threads, "_FIRST_OPENMP_THREADS", 4)
+    monkeypatch.setattr(threads._teams, "openmp_threads", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads.explain() == (4, "OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    assert threads.explain() == (9, "OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads.explain() == (16, "CPU affinity")
+    monkeypatch.setattr(threads._teams, "openmp_threads", lambda: 5)
+    assert threads.explain() == (5, "OpenMP (threadpoolctl, omp_set_num_threads)")
+
+
+def test_the_quota_is_read_once_for_each_value_of_the_variable(monkeypatch):
+    reads = []
+    monkeypatch.setattr(threads.cgroups, "cpu_quota", lambda: reads.append(1))
+    for _ in range(3):
+        threads.explain()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for _ in range(3):
+        threads.explain()
+    assert len(reads) == 2
 
 
 def test_without_openmp_there_is_one_thread(monkeypatch):
@@ -282,8 +321,29 @@ def test_the_report_notes_that_openmp_may_give_fewer_threads():
     assert printed("-c", code, OMP_DYNAMIC="false")[0] == "[]"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of the process")
+@pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
+@pytest.mark.parametrize(
+    ("at_import", "later"),
+    [
+        ({}, "1 3 2 4 1"),
+        ({"OMP_NUM_THREADS": "1"}, "1 3 - 2 1"),
+        ({"OMP_NUM_THREADS": "2"}, "1 - 4"),
+    ],
+)
+def test_calls_follow_omp_num_threads(at_import, later):
+    lines = printed(
+        SCRIPTS / "report_threads.py", "calls_with_omp_num_threads", *later.split(), **at_import
+    )
+    assert lines[:-1] == [
+        "6 CPU affinity, 6 used" if n == "-" else f"{n} OMP_NUM_THREADS, {n} used"
+        for n in later.split()
+    ]
+
+
 @pytest.mark.skipif(not _core.build_info()[1], reason="needs OpenMP")
 def test_threadpoolctl_sees_and_limits():
     pytest.importorskip("threadpoolctl")
     lines = printed(SCRIPTS / "report_threads.py", "limits_of_threadpoolctl")
-    assert lines[:3] == ["1", "8", "1 OpenMP (threadpoolctl, omp_set_num_threads)"]
+    by_openmp = "OpenMP (threadpoolctl, omp_set_num_threads)"
+    assert lines[:4] == ["1", "8", f"1 {by_openmp}", f"3 {by_openmp}"]
