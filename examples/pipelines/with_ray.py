@@ -1,26 +1,25 @@
-"""Ray Data: `map_batches` with Arrow batches."""
+"""Ray Data: `map_batches` with `embag.ray.Pool`."""
 
-import pyarrow as pa
 import ray
 import sample
 
-import embag
+import embag.ray
 
 
 def pool(events: str, items: str, out: str) -> None:
+    # Each actor maps the table once, and uses the CPUs that Ray assigns to it: one by default.
+    # All actors of a machine share the table's pages.
     (
         ray.data.read_parquet(events)
-        .map_batches(pool_lists, fn_args=[items], batch_format="pyarrow")
+        .map_batches(
+            embag.ray.Pool,
+            fn_constructor_args=[items, "item_ids"],
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=2),
+        )
+        .select_columns(["user_id", "vector"])
         .write_parquet(out)
     )
-
-
-def pool_lists(batch: pa.Table, items: str) -> pa.Table:
-    # Ray runs a task per core and sets its OMP_NUM_THREADS to 1, which embag respects. The table
-    # is mapped: all workers of a machine share its pages.
-    vectors = embag.embedding_bag(batch["item_ids"], embag.load_table(items))
-    vector = pa.array(embag.to_arrow(vectors))
-    return pa.table({"user_id": batch["user_id"], "vector": vector})
 
 
 if __name__ == "__main__":
