@@ -3,7 +3,7 @@
 Gradients (backward.py) and lookups that are spread over machines (ray/) need the ids that are
 neither padding nor out of range, with the bag of each.
 
-Tested in tests/gradients/ and tests/ray/.
+Tested in tests/gradients/ and tests/sharding/.
 """
 
 from dataclasses import replace

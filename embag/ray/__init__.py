@@ -6,7 +6,7 @@
 
 Importing this package does not import Ray; what needs it does.
 
-Tested in tests/ray/.
+Tested in tests/sharding/.
 """
 
 from embag.ray._actors import ShardError, nodes

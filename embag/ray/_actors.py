@@ -3,7 +3,7 @@
 An actor that dies is restarted by Ray, on its node or, if the node is gone, on another one.
 Lookups that it had not answered are sent again (`max_task_retries`), updates are not.
 
-Tested in tests/ray/test_faults.py.
+Tested in tests/sharding/test_faults.py.
 """
 
 from __future__ import annotations
@@ -51,6 +51,19 @@ def import_ray() -> Any:
     return ray
 
 
+def connect() -> Any:
+    """Return the package ray, connected to a cluster; it starts one if there is none."""
+    ray = import_ray()
+    if not ray.is_initialized():
+        ray.init()
+    return ray
+
+
+def store(value: Any) -> Any:
+    """Put an object into Ray's object store; return the reference."""
+    return connect().put(value)
+
+
 def nodes() -> dict[str, int]:
     """Return the nodes of the cluster, and the bytes of memory that Ray gives to tasks on each.
 
@@ -64,10 +77,7 @@ def nodes() -> dict[str, int]:
     ImportError
         If Ray is not installed.
     """
-    ray = import_ray()
-    if not ray.is_initialized():
-        ray.init()
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in connect().nodes() if node["Alive"]]
     addresses = [node["NodeManagerAddress"] for node in alive]
     return {
         address if addresses.count(address) == 1 else node["NodeID"]: int(
@@ -79,8 +89,7 @@ def nodes() -> dict[str, int]:
 
 def node_ids(places: Sequence[Node]) -> list[str]:
     """Return the id of the node of each shard; raise for an unknown node."""
-    ray = import_ray()
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in connect().nodes() if node["Alive"]]
     known = {node["NodeManagerAddress"]: node["NodeID"] for node in alive}
     known |= {node["NodeID"]: node["NodeID"] for node in alive}
     for place in places:

@@ -11,7 +11,7 @@ So the same steps serve calls that block and calls in an event loop.
     _shard.py        what a shard does
     _actors.py       shards as actors of Ray
 
-Tested in tests/ray/.
+Tested in tests/sharding/.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from embag._files.replacement import replacement
 from embag._types import Table
 from embag.collection import Feature
 from embag.optim import Optimizer
-from embag.ray._actors import Actors, ShardError, import_ray, nodes
+from embag.ray._actors import Actors, ShardError, nodes, store
 from embag.ray._lookups import Layout, Lookup, collection_of_shapes
 from embag.ray._messages import Lost, Missing, OptimizerSpec, PrepareRequest, Saved, Version
 from embag.ray._plan import Plan, TableSpec, spec_of
@@ -169,9 +169,6 @@ class ShardedCollection:
         _arguments.check_flags(exact=exact)
         num_threads = _arguments.as_count(num_threads, "num_threads")
         given = {name: _as_source(table, f"tables[{name!r}]") for name, table in tables.items()}
-        ray = import_ray()
-        if not ray.is_initialized():
-            ray.init()
         self._memory = memory
         self._timeout = _as_seconds(timeout, "timeout")
         self._load_timeout = _as_seconds(load_timeout, "load_timeout")
@@ -804,11 +801,10 @@ def _store(table: Any, plan: Plan, name: str) -> Any:
     """Return where shards find a table: its path, or each block in the object store."""
     if isinstance(table, str):
         return table
-    ray = import_ray()
     blocks = plan.blocks[name]
     if len(blocks) == 1:
-        return (ray.put(table),)
-    return tuple(ray.put(cut_block(table, block.start, block.stop, False)) for block in blocks)
+        return (store(table),)
+    return tuple(store(cut_block(table, block.start, block.stop, False)) for block in blocks)
 
 
 def _spread(places: list[tuple[str, int]], n_shards: int | None) -> list[tuple[str, int]]:

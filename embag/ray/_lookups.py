@@ -5,14 +5,14 @@
              cut go to the shards of their blocks
     merge    columns are put side by side; bags of several blocks are reduced once more
 
-Nothing here knows Ray. Tested in tests/ray/test_lookups.py.
+Nothing here knows Ray. Tested in tests/sharding/test_lookups.py.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -202,6 +202,7 @@ class Lookup:
             whole.append((f, entries_of(call)))
             return
         counting, positions = counting_entries(call)
+        counting = replace(counting, padding=-1)  # the default may be the padding row, and counts
         bags: Any = counting.bags
         if self._return_n_valid:
             n_valid = np.diff(bags.offsets)

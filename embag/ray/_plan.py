@@ -4,7 +4,7 @@ Tables are placed one after the other, the largest first, each on the shard wher
 the fullest of two: the bytes, and the rows read. A table that fits no shard is cut into blocks of
 equally many rows.
 
-Tested in tests/ray/test_plan.py.
+Tested in tests/sharding/test_plan.py.
 """
 
 from __future__ import annotations
@@ -284,9 +284,11 @@ def _place(
             rows_read = shares[name] / n_blocks[name] / n_copies[name]
             fits = [s for s, node in enumerate(nodes) if used[s] + n_bytes <= node.n_bytes]
 
-            def fullness(s: int, n_bytes: int = n_bytes, rows_read: float = rows_read) -> float:
+            def fullness(
+                s: int, n_bytes: int = n_bytes, rows_read: float = rows_read
+            ) -> tuple[float, float]:
                 in_bytes = (used[s] + n_bytes) / max(1, nodes[s].n_bytes)
-                return max(in_bytes, (read[s] + rows_read) * len(nodes))
+                return max(in_bytes, (read[s] + rows_read) * len(nodes)), in_bytes
 
             chosen = sorted(fits, key=fullness)[: n_copies[name]]
             if len(chosen) < n_copies[name]:

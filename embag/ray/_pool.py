@@ -1,6 +1,6 @@
 """`Pool`: list columns to columns of vectors, in Ray Data.
 
-Tested in tests/ray/test_pool.py.
+Tested in tests/sharding/test_pool.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Some rows of a table, as a table of their own that has the same encoding.
 
-Tested in tests/ray/test_rows.py.
+Tested in tests/sharding/test_rows.py.
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
 It is an ordinary class: Ray makes an actor of it (_actors.py). After a restart it has loaded
 nothing; its callers notice that and send what is to be loaded (`Missing`).
 
-Tested in tests/ray/test_shards.py.
+Tested in tests/sharding/test_shards.py.
 """
 
 from __future__ import annotations
@@ -359,13 +359,16 @@ def by_names(pooled: Pooled) -> tuple[dict[str, Any], dict[str, AnyArray]]:
 
 def change_options(optimizer: Optimizer, spec: OptimizerSpec) -> None:
     """Give an optimizer other options, such as a learning rate."""
+    is_same = type(optimizer) is spec.kind
     changed = {
-        name: value for name, value in spec.options.items() if getattr(optimizer, name) != value
+        name: value
+        for name, value in spec.options.items()
+        if is_same and getattr(optimizer, name) != value
     }
-    if type(optimizer) is not spec.kind or {"stochastic_rounding", "seed"} & changed.keys():
+    if not is_same or {"stochastic_rounding", "seed"} & changed.keys():
         raise ValueError(
-            f"optimizers must stay of their class, with the same rounding, got "
-            f"{spec.kind.__name__}({', '.join(spec.options)}) after {optimizer!r}"
+            f"optimizer must stay of its class, with the same rounding, got {spec.kind.__name__} "
+            f"after {optimizer!r}"
         )
     for name, value in changed.items():
         setattr(optimizer, name, value)

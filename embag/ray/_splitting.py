@@ -3,7 +3,7 @@
 Plain functions of arrays. A bag whose ids are in several blocks is reduced in each of them; only
 the bags of which a block has ids are sent to it and back.
 
-Tested in tests/ray/test_splitting.py.
+Tested in tests/sharding/test_splitting.py.
 """
 
 from __future__ import annotations

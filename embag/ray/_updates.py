@@ -5,7 +5,7 @@ the ids of its rows with the gradients of their bags: in the modes that add rows
 the output, divided by the divisor of the bag. Other gradients depend on the rows of all blocks:
 these are fetched first, and each position gets a gradient of its own.
 
-Nothing here knows Ray. Tested in tests/ray/test_updates.py.
+Nothing here knows Ray. Tested in tests/sharding/test_updates.py.
 """
 
 from __future__ import annotations
