@@ -36,6 +36,7 @@ from ray.cluster_utils import Cluster
 import embag
 import embag.ray
 from benchmarks import machine
+from embag.ray._actors import TimeLimit
 from embag.ray._lookups import Layout, Lookup, collection_of_shapes
 from embag.ray._messages import Version
 from embag.ray._plan import Block, Plan
@@ -241,7 +242,7 @@ def time_calls(
 def time_empty_call(collection: Any) -> float:
     """Return the time of a call of every shard that does nothing."""
     arguments = dict.fromkeys(range(N_NODES), (-1,))
-    seconds, _ = timed(collection._actors.ask, "drop", arguments, 30.0)
+    seconds, _ = timed(collection._actors.ask, "drop", arguments, TimeLimit(30.0))
     return seconds
 
 

@@ -100,6 +100,19 @@ def node_ids(places: Sequence[Node]) -> list[str]:
     return [known[place.name] for place in places]
 
 
+class TimeLimit:
+    """The time that a call may take, from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left."""
+        return max(0.0, self._end - time.monotonic())
+
+
 class Actors:
     """The actors of all shards, and how many calls each has not answered."""
 
@@ -138,19 +151,17 @@ class Actors:
         """Return the shard that has the fewest calls of this process to answer."""
         return min(shards, key=self._waiting.__getitem__)
 
-    def ask(self, method: str, arguments: dict[int, tuple[Any, ...]], timeout: float) -> Any:
+    def ask(self, method: str, arguments: dict[int, tuple[Any, ...]], limit: TimeLimit) -> Any:
         """Call a method of some shards at once; return the answers by shard."""
         ray = import_ray()
-        deadline = time.monotonic() + timeout
         sent = self._send(method, arguments)
         answers: dict[int, Any] = {}
         try:
             for shard, reference in sent.items():
-                left = max(0.0, deadline - time.monotonic())
                 try:
-                    answers[shard] = ray.get(reference, timeout=left)
+                    answers[shard] = ray.get(reference, timeout=limit.left)
                 except ray.exceptions.GetTimeoutError:
-                    self._raise_for_timeout(sent, timeout)
+                    self._raise_for_timeout(sent, limit)
                 except Exception as error:
                     self._raise_for(shard, error)
         finally:
@@ -158,7 +169,7 @@ class Actors:
         return answers
 
     async def ask_async(
-        self, method: str, arguments: dict[int, tuple[Any, ...]], timeout: float
+        self, method: str, arguments: dict[int, tuple[Any, ...]], limit: TimeLimit
     ) -> Any:
         """Do what `ask` does, in an event loop."""
         sent = self._send(method, arguments)
@@ -168,10 +179,10 @@ class Actors:
         }
         try:
             if futures:
-                await asyncio.wait(futures.values(), timeout=timeout)
+                await asyncio.wait(futures.values(), timeout=limit.left)
             for shard, future in futures.items():
                 if not future.done():
-                    self._raise_for_timeout(sent, timeout)
+                    self._raise_for_timeout(sent, limit)
                 try:
                     answers[shard] = future.result()
                 except Exception as error:
@@ -206,13 +217,14 @@ class Actors:
             if shard not in answers:
                 ray.cancel(reference, recursive=False)  # if it waits in the queue of the actor
 
-    def _raise_for_timeout(self, sent: dict[int, Any], timeout: float) -> None:
+    def _raise_for_timeout(self, sent: dict[int, Any], limit: TimeLimit) -> None:
         ray = import_ray()
         of = {reference: shard for shard, reference in sent.items()}
         _, pending = ray.wait(list(of), num_returns=len(of), timeout=0, fetch_local=False)
         late = sorted(of[reference] for reference in pending)
         raise ShardError(
-            f"{self._describe(late)} must answer within {timeout:g} seconds, got no answer", late
+            f"{self._describe(late)} must answer within {limit.seconds:g} seconds, got no answer",
+            late,
         ) from None
 
     def _raise_for(self, shard: int, error: Exception) -> None:

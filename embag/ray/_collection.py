@@ -21,7 +21,6 @@ import functools
 import json
 import os
 import threading
-import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -35,7 +34,7 @@ from embag._files.replacement import replacement
 from embag._types import Table
 from embag.collection import Feature
 from embag.optim import Optimizer
-from embag.ray._actors import Actors, ShardError, nodes, store
+from embag.ray._actors import Actors, ShardError, TimeLimit, nodes, store
 from embag.ray._lookups import Layout, Lookup, collection_of_shapes
 from embag.ray._messages import Lost, Missing, OptimizerSpec, PrepareRequest, Saved, Version
 from embag.ray._plan import Plan, TableSpec, spec_of
@@ -332,13 +331,12 @@ return_n_valid, timeout
             (values, offsets, per_sample_weights, include_last_offset),
             *(out, num_threads, return_n_valid),
         )
-        deadline = time.monotonic() + self._as_timeout(timeout)
+        limit = TimeLimit(self._as_timeout(timeout))
         try:
             method, arguments = next(steps)
             while True:
-                left = max(0.0, deadline - time.monotonic())
                 try:
-                    answers = await self._running().ask_async(method, arguments, left)
+                    answers = await self._running().ask_async(method, arguments, limit)
                 except ShardError as error:
                     method, arguments = steps.throw(error)
                 else:
@@ -348,13 +346,12 @@ return_n_valid, timeout
 
     def _run(self, steps: _Steps, timeout: float) -> Any:
         """Take the steps, and return their result."""
-        deadline = time.monotonic() + timeout
+        limit = TimeLimit(timeout)
         try:
             method, arguments = next(steps)
             while True:
-                left = max(0.0, deadline - time.monotonic())
                 try:
-                    answers = self._running().ask(method, arguments, left)
+                    answers = self._running().ask(method, arguments, limit)
                 except ShardError as error:
                     method, arguments = steps.throw(error)
                 else:

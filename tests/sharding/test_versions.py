@@ -37,7 +37,7 @@ def answer(steps, sharded, asked):
     """Take one step of a lookup by hand; return what it asks next, or its result."""
     method, arguments = asked
     try:
-        return steps.send(sharded._actors.ask(method, arguments, 1.0)), None
+        return steps.send(sharded._actors.ask(method, arguments)), None
     except StopIteration as stop:
         return None, stop.value
 
@@ -75,9 +75,9 @@ def test_a_lookup_that_began_before_a_replacement_reads_one_version():
     method, arguments = asked
     # One shard answers before the replacement, the others after it.
     first = min(arguments)
-    early = sharded._actors.ask(method, {first: arguments.pop(first)}, 1.0)
+    early = sharded._actors.ask(method, {first: arguments.pop(first)})
     sharded.replace("a", filled(10))
-    late = sharded._actors.ask(method, arguments, 1.0)
+    late = sharded._actors.ask(method, arguments)
     asked = steps.send(early | late)
     assert run_to_the_end(steps, asked, sharded).tolist() == [[20] * 4 + [2] * 4]
 

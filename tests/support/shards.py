@@ -79,7 +79,7 @@ class LocalActors:
     def choose(self, shards):
         return shards[0]
 
-    def ask(self, method, arguments, timeout):
+    def ask(self, method, arguments, limit=None):
         self.asked.append((method, sorted(arguments)))
         answers = {}
         for shard, given in arguments.items():
@@ -92,8 +92,8 @@ class LocalActors:
             answers[shard] = pickle.loads(pickle.dumps(answer))
         return answers
 
-    async def ask_async(self, method, arguments, timeout):
-        return self.ask(method, arguments, timeout)
+    async def ask_async(self, method, arguments, limit):
+        return self.ask(method, arguments)
 
     def stop(self):
         self.is_stopped = True

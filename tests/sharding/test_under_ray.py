@@ -1,0 +1,240 @@
+"""Shards that are actors of Ray, on three nodes of one machine."""
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from ray_nodes import ADDRESSES
+
+import embag
+from embag import Feature, optim
+from embag.ray import Pool, ShardedCollection, ShardError, nodes, plan
+
+ray = pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:.*RAY_ACCEL_ENV_VAR_OVERRIDE:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Ray's own sockets and files
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+
+FEATURES = [Feature("x", "a"), Feature("y", "b", "mean")]
+VALUES = {"x": [[1, 999], [2, 3]], "y": [[5], [6]]}
+
+
+def cut_plan(files):
+    """Return a plan with a shard on each node; both tables are cut."""
+    return plan(files, dict.fromkeys(ADDRESSES, 11_000))
+
+
+def node_of(shard):
+    """Return the address of the node of an actor."""
+    where = shard.__ray_call__.remote(lambda _: ray.util.get_node_ip_address())
+    return ray.get(where, timeout=20)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shards_are_on_the_nodes_of_the_plan(files):
+    assert sorted(nodes()) == ADDRESSES
+    local = embag.EmbeddingBagCollection(
+        {name: embag.load_table(path) for name, path in files.items()}, FEATURES
+    )
+    for found in (None, cut_plan(files)):
+        with ShardedCollection(files, FEATURES, plan=found) as sharded:
+            assert sorted(node.name for node in sharded.plan.nodes) == ADDRESSES
+            for node, handle in zip(sharded.plan.nodes, sharded._actors._handles, strict=True):
+                assert node_of(handle) == node.name
+            np.testing.assert_array_equal(sharded(VALUES), local(VALUES))
+    with ShardedCollection(files, FEATURES, n_shards=4) as sharded:
+        assert len(sharded.plan.nodes) == 4
+        np.testing.assert_array_equal(sharded(VALUES), local(VALUES))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_tables_in_memory_and_updates(tmp_path):
+    rng = np.random.default_rng(0)
+    tables = {"a": rng.standard_normal((1000, 4)).astype(np.float32)}
+    tables["b"] = embag.quantize(tables["a"])
+    places = [(address, 12_000) for address in ADDRESSES]
+    local = embag.EmbeddingBagCollection({**tables, "a": tables["a"].copy()}, FEATURES)
+    optimizers = {"a": optim.Adagrad(local.tables["a"], lr=0.1)}
+    rules = {"a": partial(optim.Adagrad, lr=0.1)}
+    with ShardedCollection(tables, FEATURES, plan=plan(tables, places), memory="copy") as sharded:
+        assert len(sharded.plan.blocks["a"]) > 1
+        for _ in range(3):
+            grad = rng.standard_normal((2, 8))
+            local.update(grad, VALUES, optimizers=optimizers)
+            sharded.update(grad, VALUES, optimizers=rules)
+        np.testing.assert_allclose(sharded(VALUES), local(VALUES), rtol=1e-6)
+        sharded.save(tmp_path)
+        saved = sharded(VALUES)
+        sharded.update(grad, VALUES, optimizers=rules)
+        sharded.restore(tmp_path)
+        np.testing.assert_array_equal(sharded(VALUES), saved)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hundred_lookups_in_an_event_loop(files):
+    with ShardedCollection(files, FEATURES, plan=cut_plan(files)) as sharded:
+
+        async def run():
+            calls = [asyncio.create_task(sharded.lookup(VALUES)) for _ in range(100)]
+            await asyncio.sleep(0)
+            for call in calls[::3]:
+                call.cancel()
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        found = asyncio.run(run())
+        assert sum(isinstance(one, asyncio.CancelledError) for one in found) == 34
+        expected = sharded(VALUES)
+        for one in found:
+            if not isinstance(one, asyncio.CancelledError):
+                np.testing.assert_array_equal(one, expected)
+        assert sharded._actors._waiting == [0] * 3
+
+
+@pytest.mark.usefixtures("cluster")
+def test_replacements_while_threads_and_other_processes_look_up(files, tmp_path):
+    @ray.remote(num_cpus=0)
+    def look_up(copy, seconds):
+        seen = set()
+        stop = time.monotonic() + seconds
+        while time.monotonic() < stop:
+            seen |= {tuple(row) for row in copy(VALUES)[:, [0, 3]].tolist()}
+        return seen
+
+    paths = []
+    for version in range(6):
+        paths.append(tmp_path / f"version{version}.npy")
+        embag.save_table(paths[-1], np.full((1000, 4), version + 1, np.float32))
+    with ShardedCollection(files, FEATURES, plan=cut_plan(files)) as sharded:
+        others = [look_up.remote(sharded, 4.0) for _ in range(2)]
+        seen, errors, done = set(), [], threading.Event()
+
+        def repeat():
+            try:
+                while not done.is_set():
+                    seen.update(tuple(row) for row in sharded(VALUES)[:, [0, 3]].tolist())
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=repeat) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for path in paths:
+            sharded.replace("a", path)
+            time.sleep(0.3)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        # Both ids of a bag are in different blocks: a mixture would be an odd number.
+        whole = {(2.0 * version, 2.0 * version) for version in range(1, 7)}
+        for found in (seen, *ray.get(others, timeout=30)):
+            assert found <= whole
+            assert len(found) > 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_time_limit(files):
+    with ShardedCollection(files, FEATURES, plan=cut_plan(files)) as sharded:
+        for shard in sharded._actors._handles:  # the next lookup has to wait
+            shard.__ray_call__.remote(lambda _: time.sleep(1.5))
+        start = time.monotonic()
+        with pytest.raises(ShardError, match=r"must answer within 0\.2 seconds, got no answer"):
+            sharded(VALUES, timeout=0.2)
+        assert time.monotonic() - start < 1.2
+        with pytest.raises(ShardError, match="got no answer"):
+            asyncio.run(sharded.lookup(VALUES, timeout=0.1))
+        np.testing.assert_array_equal(sharded(VALUES)[:, 0], [2, 2])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_errors_at_construction(files, tmp_path):
+    missing = dict(files, a=str(tmp_path / "missing.npy"))
+    with pytest.raises(ShardError, match=r"shard \d on node 127\.0\.0\.\d failed: FileNotFound"):
+        ShardedCollection(missing, FEATURES, plan=cut_plan(files))
+    elsewhere = plan(files, {"10.1.2.3": 10**6})
+    with pytest.raises(ValueError, match=r"plan must have nodes of the cluster, .*'10\.1\.2\.3'"):
+        ShardedCollection(files, FEATURES, plan=elsewhere)
+    with pytest.raises(ShardError, match="must answer within 1 seconds, got no answer"):
+        ShardedCollection(files, FEATURES, num_threads=99, load_timeout=1)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shards_end_with_the_collection(files):
+    n_cpus = ray.cluster_resources()["CPU"]
+
+    def wait_for(n):
+        for _ in range(100):
+            if ray.available_resources().get("CPU") == n:
+                return True
+            time.sleep(0.1)
+        return False
+
+    assert wait_for(n_cpus)
+    sharded = ShardedCollection(files, FEATURES)
+    sharded(VALUES)
+    assert wait_for(n_cpus - 3)
+    del sharded
+    gc.collect()
+    assert wait_for(n_cpus)
+    sharded = ShardedCollection(files, FEATURES)
+
+    @ray.remote(num_cpus=0)
+    class Other:
+        def __init__(self, copy):
+            self.copy = copy
+
+        def look_up(self):
+            return self.copy(VALUES, timeout=5)
+
+    other = Other.remote(sharded)
+    np.testing.assert_array_equal(ray.get(other.look_up.remote())[:, 0], [2, 2])
+    sharded.close()
+    with pytest.raises(ShardError, match="failed: ActorDiedError"):
+        ray.get(other.look_up.remote(), timeout=20)
+    assert wait_for(n_cpus)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_reused_worker_follows_the_cpus_of_its_task():
+    def count():
+        return os.getpid(), embag.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+
+    task = ray.remote(count)
+    seen = {}
+    for _ in range(10):
+        for n_cpus in (1, 2):
+            process, found, variable = ray.get(task.options(num_cpus=n_cpus).remote())
+            assert variable == str(n_cpus)
+            assert found == min(n_cpus, len(os.sched_getaffinity(0)))
+            seen.setdefault(process, set()).add(n_cpus)
+        if {1, 2} in seen.values():
+            return
+    pytest.fail(f"no worker had tasks of both kinds: {seen}")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_pools_of_ray_data(files):
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("nanoarrow")
+    lists = [[i % 1000, (7 * i) % 1000] for i in range(400)]
+    batch = pa.table({"i": range(400), "x": lists})
+    with ShardedCollection({"a": files["a"]}, [Feature("x", "a", "mean")]) as sharded:
+        for table, column, name in ((files["a"], "x", "vector"), (sharded, None, "x_vector")):
+            pooled = ray.data.from_arrow(batch).map_batches(
+                Pool,
+                fn_constructor_args=[table, column],
+                batch_format="pyarrow",
+                batch_size=100,
+                compute=ray.data.ActorPoolStrategy(size=1),
+                num_cpus=2,
+            )
+            rows = sorted(pooled.take_all(), key=lambda row: row["i"])
+            np.testing.assert_array_equal([row[name] for row in rows], np.ones((400, 4)))
