@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers test test-fast test-demos test-slow test-torch test-pipelines test-aarch64 wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -20,6 +20,10 @@ demo-pipeline: $(VENV)/.demo-pipeline
 demo-towers: $(VENV)/.demo-pipeline $(VENV)/.test-torch
 	$(BIN)/python examples/two_towers/run.py $(ARGS)
 	$(BIN)/python examples/two_towers/compare.py $(ARGS)
+
+# Sharded tables on three nodes of Ray, all on this machine (examples/serving_ray/README.md).
+demo-ray: $(VENV)/.test-ray
+	$(BIN)/python examples/serving_ray/demo.py $(ARGS)
 
 test: $(VENV)/.test lint
 	$(BIN)/pytest -m "not packaging and not slow and not demos"
@@ -43,6 +47,10 @@ test-torch: $(VENV)/.test $(VENV)/.test-torch
 # Spark requires Java 17 or later.
 test-pipelines: $(VENV)/.test $(VENV)/.test-pipelines
 	$(BIN)/pytest -m pipelines tests
+
+# Three nodes of Ray on this machine; some hundred megabytes.
+test-ray: $(VENV)/.test $(VENV)/.test-ray
+	$(BIN)/pytest -m ray tests
 
 # Cross-compiles for 64-bit Arm and tests the kernels under emulation: minutes. Debian or Ubuntu.
 test-aarch64: $(VENV)/.test

@@ -27,7 +27,9 @@ else:
 class Pool:
     """Pool lists of ids batch by batch: a class for `ray.data.Dataset.map_batches`.
 
-    Each actor of Ray Data makes one, and so loads the table once.
+    Given the class, Ray Data makes actors, each of which loads the table once. Given an object of
+    the class, it makes tasks. These need no start, and are as fast where the table is a file, whose
+    path is all that is sent to them.
 
     Parameters
     ----------
@@ -68,6 +70,7 @@ class Pool:
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=4),
         )
+        dataset.map_batches(embag.ray.Pool("items.npy", "item_ids"), batch_format="pyarrow")
 
     A batch, here without Ray:
 
@@ -101,6 +104,7 @@ class Pool:
             "default_idx": default_idx,
             "normalize": normalize,
         }
+        self._path = table if isinstance(table, (str, os.PathLike)) else None
         self._table: Any = table
         if isinstance(table, ShardedCollection):
             if column is not None or weights is not None:
@@ -114,10 +118,18 @@ class Pool:
         known = _modes.as_mode(mode)
         if weights is not None:
             _modes.check_weighted(known, weights)
-        if isinstance(table, (str, os.PathLike)):
-            self._table = embag.load_table(table)
+        if self._path is not None:
+            self._table = embag.load_table(self._path)
         spec_of(self._table, "table")  # raises unless it is a table
         self._pool(np.zeros((0, 1), np.int64), None)  # raises for an invalid option
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_table": self._table if self._path is None else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._path is not None:
+            self._table = embag.load_table(self._path)
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
         """Return a batch with the vectors of its lists.

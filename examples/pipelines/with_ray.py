@@ -7,16 +7,11 @@ import embag.ray
 
 
 def pool(events: str, items: str, out: str) -> None:
-    # Each actor maps the table once, and uses the CPUs that Ray assigns to it: one by default.
-    # All actors of a machine share the table's pages.
+    # Tasks get the path of the table and map it; those of a machine share its pages. Each uses the
+    # CPUs that Ray assigns to it, one by default.
     (
         ray.data.read_parquet(events)
-        .map_batches(
-            embag.ray.Pool,
-            fn_constructor_args=[items, "item_ids"],
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=2),
-        )
+        .map_batches(embag.ray.Pool(items, "item_ids"), batch_format="pyarrow")
         .select_columns(["user_id", "vector"])
         .write_parquet(out)
     )

@@ -17,6 +17,9 @@ NEEDS = {
 }
 
 
+MARKS = {"spark": pytest.mark.pipelines, "ray": pytest.mark.ray}
+
+
 def script(name):
     """Return the path of an example, if its engine is installed."""
     for package in ("nanoarrow", "pyarrow", *NEEDS[name]):
@@ -30,10 +33,7 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.pipelines] * (name in {"spark", "ray"}))
-        for name in NEEDS
-    ],
+    [pytest.param(name, marks=MARKS.get(name, ())) for name in NEEDS],
 )
 def test_the_sample(name):
     process = run_python(script(name), timeout=180)

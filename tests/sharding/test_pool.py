@@ -30,8 +30,15 @@ def test_a_table_in_memory_and_in_a_file(tmp_path):
         found = Pool(table, "ids", mode="sum")(BATCH)
         assert found.column_names == ["user", "ids", "weights", "vector"]
         np.testing.assert_array_equal(vectors(found), expected)
-    small = pickle.dumps(tmp_path / "t.npy")
-    assert len(small) < 1000
+
+
+def test_of_a_file_only_the_path_is_pickled(tmp_path):
+    embag.save_table(tmp_path / "t.npy", np.ones((10_000, 4), np.float32))
+    pickled = pickle.dumps(Pool(tmp_path / "t.npy", "ids", mode="sum"))
+    assert len(pickled) < 1000
+    np.testing.assert_array_equal(vectors(pickle.loads(pickled)(BATCH))[0], [2, 2, 2, 2])
+    in_memory = pickle.loads(pickle.dumps(Pool(TABLE, "ids")))
+    np.testing.assert_array_equal(vectors(in_memory(BATCH))[0], TABLE[1:3].mean(axis=0))
 
 
 def test_options():

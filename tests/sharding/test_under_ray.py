@@ -238,3 +238,7 @@ def test_pools_of_ray_data(files):
             )
             rows = sorted(pooled.take_all(), key=lambda row: row["i"])
             np.testing.assert_array_equal([row[name] for row in rows], np.ones((400, 4)))
+        in_tasks = ray.data.from_arrow(batch).map_batches(
+            Pool(files["a"], "x"), batch_format="pyarrow"
+        )
+        assert [row["vector"][0] for row in in_tasks.take(3)] == [1, 1, 1]
