@@ -17,10 +17,10 @@ from typing import Any
 from embag.ray._plan import Node
 from embag.ray._shard import Shard
 
-# Those in the concurrency group "load" do not keep lookups waiting.
+# In a concurrency group of their own, so that lookups do not wait for a file.
+_LOADS = {"concurrency_group": "load"}
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "load": {"concurrency_group": "load"},
-    "save": {"concurrency_group": "load"},
+    **dict.fromkeys(("load", "keep", "drop", "save", "forget"), _LOADS),
     "update": {"max_task_retries": 0},  # a step must not be made twice
 }
 
@@ -221,7 +221,7 @@ class Actors:
         ray = import_ray()
         of = {reference: shard for shard, reference in sent.items()}
         _, pending = ray.wait(list(of), num_returns=len(of), timeout=0, fetch_local=False)
-        late = sorted(of[reference] for reference in pending)
+        late = sorted(of[reference] for reference in pending or of)
         raise ShardError(
             f"{self._describe(late)} must answer within {limit.seconds:g} seconds, got no answer",
             late,
@@ -244,5 +244,5 @@ class Actors:
     def stop(self) -> None:
         """End all actors."""
         ray = import_ray()
-        for handle in self._handles:
+        for handle in self._handles if ray.is_initialized() else ():
             ray.kill(handle, no_restart=True)
