@@ -201,8 +201,11 @@ class ShardedCollection:
         self._prepared: tuple[Any, dict[str, np.dtype[Any]]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Not the shapes: their tables take no memory, but would be pickled with all their rows.
+        version, exact = self._layout.version, self._layout.exact
         timeouts = self._timeout, self._load_timeout
-        return _copy, (self._layout, self._actors, self._memory, *timeouts)
+        arguments = self._actors, self._memory, *timeouts
+        return _copy, (version, self.features, self.invalid, exact, *arguments)
 
     # --- What a collection has ---
 
@@ -751,11 +754,19 @@ return_n_valid, timeout
 
 
 def _copy(
-    layout: Layout, actors: Actors, memory: Any, timeout: float, load_timeout: float
+    version: Version,
+    features: Sequence[Feature],
+    invalid: Any,
+    exact: bool,
+    actors: Actors,
+    memory: Any,
+    timeout: float,
+    load_timeout: float,
 ) -> ShardedCollection:
     """Return a collection of another process's shards."""
     copy = object.__new__(ShardedCollection)
-    copy._layout, copy._actors, copy._memory = layout, actors, memory
+    shapes = collection_of_shapes(version.plan.tables, features, invalid)
+    copy._layout, copy._actors, copy._memory = Layout(version, shapes, exact), actors, memory
     copy._timeout, copy._load_timeout = timeout, load_timeout
     copy._set_up(is_owner=False)
     return copy

@@ -227,6 +227,12 @@ def test_copies_of_a_collection_look_up_and_follow():
             change()
 
 
+def test_a_pickled_collection_has_no_rows():
+    tables = {"a": filled(1, 100_000), "b": filled(2)}
+    sharded = ShardedCollection(tables, FEATURES, plan=cut_plan(tables, 1))
+    assert len(pickle.dumps(sharded)) < 10_000
+
+
 def test_close():
     with make() as sharded:
         actors = sharded._actors
