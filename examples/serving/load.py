@@ -24,12 +24,17 @@ class Load(NamedTuple):
     lookup_ms: float  # of a request, as the service measures it
     dense_ms: float
     scores: list[float]
+    max_ms: float
+    n_failed: int
 
 
-async def load(port, bodies, connections):
-    """Send all bodies (bytes of JSON) to the service on loopback."""
+async def load(port, bodies, connections, may_fail=False):
+    """Send all bodies (bytes of JSON) to the service on loopback.
+
+    A request that fails raises RuntimeError, or is counted and has the score NaN, if it may fail.
+    """
     waiting = list(enumerate(bodies))[::-1]
-    latencies, timings, scores = [], [], [0.0] * len(bodies)
+    latencies, timings, scores = [], [], [np.nan] * len(bodies)
 
     async def ask():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -43,18 +48,22 @@ async def load(port, bodies, connections):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             answer = await reader.readexactly(int(re.search(r"content-length: (\d+)", head)[1]))
             latencies.append(time.perf_counter() - start)
-            if " 200 " not in head.partition("\r\n")[0]:
+            if " 200 " in head.partition("\r\n")[0]:
+                timings.append([float(number) for number in re.findall(r"dur=([\d.]+)", head)])
+                scores[i] = json.loads(answer)["score"]
+            elif not may_fail:
                 raise RuntimeError(answer.decode())
-            timings.append([float(number) for number in re.findall(r"dur=([\d.]+)", head)])
-            scores[i] = json.loads(answer)["score"]
         writer.close()
         await writer.wait_closed()
 
     start = time.perf_counter()
     await asyncio.gather(*(ask() for _ in range(connections)))
     seconds = time.perf_counter() - start
-    p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
-    return Load(p50, p99, len(bodies) / seconds, *np.median(timings, axis=0), scores)
+    p50, p99, longest = np.percentile(latencies, [50, 99, 100]) * 1e3
+    lookup_ms, dense_ms = np.median(timings, axis=0) if timings else (np.nan, np.nan)
+    n_failed = len(bodies) - len(timings)
+    per_second = len(bodies) / seconds
+    return Load(p50, p99, per_second, lookup_ms, dense_ms, scores, longest, n_failed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ score of one machine. At last it trains some steps, saves them and restores them
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -61,15 +62,20 @@ class Local:
 
 async def send(port, users, connections=8):
     """Return the load's figures, its scores among them."""
-    return await load.load(port, [json.dumps(user).encode() for user in users], connections)
+    bodies = [json.dumps(user).encode() for user in users]
+    return await load.load(port, bodies, connections, may_fail=True)
 
 
-def report(title, result, expected):
-    np.testing.assert_allclose(result.scores, expected, rtol=1e-4, atol=1e-5)
+def report(title, result, *expected):
+    """Print the figures; raise unless each answer has the score of one of the models expected."""
+    scores = np.array(result.scores)
+    is_right = np.isclose(scores, expected, rtol=1e-4, atol=1e-5).any(axis=0)
+    if wrong := np.flatnonzero(~is_right & ~np.isnan(scores)).tolist():
+        raise RuntimeError(f"{title}: wrong scores of the users {wrong}")
     print(
-        f"{title}: {len(result.scores)} requests, all scores right; p50 {result.p50_ms:.1f} ms, "
-        f"p99 {result.p99_ms:.1f} ms, {result.per_second:.0f} requests per second; "
-        f"of a request, {result.lookup_ms:.1f} ms of lookup"
+        f"{title}: {len(scores)} requests, {result.n_failed} failed, all scores right; "
+        f"p50 {result.p50_ms:.1f} ms, p99 {result.p99_ms:.1f} ms, longest {result.max_ms:.0f} ms; "
+        f"{result.per_second:.0f} requests per second; lookup {result.lookup_ms:.1f} ms"
     )
 
 
@@ -87,9 +93,19 @@ def kill_actor(ebc):
     os.kill(process, signal.SIGKILL)
 
 
-def kill(cluster, node):
-    """Kill all processes of a node."""
-    cluster.remove_node(node, allow_graceful=False)
+@contextlib.contextmanager
+def running_nodes():
+    """Start three nodes; yield a function that kills all processes of the third."""
+    head = {"node_ip_address": ADDRESSES[0], "include_dashboard": False, "_system_config": CONFIG}
+    cluster = Cluster(initialize_head=True, head_node_args=head | NODE)
+    *_, last = [cluster.add_node(node_ip_address=one, **NODE) for one in ADDRESSES[1:]]
+    ray.init(address=cluster.address, _node_ip_address=ADDRESSES[0], log_to_driver=False)
+    try:
+        yield lambda: cluster.remove_node(last, allow_graceful=False)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def train():
@@ -114,50 +130,44 @@ def train():
     print("trained 3 steps of Adagrad, saved, trained on, and restored them")
 
 
+def run(port, folder, users, kill_node):
+    """Serve the model of a folder, and report what requests see."""
+    with service.make_collection(folder) as ebc:
+        print(ebc.plan)
+        service.start(ebc, folder, port)
+        local = Local(folder)
+        expected = local.scores(users)
+        asyncio.run(send(port, users[:200]))  # replicas and shards are ready then
+        for connections in (1, 8):
+            result = asyncio.run(send(port, users, connections))
+            report(f"{connections} connections", result, expected)
+
+        # At a path of its own: a shard that is restarted loads its tables again.
+        path = folder / "new" / "feature_20.safetensors"
+        path.parent.mkdir()
+        embag.save_table(path, embag.quantize(np.zeros((100, make_tables.DIM), np.float32)))
+        result = asyncio.run(send_while(port, users, lambda: ebc.replace("feature_20", path)))
+        local.ebc.replace("feature_20", embag.load_table(path))
+        before, expected = expected, local.scores(users)
+        report("while a table was replaced", result, before, expected)
+
+        result = asyncio.run(send_while(port, users, lambda: kill_actor(ebc)))
+        report("while an actor was killed", result, expected)
+        result = asyncio.run(send_while(port, users, kill_node))
+        report("while a node was killed", result, expected)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=20_000, help="of each of 26 tables")
-    parser.add_argument("--requests", type=int, default=500, help="of each part")
+    parser.add_argument("--requests", type=int, default=300, help="of each part")
     parser.add_argument("--port", type=int, default=8123)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, running_nodes() as kill_node:
         folder = Path(name)
         make_tables.make(folder, args.rows)
-        users = make_tables.make_requests(args.requests, args.rows)
-        local = Local(folder)
-        head = {"node_ip_address": ADDRESSES[0], "include_dashboard": False}
-        cluster = Cluster(
-            initialize_head=True, head_node_args={**head, "_system_config": CONFIG, **NODE}
-        )
-        others = [cluster.add_node(node_ip_address=one, **NODE) for one in ADDRESSES[1:]]
-        ray.init(address=cluster.address, _node_ip_address=ADDRESSES[0], log_to_driver=False)
-        try:
-            with service.make_collection(folder) as ebc:
-                run(args.port, ebc, folder, users, local, lambda: kill(cluster, others[1]))
-            train()
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-            cluster.shutdown()
-
-
-def run(port, ebc, folder, users, local, kill_node):
-    print(ebc.plan)
-    service.start(ebc, folder, port)
-    expected = local.scores(users)
-    asyncio.run(send(port, users[:200]))  # replicas and shards are ready then
-    for connections in (1, 8):
-        result = asyncio.run(send(port, users, connections))
-        report(f"{connections} connections", result, expected)
-    table = embag.quantize(np.zeros((100, make_tables.DIM), np.float32))
-    asyncio.run(send_while(port, users, lambda: ebc.replace("feature_20", table)))
-    local.ebc.replace("feature_20", table)
-    report("after a table was replaced", asyncio.run(send(port, users)), local.scores(users))
-    expected = local.scores(users)
-    result = asyncio.run(send_while(port, users, lambda: kill_actor(ebc)))
-    report("while an actor was killed", result, expected)
-    result = asyncio.run(send_while(port, users, kill_node))
-    report("while a node was killed", result, expected)
+        run(args.port, folder, make_tables.make_requests(args.requests, args.rows), kill_node)
+        train()
 
 
 if __name__ == "__main__":

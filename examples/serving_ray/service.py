@@ -34,8 +34,10 @@ class Scorer:
             self.weights = list(arrays.values())
 
     async def __call__(self, request: Request) -> JSONResponse:
-        user = await request.json()
+        if request.method == "GET":
+            return JSONResponse({"n_invalid": self.ebc.n_invalid})
         try:
+            user = await request.json()
             self.check(user)
             score, milliseconds = await self.score(user)
         except (TypeError, ValueError) as error:
@@ -47,11 +49,15 @@ class Scorer:
 
     def check(self, user):
         """Raise unless a user has a list of integers for each feature."""
-        if not isinstance(user, dict) or user.keys() != self.ebc.slices.keys():
-            raise ValueError(f"features must be {', '.join(self.ebc.slices)}")
+        if not isinstance(user, dict):
+            raise TypeError(f"request must be an object, got {user!r:.50}")
+        for name in self.ebc.slices.keys() - user.keys():
+            raise ValueError(f"request must have ids for every feature, got none for {name!r}")
         for name, ids in user.items():
+            if name not in self.ebc.slices:
+                raise ValueError(f"request must have names of features as keys, got {name!r}")
             if not isinstance(ids, list) or not all(type(one) is int for one in ids):
-                raise TypeError(f"feature {name!r} must have a list of integers")
+                raise TypeError(f"feature {name!r} must have a list of integers, got {ids!r:.50}")
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.001)
     async def score(self, users):
