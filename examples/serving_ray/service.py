@@ -7,6 +7,7 @@ shards. Requests that wait at the same time are looked up together.
 """
 
 import argparse
+import asyncio
 import time
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from starlette.responses import JSONResponse
 import embag
 import embag.ray
 
+SECONDS_PER_LOOKUP = 5  # then the answer names the shard
+SECONDS_PER_REQUEST = 10  # time in a queue included
+
 
 @serve.deployment(
     num_replicas=1,
-    max_ongoing_requests=64,
+    max_ongoing_requests=256,
     ray_actor_options={"num_cpus": 1, "resources": {"node:__internal_head__": 0.001}},
 )
 class Scorer:
@@ -39,11 +43,14 @@ class Scorer:
         try:
             user = await request.json()
             self.check(user)
-            score, milliseconds = await self.score(user)
+            score, milliseconds = await asyncio.wait_for(self.score(user), SECONDS_PER_REQUEST)
         except (TypeError, ValueError) as error:
             return JSONResponse({"detail": str(error)}, 422)
         except embag.ray.ShardError as error:
             return JSONResponse({"detail": str(error)}, 503)
+        except asyncio.TimeoutError:
+            detail = f"no answer within {SECONDS_PER_REQUEST} seconds"
+            return JSONResponse({"detail": detail}, 503)
         timing = "lookup;dur={:.4f}, dense;dur={:.4f}".format(*milliseconds)
         return JSONResponse({"score": score}, headers={"Server-Timing": timing})
 
@@ -59,12 +66,13 @@ class Scorer:
             if not isinstance(ids, list) or not all(type(one) is int for one in ids):
                 raise TypeError(f"feature {name!r} must have a list of integers, got {ids!r:.50}")
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.001)
+    @serve.batch(max_batch_size=32, max_concurrent_batches=8, batch_wait_timeout_s=0.001)
     async def score(self, users):
         """Return the score of each user, and the milliseconds of the lookup and of the rest."""
         start = time.perf_counter()
         pooled = await self.ebc.lookup(
-            {name: [user[name] for user in users] for name in self.ebc.slices}, timeout=10
+            {name: [user[name] for user in users] for name in self.ebc.slices},
+            timeout=SECONDS_PER_LOOKUP,
         )
         middle = time.perf_counter()
         *hidden, last = self.weights

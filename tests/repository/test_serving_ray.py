@@ -144,3 +144,13 @@ def test_a_lost_shard_is_named(scorer, user):
     scorer.ebc._actors.before = fail
     expected = 503, {"detail": "shard 1 failed: OSError: planted"}
     assert ask(scorer, json.dumps(user)) == expected
+
+
+def test_a_request_waits_a_limited_time(example, scorer, user, monkeypatch):
+    async def score(user):
+        await asyncio.sleep(60)
+
+    scorer.score = score
+    monkeypatch.setattr(example("service"), "SECONDS_PER_REQUEST", 0.01)
+    expected = 503, {"detail": "no answer within 0.01 seconds"}
+    assert ask(scorer, json.dumps(user)) == expected
