@@ -6,6 +6,7 @@ Tested in tests/sharding/test_pool.py.
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 import embag
 from embag import _modes
-from embag._arguments import describe
+from embag._arguments import describe, prefix_errors
 from embag._types import Invalid, Mode, Table
 from embag.ray._collection import ShardedCollection
 from embag.ray._plan import spec_of
@@ -54,9 +55,13 @@ class Pool:
         If an argument has the wrong kind, an option is unknown, or a file is not a table.
     OSError
         If the file cannot be read.
+    ImportError
+        If pyarrow is not installed.
 
     Notes
     -----
+    Lists may also be tensors: the columns that Ray Data makes of NumPy arrays.
+
     Calls use the CPUs that Ray assigned to the actor, one at least, and outside Ray
     `get_num_threads`.
 
@@ -95,7 +100,10 @@ class Pool:
         default_idx: int | None = None,
         normalize: bool = False,
     ) -> None:
+        _import_pyarrow()
         _check_names(weights=weights, output=output, column=column)
+        if output in (column, weights):
+            raise ValueError(f"output must be the name of a new column, got {output!r}")
         self._column, self._weights, self._output = column, weights, output
         self._options: dict[str, Any] = {
             "mode": mode,
@@ -147,19 +155,32 @@ class Pool:
 
         Raises
         ------
+        TypeError
+            If `batch` is not a table of pyarrow, or a column has no lists.
         ValueError
-            If a column is missing, or `batch` has a column with the name of a new one.
+            If a column is missing or occurs twice, or `batch` has a column with the name of a new
+            one.
         TypeError, ValueError, IndexError
             As in `embedding_bag`.
         """
-        import pyarrow as pa  # noqa: PLC0415
-
+        pa = _import_pyarrow()
+        if not isinstance(batch, pa.Table):
+            raise TypeError(
+                f"batch must be a pyarrow.Table, got {describe(batch)}: "
+                "pass batch_format='pyarrow' to map_batches"
+            )
         if isinstance(self._table, ShardedCollection):
-            split = self._table.split(self._table(batch))
+            columns = {f.name: _column_of(batch, f.name) for f in self._table.features}
+            split = self._table.split(self._table(columns))
             found = {f"{name}_{self._output}": rows for name, rows in split.items()}
         else:
-            given = None if self._weights is None else _column_of(batch, self._weights)
-            found = {self._output: self._pool(_column_of(batch, self._column), given)}
+            ids = _lists_of(batch, self._column)
+            given = None if self._weights is None else _lists_of(batch, self._weights)
+            place = f"column {self._column!r}"
+            if given is not None:
+                place += f" with weights {self._weights!r}"
+            with prefix_errors(place):
+                found = {self._output: self._pool(ids, given)}
         for name, rows in found.items():
             if name in batch.column_names:
                 raise ValueError(f"output must be the name of a new column, got {name!r}")
@@ -178,15 +199,24 @@ class Pool:
         return pooled
 
 
+def _import_pyarrow() -> Any:
+    """Return the package pyarrow; raise an error that says how to install it."""
+    try:
+        import pyarrow  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("embag.ray.Pool needs pyarrow: pip install 'embag-cpu[ray]'") from error
+    return pyarrow
+
+
 def _assigned_cpus() -> int | None:
     """Return the CPUs that Ray has assigned to this worker, one at least; None outside Ray."""
-    try:
-        import ray  # noqa: PLC0415
-    except ImportError:
+    ray: Any = sys.modules.get("ray")  # a worker has imported it
+    if ray is None or not ray.is_initialized():
         return None
-    if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
         return None
-    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    return max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
 
 def _check_names(**names: Any) -> None:
@@ -196,8 +226,29 @@ def _check_names(**names: Any) -> None:
 
 
 def _column_of(batch: Any, name: Any) -> Any:
-    if name not in batch.column_names:
+    """Return a column of a batch; of a column of tensors, the lists of their entries."""
+    pa = _import_pyarrow()
+    if batch.column_names.count(name) != 1:
         raise ValueError(
-            f"batch must have the column {name!r}, got {', '.join(map(repr, batch.column_names))}"
+            f"batch must have one column {name!r}, got {', '.join(map(repr, batch.column_names))}"
         )
-    return batch[name]
+    column = batch[name]
+    if not isinstance(column.type, pa.BaseExtensionType):
+        return column
+    kind = column.type.storage_type
+    column = pa.chunked_array([chunk.storage for chunk in column.chunks], kind)
+    # Tensors of different shapes are structs. As a plain struct of two lists, these would be ids
+    # and their weights.
+    if pa.types.is_struct(kind) and {field.name for field in kind} == {"data", "shape"}:
+        chunks = [chunk.flatten()[kind.get_field_index("data")] for chunk in column.chunks]
+        return pa.chunked_array(chunks, kind.field("data").type)
+    return column
+
+
+def _lists_of(batch: Any, name: Any) -> Any:
+    """Return a column with lists of a batch."""
+    pa = _import_pyarrow()
+    column = _column_of(batch, name)
+    if not (pa.types.is_nested(column.type) or pa.types.is_null(column.type)):
+        raise TypeError(f"column {name!r} must have lists, got {column.type}")
+    return column

@@ -1,6 +1,7 @@
 """`Pool`: batches of Arrow to batches with vectors. Ray is not needed."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +58,54 @@ def test_an_empty_batch():
     assert (len(found), found["vector"].type.list_size) == (0, 4)
 
 
+class TensorType(pa.ExtensionType):
+    """Arrays as Ray Data stores them: lists, or lists with their shapes."""
+
+    def __init__(self, storage_type):
+        super().__init__(storage_type, "test.tensor")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        return cls(storage_type)
+
+
+def tensors(storage):
+    return pa.ExtensionArray.from_storage(TensorType(storage.type), storage)
+
+
+SHAPED = pa.struct({"data": pa.large_list(pa.int64()), "shape": pa.list_(pa.int64())})
+
+
+@pytest.mark.parametrize("n_dims", [1, 2])
+def test_a_column_of_tensors(n_dims):
+    # The shapes must not be taken for weights, though here as many.
+    lists = [[1, 2], [3, 4], None, [9, 0]]
+    rows = [None if ids is None else {"data": ids, "shape": [1, 2][-n_dims:]} for ids in lists]
+    expected = embag.embedding_bag(lists, TABLE, mode="sum")
+    for storage in (pa.array(lists), pa.array(rows, SHAPED), pa.array([None, *rows], SHAPED)[1:]):
+        batch = pa.table({"ids": pa.chunked_array([tensors(storage[:1]), tensors(storage[1:])])})
+        np.testing.assert_array_equal(vectors(Pool(TABLE, "ids", mode="sum")(batch)), expected)
+    weights = tensors(pa.array([[1, 0], [0, 1], None, [0.5, 0.5]]))
+    batch = pa.table({"ids": tensors(storage), "w": weights})
+    found = vectors(Pool(TABLE, "ids", weights="w", mode="sum")(batch))
+    np.testing.assert_array_equal(found, [TABLE[1], TABLE[4], 0 * TABLE[0], TABLE[[9, 0]].mean(0)])
+
+
+def test_tensors_for_a_sharded_collection(monkeypatch):
+    storage = pa.array([{"data": [1, 2], "shape": [1, 2]}], SHAPED)
+    with local_shards(monkeypatch):
+        tables = {"t": TABLE}
+        features = [embag.Feature("ids", "t")]
+        sharded = ShardedCollection(tables, features, plan=cut_plan(tables, 2))
+        found = Pool(sharded)(pa.table({"ids": tensors(storage)}))
+        np.testing.assert_array_equal(vectors(found, "ids_vector"), [TABLE[1] + TABLE[2]])
+        with pytest.raises(ValueError, match="batch must have one column 'ids', got 'x'"):
+            Pool(sharded)(pa.table({"x": [[1]]}))
+
+
 def test_a_sharded_collection(monkeypatch):
     with local_shards(monkeypatch):
         tables = {"t": TABLE}
@@ -89,6 +138,12 @@ def test_a_sharded_collection(monkeypatch):
             ValueError,
             "per_sample_weights must be None where mode is 'max', got 'weights'",
         ),
+        (
+            (TABLE, "ids"),
+            {"output": "ids"},
+            ValueError,
+            "output must be the name of a new column, got 'ids'",
+        ),
         ((TABLE, "ids"), {"padding_idx": 10}, ValueError, None),
         ((TABLE, "ids"), {"invalid": "ignore"}, ValueError, None),
         ((TABLE, "ids"), {"default_idx": 99}, ValueError, None),
@@ -103,10 +158,59 @@ def test_errors_of_the_constructor(arguments, options, kind, message):
     assert message is None or str(caught.value) == message
 
 
-def test_errors_of_batches():
-    with pytest.raises(ValueError, match="batch must have the column 'x', got 'user', 'ids', "):
-        Pool(TABLE, "x")(BATCH)
-    with pytest.raises(ValueError, match="output must be the name of a new column, got 'user'"):
-        Pool(TABLE, "ids", output="user")(BATCH)
-    with pytest.raises(IndexError, match=r"input\[0\]\[1\] = 10 is out of range"):
-        Pool(TABLE, "ids")(pa.table({"ids": [[1, 10]]}))
+@pytest.mark.parametrize(
+    ("arguments", "batch", "kind", "message"),
+    [
+        (
+            ["x"],
+            BATCH,
+            ValueError,
+            "batch must have one column 'x', got 'user', 'ids', 'weights'",
+        ),
+        (
+            ["ids"],
+            pa.Table.from_arrays([pa.array([[1]])] * 2, ["ids"] * 2),
+            ValueError,
+            "batch must have one column 'ids', got 'ids', 'ids'",
+        ),
+        (["user"], BATCH, TypeError, "column 'user' must have lists, got int64"),
+        (["ids", "user"], BATCH, TypeError, "column 'user' must have lists, got int64"),
+        (
+            ["ids", None, "user"],
+            BATCH,
+            ValueError,
+            "output must be the name of a new column, got 'user'",
+        ),
+        (
+            ["ids"],
+            pa.table({"ids": [[1, 10]]}),
+            IndexError,
+            "column 'ids': input[0][1] = 10 is out of range for a table of 10 rows",
+        ),
+        (
+            ["ids", "w"],
+            pa.table({"ids": [[1, 2]], "w": [["a", "b"]]}),
+            TypeError,
+            "column 'ids' with weights 'w': per_sample_weights must be lists of numbers, "
+            "got lists of strings",
+        ),
+    ],
+)
+def test_errors_of_batches(arguments, batch, kind, message):
+    column, weights, output = [*arguments, None, None][:3]
+    pool = Pool(TABLE, column, weights=weights, output=output or "vector")
+    with pytest.raises(kind) as caught:
+        pool(batch)
+    assert str(caught.value) == message
+
+
+def test_batches_of_another_format():
+    for batch in ({"ids": np.array([[1, 2]])}, BATCH.to_batches()[0]):
+        with pytest.raises(TypeError, match=r"batch must be a pyarrow\.Table, got .*: pass "):
+            Pool(TABLE, "ids")(batch)
+
+
+def test_pyarrow_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"Pool needs pyarrow: pip install 'embag-cpu\[ray\]'"):
+        Pool(TABLE, "ids")

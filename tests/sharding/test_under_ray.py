@@ -242,3 +242,18 @@ def test_pools_of_ray_data(files):
             Pool(files["a"], "x"), batch_format="pyarrow"
         )
         assert [row["vector"][0] for row in in_tasks.take(3)] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_pools_of_arrays_that_ray_data_made(files):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("nanoarrow")
+
+    def make_arrays(batch):  # of different shapes
+        made = np.empty(len(batch["id"]), object)
+        made[:] = [np.arange(2 * n).reshape(n, 2) for n in batch["id"]]
+        return {"n": batch["id"], "x": made}
+
+    pool = Pool(files["a"], "x", mode="sum")
+    pooled = ray.data.range(6).map_batches(make_arrays).map_batches(pool, batch_format="pyarrow")
+    assert {row["n"]: row["vector"][0] for row in pooled.take_all()} == {n: 2 * n for n in range(6)}
