@@ -9,6 +9,7 @@ Tested in tests/sharding/test_faults.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -100,6 +101,17 @@ def node_ids(places: Sequence[Node]) -> list[str]:
     return [known[place.name] for place in places]
 
 
+def check_cpus(ids: Sequence[str], n_cpus: int) -> None:
+    """Raise unless each node has the CPUs of its shards: Ray would use other nodes, or wait."""
+    for node in connect().nodes():
+        n_shards, n_all = ids.count(node["NodeID"]), node["Resources"].get("CPU", 0)
+        if n_shards * n_cpus > n_all:
+            raise ValueError(
+                f"num_threads must be at most the CPUs for each shard of a node, got {n_cpus} for "
+                f"{n_shards} on {node['NodeManagerAddress']}, which has {n_all:g} CPUs"
+            )
+
+
 class TimeLimit:
     """The time that a call may take, from now on."""
 
@@ -133,14 +145,21 @@ class Actors:
             NodeAffinitySchedulingStrategy,
         )
 
+        ids = node_ids(places)
+        check_cpus(ids, n_cpus)
         make = ray.remote(
-            max_restarts=-1, max_task_retries=-1, concurrency_groups={"load": 1}, num_cpus=n_cpus
+            max_restarts=-1,
+            max_task_retries=-1,
+            concurrency_groups={"load": 1},
+            # In order, an actor would wait for ever for calls that were cancelled on their way.
+            allow_out_of_order_execution=True,
+            num_cpus=n_cpus,
         )(Shard)
         handles = [
             make.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True)
             ).remote(*given)
-            for node_id, given in zip(node_ids(places), arguments, strict=True)
+            for node_id, given in zip(ids, arguments, strict=True)
         ]
         return cls(handles, [place.name for place in places])
 
@@ -156,6 +175,7 @@ class Actors:
         ray = import_ray()
         sent = self._send(method, arguments)
         answers: dict[int, Any] = {}
+        self._count(sent, 1)
         try:
             for shard, reference in sent.items():
                 try:
@@ -174,6 +194,7 @@ class Actors:
         """Do what `ask` does, in an event loop."""
         sent = self._send(method, arguments)
         answers: dict[int, Any] = {}
+        self._count(sent, 1)
         futures = {
             shard: asyncio.wrap_future(reference.future()) for shard, reference in sent.items()
         }
@@ -195,13 +216,22 @@ class Actors:
             self._forget(sent, answers)
         return answers
 
+    def tell(self, method: str, arguments: dict[int, tuple[Any, ...]]) -> None:
+        """Call a method of some shards, and wait for no answer."""
+        self._send(method, arguments)
+
     def _send(self, method: str, arguments: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+        if not import_ray().is_initialized():  # or Ray would start another cluster
+            raise RuntimeError("Ray must be connected to the cluster of the shards, got a shutdown")
         options = _OPTIONS.get(method, {})
         sent = {}
         for shard, given in arguments.items():
             bound = getattr(self._handles[shard], method)
-            sent[shard] = bound.options(**options).remote(*given)
-        self._count(sent, 1)
+            try:
+                sent[shard] = bound.options(**options).remote(*given)
+            except Exception as error:  # such as for an actor of another cluster
+                self._cancel(sent)
+                self._raise_for(shard, error)
         return sent
 
     def _count(self, shards: Any, n: int) -> None:
@@ -212,10 +242,13 @@ class Actors:
     def _forget(self, sent: dict[int, Any], answers: dict[int, Any]) -> None:
         """Count the answers, and drop calls that nobody waits for any more."""
         self._count(sent, -1)
+        self._cancel({shard: sent[shard] for shard in sent.keys() - answers.keys()})
+
+    def _cancel(self, sent: dict[int, Any]) -> None:
+        """Cancel calls that wait in the queues of their actors."""
         ray = import_ray()
-        for shard, reference in sent.items():
-            if shard not in answers:
-                ray.cancel(reference, recursive=False)  # if it waits in the queue of the actor
+        for reference in sent.values():
+            ray.cancel(reference, recursive=False)
 
     def _raise_for_timeout(self, sent: dict[int, Any], limit: TimeLimit) -> None:
         ray = import_ray()
@@ -245,4 +278,5 @@ class Actors:
         """End all actors."""
         ray = import_ray()
         for handle in self._handles if ray.is_initialized() else ():
-            ray.kill(handle, no_restart=True)
+            with contextlib.suppress(ValueError):  # of an actor of another cluster
+                ray.kill(handle, no_restart=True)

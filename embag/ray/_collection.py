@@ -187,7 +187,7 @@ class ShardedCollection:
         self._actors = Actors.start(arguments, plan.nodes, num_threads)
         self._set_up(is_owner=True)
         try:
-            self._run(self._load(version), self._load_timeout)
+            self._run(self._load(version), TimeLimit(self._load_timeout))
         except BaseException:
             self.close()
             raise
@@ -197,6 +197,7 @@ class ShardedCollection:
         self._owning = threading.Lock()  # held by what changes tables
         self._counting = threading.Lock()
         self._n_invalid = {feature.name: 0 for feature in self.features}
+        self._latest = self._layout.version.generation  # of all that shards were to load
         self._known = [0] * len(self._layout.version.plan.nodes)  # updates of each shard
         self._prepared: tuple[Any, dict[str, np.dtype[Any]]] | None = None
 
@@ -293,7 +294,7 @@ class ShardedCollection:
             (values, offsets, per_sample_weights, include_last_offset),
             *(out, num_threads, return_n_valid),
         )
-        return self._run(steps, self._as_timeout(timeout))
+        return self._run(steps, self._limit(timeout))
 
     async def lookup(
         self,
@@ -334,7 +335,7 @@ return_n_valid, timeout
             (values, offsets, per_sample_weights, include_last_offset),
             *(out, num_threads, return_n_valid),
         )
-        limit = TimeLimit(self._as_timeout(timeout))
+        limit = self._limit(timeout)
         try:
             method, arguments = next(steps)
             while True:
@@ -347,9 +348,8 @@ return_n_valid, timeout
         except StopIteration as stop:
             return stop.value
 
-    def _run(self, steps: _Steps, timeout: float) -> Any:
+    def _run(self, steps: _Steps, limit: TimeLimit) -> Any:
         """Take the steps, and return their result."""
-        limit = TimeLimit(timeout)
         try:
             method, arguments = next(steps)
             while True:
@@ -368,8 +368,9 @@ return_n_valid, timeout
             raise RuntimeError("the collection is closed")
         return actors
 
-    def _as_timeout(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else _as_seconds(timeout, "timeout")
+    def _limit(self, timeout: float | None) -> TimeLimit:
+        """Return the time limit of a lookup or an update."""
+        return TimeLimit(self._timeout if timeout is None else _as_seconds(timeout, "timeout"))
 
     def _look_up(
         self,
@@ -407,16 +408,15 @@ return_n_valid, timeout
             found = yield method, asked
             missing = {s: reply for s, reply in found.items() if type(reply) is Missing}
             lost = {s: reply.n_updates for s, reply in found.items() if type(reply) is Lost}
+            answers |= {s: reply for s, reply in found.items() if s not in {*missing, *lost}}
             for reply in missing.values():
                 newest = reply.newest
                 if newest is not None and newest.generation > layout.version.generation:
                     self._adopt(newest)
                     return None
             if missing:
-                counts = yield from self._load(layout.version, list(missing))
-                lost |= {s: n for s, n in counts.items() if n < self._known[s]}
+                lost |= yield from self._load(layout.version, list(missing))
             self._raise_for_lost(lost)
-            answers |= {s: reply for s, reply in found.items() if s not in missing}
         return answers
 
     def _load(self, version: Version, shards: list[int] | None = None) -> _Steps:
@@ -432,8 +432,9 @@ return_n_valid, timeout
             shapes = collection_of_shapes(version.plan.tables, self.features, self.invalid)
             self._layout = layout._replace(version=version, shapes=shapes)
 
-    def _raise_for_lost(self, lost: dict[int, int]) -> None:
-        """Raise, once, for shards that were restarted without the latest updates."""
+    def _raise_for_lost(self, counts: dict[int, int]) -> None:
+        """Raise, once, for shards that were restarted and have fewer updates than were made."""
+        lost = {shard: n for shard, n in counts.items() if n < self._known[shard]}
         if not lost:
             return
         each = ", ".join(
@@ -507,23 +508,26 @@ return_n_valid, timeout
             if self._memory == "copy" or not isinstance(given, str):
                 _check_fit(plan, version.plan, name)
             source = _store(given, plan, name)
-            self._change(version._replace(sources={**version.sources, name: source}, plan=plan))
+            sources = {**version.sources, name: source}
+            self._change(version._replace(sources=sources, plan=plan), [name])
 
-    def _change(self, version: Version) -> None:
-        """Load another version on all shards; then let lookups use it."""
-        version = version._replace(generation=version.generation + 1)
+    def _change(self, version: Version, changed: Sequence[str]) -> None:
+        """Load another version, with some other tables, on all shards; then let lookups use it."""
+        base = version.generation
+        # Not that of an attempt that failed: a shard may have loaded it nevertheless.
+        self._latest += 1
+        version = version._replace(generation=self._latest)
         shapes = collection_of_shapes(version.plan.tables, self.features, self.invalid)
-        shards = range(len(version.plan.nodes))
+        actors, shards = self._running(), range(len(version.plan.nodes))
+        generation = dict.fromkeys(shards, (version.generation,))
         try:
-            self._run(_one_step("load", shards, version), self._load_timeout)
+            load = _one_step("load", shards, version, base, changed)
+            self._run(load, TimeLimit(self._load_timeout))
         except BaseException:
-            with _ignored_shard_errors():
-                self._run(_one_step("drop", shards, version.generation), self._timeout)
+            actors.tell("drop", generation)
             raise
         self._layout = self._layout._replace(version=version, shapes=shapes)
-        # A shard that misses this releases the old version at the next change.
-        with _ignored_shard_errors():
-            self._run(_one_step("keep", shards, version.generation), self._timeout)
+        actors.tell("keep", generation)  # releases the others
 
     def update(
         self,
@@ -579,7 +583,7 @@ return_n_valid, timeout
             given = values, offsets, per_sample_weights, include_last_offset
             parts = layout.shapes._parts(layout.shapes._state, grad_output, *given)
             steps = self._update(layout, parts, specs, wrt)
-            return self._run(steps, self._as_timeout(timeout))  # type: ignore[no-any-return]
+            return self._run(steps, self._limit(timeout))  # type: ignore[no-any-return]
 
     def _update(
         self, layout: Layout, parts: Any, specs: dict[str, OptimizerSpec], wrt: Any
@@ -650,7 +654,7 @@ return_n_valid, timeout
         Raises
         ------
         ShardError
-            If a shard cannot save. The folder still holds the save before.
+            If a shard cannot save. The folder still holds a whole save: this one or the one before.
         OSError
             If the folder cannot be written to.
         RuntimeError
@@ -674,7 +678,8 @@ return_n_valid, timeout
                 old = _read_index(target)
                 number, before = old.number + 1, list(old.blocks)
             shards = range(len(version.plan.nodes))
-            saved = self._run(_one_step("save", shards, target, number), self._load_timeout)
+            limit = TimeLimit(self._load_timeout)
+            saved = self._run(_one_step("save", shards, target, number), limit)
             names = sorted({name for found in saved.values() for name in found})
             blocks = {
                 name: [[block.start, block.stop] for block in version.plan.blocks[name]]
@@ -682,14 +687,13 @@ return_n_valid, timeout
             }
             with replacement(os.path.join(target, _INDEX)) as file:
                 file.write(json.dumps({"number": number, "blocks": blocks}, indent=1).encode())
-            source = Saved(target, number, version.generation)
-            sources = dict(version.sources) | dict.fromkeys(names, source)
-            version = version._replace(sources=sources, n_updates=tuple(self._known))
-            self._layout = self._layout._replace(version=version)
+            sources = {**version.sources, **dict.fromkeys(names, Saved(target, number))}
+            n_updates = tuple(self._known)
+            # A generation with the same tables, so that copies of the collection get the sources.
+            self._change(version._replace(sources=sources, n_updates=n_updates), [])
             if before:
-                with _ignored_shard_errors():
-                    forget = _one_step("forget", shards, target, number - 1, before)
-                    self._run(forget, self._load_timeout)
+                with contextlib.suppress(ShardError):
+                    self._run(_one_step("forget", shards, target, number - 1, before), limit)
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Load the tables and optimizers of a save, on all shards.
@@ -727,11 +731,9 @@ return_n_valid, timeout
                     )
             if self._memory != "copy":
                 raise ValueError("memory must be 'copy' for a save, got 'map'")
-            source = Saved(target, index.number, version.generation + 1)
-            saved = dict.fromkeys(index.blocks, source)
-            self._change(
-                version._replace(sources={**version.sources, **saved}, n_updates=tuple(self._known))
-            )
+            saved = dict.fromkeys(index.blocks, Saved(target, index.number))
+            sources, n_updates = {**version.sources, **saved}, tuple(self._known)
+            self._change(version._replace(sources=sources, n_updates=n_updates), [*saved])
 
     def close(self) -> None:
         """End the shards. Later calls raise a RuntimeError; a second `close` does nothing.
@@ -775,10 +777,6 @@ def _copy(
 def _one_step(method: str, shards: Any, *arguments: Any) -> _Steps:
     """Call a method of all of these shards."""
     return (yield method, dict.fromkeys(shards, arguments))
-
-
-def _ignored_shard_errors() -> Any:
-    return contextlib.suppress(ShardError)
 
 
 def _as_seconds(value: Any, name: str) -> float:

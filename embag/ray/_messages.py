@@ -21,7 +21,6 @@ class Saved(NamedTuple):
 
     folder: str
     number: int  # of the save
-    generation: int  # that saved or loaded it: the tables of an earlier one have changed since
 
 
 class Version(NamedTuple):

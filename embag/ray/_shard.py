@@ -111,19 +111,22 @@ class Shard:
 
     # --- Loading ---
 
-    def load(self, version: Version) -> int:
-        """Load a version beside those that are loaded; return the number of updates so far."""
+    def load(self, version: Version, base: int | None = None, changed: Sequence[str] = ()) -> int:
+        """Load a version beside those that are loaded; return the number of updates so far.
+
+        If the generation `base` is loaded, only the tables in `changed` are loaded: the others are
+        those of `base`, with all updates.
+        """
         with self._loading, embag.num_threads(self._num_threads):
             if version.generation not in self._loaded:
-                newest = self._loaded[max(self._loaded)] if self._loaded else None
-                loaded = self._load(version, newest)
-                if newest is None:
+                known = None if base is None else self._loaded.get(base)
+                loaded = self._load(version, known, changed)
+                if known is None:
                     self._n_updates = version.n_updates[self._number]
                 self._loaded = {**self._loaded, version.generation: loaded}
             return self._n_updates
 
-    def _load(self, version: Version, newest: _Loaded | None) -> _Loaded:
-        """Load what differs from the newest version."""
+    def _load(self, version: Version, known: _Loaded | None, changed: Sequence[str]) -> _Loaded:
         plan = version.plan
         held = {
             (name, number): Held(name, number, block, len(plan.blocks[name]) == 1)
@@ -132,11 +135,11 @@ class Shard:
         tables: dict[Key, Any] = {}
         optimizers: dict[Key, Optimizer] = {}
         for key, item in held.items():
-            source = version.sources[item.table]
-            if newest is not None and newest.version.sources[item.table] == source:
-                tables[key] = newest.tables[key]
-                trained = newest.optimizers.get(key)
+            if known is not None and item.table not in changed:
+                tables[key] = known.tables[key]
+                trained = known.optimizers.get(key)
             else:
+                source = version.sources[item.table]
                 tables[key], trained = self._load_block(item, source, plan.tables[item.table])
             if trained is not None:
                 optimizers[key] = trained

@@ -100,6 +100,25 @@ def test_a_replacement_that_fails_on_one_shard_changes_nothing():
     assert sharded(VALUES).tolist() == [[20] * 4 + [2] * 4]
 
 
+def test_a_table_of_a_replacement_that_failed_is_never_read(monkeypatch):
+    sharded = make()
+
+    def fail(method, shard):
+        if (method, shard) == ("load", 2):
+            raise OSError("no such file")
+
+    sharded._actors.before = fail
+    # The other shards have loaded it, and do not learn that they are to release it.
+    with monkeypatch.context() as patched:
+        patched.setattr(sharded._actors, "tell", lambda method, arguments: None)
+        with pytest.raises(ShardError, match="no such file"):
+            sharded.replace("a", filled(10))
+    sharded._actors.before = lambda method, shard: None
+    sharded.replace("a", filled(20))
+    assert sharded(VALUES).tolist() == [[40] * 4 + [2] * 4]
+    assert all(len(shard._loaded) == 1 for shard in sharded._actors.shards)
+
+
 @pytest.mark.parametrize(
     ("name", "table", "kind", "message"),
     [
@@ -179,7 +198,7 @@ def test_a_file_that_is_not_as_planned(tmp_path):
     version = sharded._layout.version
     version = version._replace(sources={**version.sources, "a": path})
     with pytest.raises(ShardError, match="table 'a' must be as planned"):
-        sharded._change(version)
+        sharded._change(version, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -294,6 +313,42 @@ def test_a_folder_holds_one_whole_save(tmp_path):
     names = set(os.listdir(tmp_path))
     assert len(names) == 1 + 6
     assert not names & first - {"embag-sharded.json"}
+
+
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_updates_after_a_save_stay_when_another_table_is_replaced(n_blocks, tmp_path):
+    expected = make(n_blocks, memory="copy")
+    sharded = make(n_blocks, memory="copy")
+    train(expected, 3)
+    train(sharded)
+    sharded.save(tmp_path)
+    train(sharded, 2)
+    for each in (expected, sharded):
+        each.replace("b", filled(5))
+        train(each)  # the optimizer of "a" has kept its state
+    np.testing.assert_array_equal(sharded(VALUES), expected(VALUES))
+
+
+def test_an_older_copy_has_a_restarted_shard_load_the_last_save(tmp_path):
+    sharded = make(memory="copy")
+    copy = pickle.loads(pickle.dumps(sharded))
+    for _ in range(2):  # the second save deletes the files of the first
+        train(sharded)
+        sharded.save(tmp_path)
+    sharded._actors.restart(0)
+    np.testing.assert_array_equal(copy(VALUES), sharded(VALUES))
+
+
+def test_lookups_in_flight_raise_once_for_lost_updates():
+    sharded = make(memory="copy")
+    train(sharded)
+    lookups = [begin(sharded) for _ in range(3)]
+    sharded._actors.restart(0)
+    with pytest.raises(ShardError, match=r"updates were lost.*: 1 of shard 0;"):
+        sharded(VALUES)
+    for steps, asked in lookups:  # they ask for the update that is lost
+        result = run_to_the_end(steps, asked, sharded)
+        np.testing.assert_array_equal(result, sharded(VALUES))
 
 
 def test_lost_updates_are_reported_once(tmp_path):

@@ -5,7 +5,7 @@ Requests and replies are pickled, as Ray pickles them.
 
 import itertools
 import pickle
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from embag.ray import Plan, ShardError, _collection, _shard
 from embag.ray._plan import Block, Node, block_rows, spec_of
@@ -91,6 +91,10 @@ class LocalActors:
                 raise ShardError(message, [shard]) from error
             answers[shard] = pickle.loads(pickle.dumps(answer))
         return answers
+
+    def tell(self, method, arguments):
+        with suppress(ShardError):
+            self.ask(method, arguments)
 
     async def ask_async(self, method, arguments, limit):
         return self.ask(method, arguments)
