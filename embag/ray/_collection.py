@@ -36,7 +36,7 @@ from embag.collection import Feature
 from embag.optim import Optimizer
 from embag.ray._actors import Actors, ShardError, TimeLimit, nodes, store
 from embag.ray._lookups import Layout, Lookup, collection_of_shapes
-from embag.ray._messages import Lost, Missing, OptimizerSpec, PrepareRequest, Saved, Version
+from embag.ray._messages import FIXED, Lost, Missing, OptimizerSpec, PrepareRequest, Saved, Version
 from embag.ray._plan import Plan, TableSpec, spec_of
 from embag.ray._plan import plan as make_plan
 from embag.ray._rows import cut_block
@@ -572,8 +572,9 @@ return_n_valid, timeout
 
         Notes
         -----
-        The bits are those of one machine, except in a table that is cut and looked up by several
-        features: their gradients are added in another order.
+        The bits are those of one machine, with two exceptions, both in a table that is cut: the
+        gradients of several features are added in another order, and rows that are rounded
+        stochastically are rounded by other random numbers.
         """
         with self._owned():
             if wrt not in ("weight", None):
@@ -608,7 +609,7 @@ return_n_valid, timeout
         key = (
             layout.version.generation,
             {
-                name: (spec.kind, spec.options.get("stochastic_rounding"), spec.options.get("seed"))
+                name: (spec.kind, {option: spec.options.get(option) for option in FIXED})
                 for name, spec in specs.items()
             },
         )

@@ -344,7 +344,7 @@ def _gather(
 def _as_read(rows: Any) -> Any:
     """Return rows as a collection reads them: those of float64 are rounded to float32."""
     is_wide = isinstance(rows, np.ndarray) and rows.dtype == np.float64
-    return rows.astype(np.float32) if is_wide else rows
+    return _arguments.cast(rows, _FLOAT32) if is_wide else rows
 
 
 def _runs(slices: list[slice]) -> list[slice]:

@@ -86,6 +86,10 @@ class PieceUpdate(NamedTuple):
     weights: AnyArray | None
 
 
+# The options that an optimizer cannot change, since its states or its bits depend on them.
+FIXED = frozenset({"momentum", "stochastic_rounding", "seed"})
+
+
 class OptimizerSpec(NamedTuple):
     """The class of an optimizer, and its options."""
 

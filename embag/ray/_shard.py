@@ -23,6 +23,7 @@ from embag.checkpoints import load_checkpoint, save_checkpoint
 from embag.collection import EmbeddingBagCollection, Feature
 from embag.optim import Optimizer
 from embag.ray._messages import (
+    FIXED,
     AnyArray,
     Lost,
     Missing,
@@ -42,6 +43,8 @@ from embag.ray._rows import copy_table, cut_block, take_rows
 from embag.tables import load_table
 
 Key = tuple[str, int]  # the name of a table, and the number of a block
+
+_MOST_COLLECTIONS = 64
 
 
 class Held(NamedTuple):
@@ -80,6 +83,8 @@ class _Loaded:
         """Return a collection of features of whole tables."""
         found = self._collections.get(names)
         if found is None:
+            if len(self._collections) == _MOST_COLLECTIONS:  # where copies vary who is asked
+                self._collections = {}
             features = [self._features[name] for name in names]
             tables = {feature.table: self.tables[feature.table, 0] for feature in features}
             found = EmbeddingBagCollection(tables, features, invalid=invalid)
@@ -282,7 +287,10 @@ class Shard:
             names = request.pooled.names
             by_name, weights = by_names(request.pooled)
             values |= by_name
-        collection = loaded.collection((*names, *request.unpooled), self._invalid)
+        looked_up = {*names, *request.unpooled}
+        # In their order: gradients of features that share a table are added in this order.
+        features = (one.name for one in self._features if one.name in looked_up)
+        collection = loaded.collection(tuple(features), self._invalid)
         grad: Any = request.grad_output
         if request.unpooled:
             if grad is None:
@@ -362,19 +370,16 @@ def by_names(pooled: Pooled) -> tuple[dict[str, Any], dict[str, AnyArray]]:
 
 def change_options(optimizer: Optimizer, spec: OptimizerSpec) -> None:
     """Give an optimizer other options, such as a learning rate."""
-    is_same = type(optimizer) is spec.kind
-    changed = {
-        name: value
-        for name, value in spec.options.items()
-        if is_same and getattr(optimizer, name) != value
-    }
-    if not is_same or {"stochastic_rounding", "seed"} & changed.keys():
+    if type(optimizer) is not spec.kind or any(
+        getattr(optimizer, name) != spec.options[name] for name in FIXED & spec.options.keys()
+    ):
+        given = ", ".join(f"{name}={value!r}" for name, value in spec.options.items())
         raise ValueError(
-            f"optimizer must stay of its class, with the same rounding, got {spec.kind.__name__} "
-            f"after {optimizer!r}"
+            "optimizer must stay of its class, with the same momentum and rounding, got "
+            f"{spec.kind.__name__}({given}) after {optimizer!r}"
         )
-    for name, value in changed.items():
-        setattr(optimizer, name, value)
+    for name in spec.options.keys() - FIXED:
+        setattr(optimizer, name, spec.options[name])
 
 
 def _update_block(optimizer: Optimizer, pieces: list[PieceUpdate], first_id: int) -> None:

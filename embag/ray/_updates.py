@@ -34,7 +34,7 @@ from embag.ray._messages import (
 )
 from embag.ray._plan import block_rows
 from embag.ray._rows import join_rows
-from embag.ray._splitting import BlockIds, split_ids
+from embag.ray._splitting import BlockIds, invert, split_ids
 
 AnyArray = NDArray[Any]
 
@@ -77,7 +77,8 @@ class Update:
         self._wrt = wrt
         self._whole: dict[int, list[_Whole]] = {}
         self._cut: list[_Cut] = []
-        for part in parts:
+        # Those of tables that do not change are only checked, first, as on one machine.
+        for part in sorted(parts, key=lambda part: part.table in optimizers):
             with _arguments.prefix_errors(f"feature {part.name!r}"):
                 call, flattened = with_arrays(part.call)
                 call.check()
@@ -188,35 +189,34 @@ class Update:
 
     def _add_by_position(self, cut: _Cut, answers: list[Any]) -> None:
         """Send each block a gradient for each position of its ids."""
-        if not cut.blocks:
-            return
         bags, counting = cut.counting.bags, cut.counting
-        rows: Any = join_rows(answers)
-        places = np.empty(len(bags.indices), np.int64)
-        order = [np.arange(len(places))[block.positions] for _, block in cut.blocks]
-        places[np.concatenate(order)] = np.arange(len(places))
+        no_rows = np.zeros((0, cut.grad.shape[1]), cut.grad.dtype)
+        rows: Any = join_rows(answers) if answers else no_rows
         grads = embag.embedding_bag_backward(
             cut.grad,
-            places,
+            invert([block for _, block in cut.blocks], len(bags.indices)),
             rows,
             bags.offsets,
             mode=counting.mode.name,
+            sparse=True,  # with max and min, only rows that are in the result have a gradient
             per_sample_weights=counting.weights,
             include_last_offset=True,
             normalize=counting.normalizes,
             wrt=None if self._wrt is None and counting.weights is not None else "weight",
         )
+        found: Any = grads.weight
         start = 0
         for i, block in cut.blocks:
-            grad = grads.weight[start : start + len(block.ids)]
+            own = slice(*np.searchsorted(found.indices, (start, start + len(block.ids))))
+            ids = block.ids[found.indices[own] - start]
             start += len(block.ids)
-            counts = np.flatnonzero(block.ids != counting.padding)  # the default may not
+            counts = np.flatnonzero(ids != counting.padding)  # the default may not
             offsets = np.arange(len(counts) + 1)
-            self._add(cut, i, grad[counts], block.ids[counts], offsets, None)
+            self._add(cut, i, found.values[own][counts], ids[counts], offsets, None)
         if grads.per_sample_weights is not None:
             shape = cut.call.bags.indices.shape
-            found = at_positions(grads.per_sample_weights, cut.positions, shape)
-            self._of_weights[cut.part.name] = _as_given(found, cut.flattened)
+            of_weights = at_positions(grads.per_sample_weights, cut.positions, shape)
+            self._of_weights[cut.part.name] = _as_given(of_weights, cut.flattened)
 
     def gradients_of_weights(
         self, replies: Mapping[int, dict[str, AnyArray]]

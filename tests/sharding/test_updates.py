@@ -148,6 +148,40 @@ def test_ragged_ids_and_weights():
         check(both)
 
 
+@pytest.mark.parametrize("rule", ["momentum", "Adam"])
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_rows_that_are_in_no_maximum_rest(mode, rule):
+    tables = {"t": np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)}
+    both = Both(tables, [Feature("x", "t", mode)], 3, RULES[rule])
+    for seed in range(4):
+        ids = np.random.default_rng(seed).integers(0, 40, (N_BAGS, 7))
+        both.step({"x": ids})
+        check(both)
+
+
+def test_gradients_of_features_are_added_in_their_order():
+    rng = np.random.default_rng(0)
+    tables = {"t": rng.standard_normal((5, 4)).astype(np.float32)}
+    modes = ("none", "sum", "none", "mean")
+    features = [Feature(f"f{i}", "t", mode) for i, mode in enumerate(modes)]
+    both = Both(tables, features, 1, partial(optim.SGD, lr=0.3))
+    both.step({feature.name: rng.integers(0, 5, (N_BAGS, 5)) for feature in features})
+    check(both)
+
+
+def test_a_fixed_option_is_refused():
+    tables = {"t": np.ones((40, 4), np.float32)}
+    both = Both(tables, [Feature("x", "t")], 2, partial(optim.SGD, lr=0.5, momentum=0.9))
+    values = {"x": np.zeros((N_BAGS, 2), int)}
+    both.step(values)
+    with pytest.raises(ShardError, match="with the same momentum and rounding, got SGD"):
+        both.sharded.update(
+            both.grad(values), values, optimizers={"t": partial(optim.SGD, lr=0.5, momentum=0.5)}
+        )
+    both.step(values)
+    check(both)
+
+
 def test_tables_without_optimizers_stay_and_their_ids_are_checked():
     tables = {name: np.ones((40, 4), np.float32) for name in "ab"}
     features = [Feature("x", "a"), Feature("y", "b")]
