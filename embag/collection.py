@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embag import _arguments, _encodings, _modes
+from embag import _arguments, _collection_files, _encodings, _modes
 from embag._bags import FEATURE_IDS, VALUES, ArrayBags, add_weights, as_bags
 from embag._call import Call
 from embag._collection_gradients import Part, gradients, split_grad_output
@@ -327,6 +327,89 @@ class EmbeddingBagCollection:
                 if self._state is now:  # no other thread has replaced a table in between
                     self._state = next_
                     return
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save the collection to a folder: its tables and its features.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            The folder. It is made if it does not exist.
+
+        Raises
+        ------
+        TypeError
+            If `folder` has the wrong kind.
+        OSError
+            If the folder or a file cannot be written. The folder holds what it held before.
+
+        See Also
+        --------
+        load : Load it.
+
+        Notes
+        -----
+        Each table becomes a ``.safetensors`` file, whose name is new each time, as by `save_table`.
+        ``collection.json``, which a person can read, names these files and the features. It is
+        replaced last, so that the folder holds one whole collection at any moment. Then the files
+        of the old one are deleted; processes that have mapped them keep them.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import embag
+        >>> ebc = embag.EmbeddingBagCollection(
+        ...     {"items": np.eye(3, dtype=np.float32)}, [embag.Feature("clicked", "items")]
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ebc.save(folder)
+        ...     ebc = embag.EmbeddingBagCollection.load(folder)
+        >>> ebc({"clicked": [[0, 2]]})
+        array([[1., 0., 1.]], dtype=float32)
+        """
+        path = _as_folder(folder)
+        features = [feature._asdict() for feature in self.features]
+        _collection_files.save(path, self.tables, features, self.invalid)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], memory: Literal["map", "copy"] = "map"
+    ) -> "EmbeddingBagCollection":
+        """Load a collection from a folder of `save`.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            The folder.
+        memory : {"map", "copy"}, optional
+            Map the tables, or copy them into memory: see `load_table`.
+
+        Returns
+        -------
+        EmbeddingBagCollection
+            The collection.
+
+        Raises
+        ------
+        TypeError
+            If `folder` has the wrong kind.
+        ValueError
+            If the folder does not hold a whole collection.
+        OSError
+            If a file is missing or cannot be read.
+
+        See Also
+        --------
+        save : Save a collection.
+        """
+        saved = _collection_files.load(_as_folder(folder), memory)
+        with _arguments.prefix_errors(os.path.join(_as_folder(folder), _collection_files.INDEX)):
+            try:
+                features = [Feature(**fields) for fields in saved.features]
+                return cls(saved.tables, features, invalid=saved.invalid)
+            except (TypeError, IndexError) as error:  # the file's fault, not the caller's
+                raise ValueError(str(error)) from None
 
     def _compile(self, tables: Mapping[str, Table], encoded: dict[str, _encodings.Table]) -> _State:
         """Return the state for some tables."""
@@ -1087,6 +1170,15 @@ def _in_float32(mapping: _encodings.Mapping | None) -> _encodings.Mapping | None
     if mapping is None or mapping.scales is None:
         return mapping
     return mapping._replace(scales=_arguments.cast(mapping.scales, _FLOAT32))
+
+
+def _as_folder(folder: Any) -> str:
+    path = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
+    if not isinstance(path, str):
+        raise TypeError(
+            f"folder must be a str or an os.PathLike of one, got {_arguments.describe(folder)}"
+        )
+    return path
 
 
 def _check_policy(invalid: Any) -> None:
