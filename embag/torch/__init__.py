@@ -6,6 +6,7 @@ tensors to embag, and returns the results as tensors. Tables, results and gradie
     _tensors.py     tensors as arrays, and back
     _lookups.py     `embedding_bag`, an autograd function
     _layers.py      `EmbeddingBag`, the module, whose table may have an optimizer of `embag.optim`
+    _conversion.py  `to_collection`, `replace_embeddings`: from a model of torch
     optim.py        `SparseAdam` and `Adagrad`, optimizers of torch for sparse gradients
 
 Importing `embag` does not import torch. Importing this package does.
@@ -19,7 +20,21 @@ except ImportError as error:
     raise ImportError("embag.torch needs torch: pip install 'embag-cpu[torch]'") from error
 
 from embag.torch import optim
+from embag.torch._conversion import (
+    ConversionReport,
+    QuantizedEmbeddingBag,
+    replace_embeddings,
+    to_collection,
+)
 from embag.torch._layers import EmbeddingBag
 from embag.torch._lookups import embedding_bag
 
-__all__ = ["EmbeddingBag", "embedding_bag", "optim"]
+__all__ = [
+    "ConversionReport",
+    "EmbeddingBag",
+    "QuantizedEmbeddingBag",
+    "embedding_bag",
+    "optim",
+    "replace_embeddings",
+    "to_collection",
+]
