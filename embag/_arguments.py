@@ -124,7 +124,8 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
         raise TypeError(f"{name} must be an array of {kind}, got {describe(value)} of {value.type}")
     try:
         n_nulls = count_nulls(value)
-        array = np.asarray(value)
+        by_dlpack = hasattr(type(value), "__dlpack__") and not hasattr(type(value), "__array__")
+        array = np.from_dlpack(value) if by_dlpack else np.asarray(value)
     except MemoryError:
         raise
     except Exception as error:
