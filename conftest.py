@@ -6,6 +6,7 @@ from importlib.util import find_spec
 NEEDS = {
     "embag/cli": ["click", "rich", "pyarrow"],
     "embag/torch": ["torch"],
+    "embag/sklearn.py": ["sklearn"],
     "embag/polars.py": ["polars", "nanoarrow"],
     "embag/pandas.py": ["pandas", "pyarrow", "nanoarrow"],
 }

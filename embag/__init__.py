@@ -42,8 +42,8 @@ The rest of the public API:
     tuning.py              `tune`: choose how a table's rows are prefetched, ahead of requests
     _config.py             `show_config`: how embag was built and how it runs here
 
-`embag.torch`, `embag.polars`, `embag.pandas` and `embag.ray` connect embag to these libraries.
-They are not imported here. The folders:
+`embag.torch`, `embag.polars`, `embag.pandas`, `embag.sklearn` and `embag.ray` connect embag to
+these libraries. They are not imported here. The folders:
 
     _kernels/              the kernels (_core.pyx includes them), the choice of a level and of
                            prefetch strategies
