@@ -7,6 +7,7 @@ NEEDS = {
     "embag/cli": ["click", "rich", "pyarrow"],
     "embag/torch": ["torch"],
     "embag/sklearn.py": ["sklearn"],
+    "embag/text.py": ["tokenizers", "safetensors"],
     "embag/polars.py": ["polars", "nanoarrow"],
     "embag/pandas.py": ["pandas", "pyarrow", "nanoarrow"],
 }

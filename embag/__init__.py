@@ -43,7 +43,7 @@ The rest of the public API:
     _config.py             `show_config`: how embag was built and how it runs here
 
 `embag.torch`, `embag.polars`, `embag.pandas`, `embag.sklearn` and `embag.ray` connect embag to
-these libraries. They are not imported here. The folders:
+these libraries, `embag.text` to models of word vectors. They are not imported here. The folders:
 
     _kernels/              the kernels (_core.pyx includes them), the choice of a level and of
                            prefetch strategies
