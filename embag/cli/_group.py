@@ -15,6 +15,7 @@ from embag.cli import _ending
 
 _COMMANDS = {
     "pool": "Pool a column of ids into a column of vectors, file to file.",
+    "embed": "Turn a column of texts into a column of vectors, file to file.",
     "quantize": "Quantize a table to 8, 4 or 2 bits an entry.",
     "convert": "Copy a table to another file, in an order that can be mapped.",
     "info": "Describe a file: a table, or ids.",

@@ -26,6 +26,9 @@ _BLOCK = 4 << 20  # of CSV; a line must fit
 
 NPY_COLUMN = "ids"
 
+# Bytes of ids, kept columns and vectors. Origin: docs/cli.md, "Memory".
+_CHUNK_BYTES = 16 << 20
+
 
 class Source(NamedTuple):
     """A file that is being read."""
@@ -74,6 +77,30 @@ def is_known(path: str) -> bool:
 def has_no_columns(path: str) -> bool:
     """Return whether the format holds only ids."""
     return _suffix(path) == ".npy"
+
+
+def cut_chunks(
+    batches: Iterable[pa.RecordBatch], vector_bytes: int
+) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
+    """Cut and join batches to chunks of about _CHUNK_BYTES, including their vectors.
+
+    Yields (start, batches): the number of the first row, and the rows.
+    """
+    start = n_bytes = 0
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        # The size of the buffers, as Arrow cannot compute the bytes of a slice of a list view.
+        row_bytes = vector_bytes + batch.get_total_buffer_size() / max(1, len(batch))
+        step = max(1, int(_CHUNK_BYTES / row_bytes))
+        for first in range(0, len(batch), step):
+            waiting.append(batch.slice(first, step))
+            n_bytes += len(waiting[-1]) * row_bytes
+            if n_bytes >= _CHUNK_BYTES:
+                yield start, waiting
+                start += sum(map(len, waiting))
+                waiting, n_bytes = [], 0
+    if waiting:
+        yield start, waiting
 
 
 def _suffix(path: str) -> str:

@@ -33,9 +33,6 @@ from embag.cli import _ending, _lists, _long_format, _options, _sinks, _sources,
 from embag.cli._errors import report_errors
 from embag.cli._output import format_bytes, peak_memory, progress_bar
 
-# Bytes of ids, kept columns and vectors. Origin: docs/cli.md, "Memory".
-_CHUNK_BYTES = 16 << 20
-
 
 class _Chunk(NamedTuple):
     """Some rows of a file."""
@@ -384,7 +381,7 @@ class _Run:
         vector_bytes = self.table_shape[1] * self.field.type.value_type.bit_width // 8
         with report_errors(self.source):
             decoded = _sinks.decode_dictionaries(batches, self.kept)
-            for start, rows in _cut_chunks(decoded, vector_bytes):
+            for start, rows in _sources.cut_chunks(decoded, vector_bytes):
                 yield self._make_chunk(start, pa.Table.from_batches(rows))
 
     def _make_chunk(self, start: int, table: pa.Table) -> _Chunk:
@@ -442,30 +439,6 @@ class _Run:
         except ValueError as error:
             raise ValueError(f"from {chunk.place(0)} on: {error}") from error
         return vectors, n_invalid, n_valid
-
-
-def _cut_chunks(
-    batches: Iterable[pa.RecordBatch], vector_bytes: int
-) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
-    """Cut and join batches to chunks of about _CHUNK_BYTES, including their vectors.
-
-    Yields (start, batches): the number of the first row, and the rows.
-    """
-    start = n_bytes = 0
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        # The size of the buffers, as Arrow cannot compute the bytes of a slice of a list view.
-        row_bytes = vector_bytes + batch.get_total_buffer_size() / max(1, len(batch))
-        step = max(1, int(_CHUNK_BYTES / row_bytes))
-        for first in range(0, len(batch), step):
-            waiting.append(batch.slice(first, step))
-            n_bytes += len(waiting[-1]) * row_bytes
-            if n_bytes >= _CHUNK_BYTES:
-                yield start, waiting
-                start += sum(map(len, waiting))
-                waiting, n_bytes = [], 0
-    if waiting:
-        yield start, waiting
 
 
 def _name_place(by: str | None, start: int, table: pa.Table, row: int) -> str:

@@ -146,9 +146,9 @@ LIST_TYPES = [
 @pytest.mark.parametrize("dtype", LIST_TYPES, ids=str)
 @pytest.mark.parametrize("chunk_bytes", [100, 16 << 20])
 def test_null_for_lists_without_valid_ids(dtype, chunk_bytes, tmp_path, capsys, monkeypatch):
-    from embag.cli import pool as command  # noqa: PLC0415
+    from embag.cli import _sources  # noqa: PLC0415
 
-    monkeypatch.setattr(command, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(_sources, "_CHUNK_BYTES", chunk_bytes)
     # 7 is padding, and 50 is out of range.
     lists = [
         [1, 7],
@@ -192,9 +192,9 @@ def test_null_for_lists_without_valid_ids(dtype, chunk_bytes, tmp_path, capsys, 
 @pytest.mark.parametrize("dtype", LIST_TYPES[:-1], ids=str)
 @pytest.mark.parametrize("chunk_bytes", [100, 16 << 20])
 def test_ids_whose_weights_are_null(dtype, chunk_bytes, tmp_path, capsys, monkeypatch):
-    from embag.cli import pool as command  # noqa: PLC0415
+    from embag.cli import _sources  # noqa: PLC0415
 
-    monkeypatch.setattr(command, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(_sources, "_CHUNK_BYTES", chunk_bytes)
     lists = [[1, 2], None, [3, 4], [None, 5], [6, 7], [8, None]]
     weights = [[1.0, None], None, [None, None], [None, 2.0], [3.0, 4.0], [None, 5.0]]
     factors = pa.list_(pa.float64(), 2) if pa.types.is_fixed_size_list(dtype) else None
@@ -269,9 +269,9 @@ def test_progress_on_a_terminal(source, tmp_path, capsys):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 1000])
 def test_chunks_of_any_size(chunk_bytes, tmp_path, capsys, monkeypatch):
-    from embag.cli import pool as command  # noqa: PLC0415
+    from embag.cli import _sources  # noqa: PLC0415
 
-    monkeypatch.setattr(command, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(_sources, "_CHUNK_BYTES", chunk_bytes)
     rng = np.random.default_rng(2)
     lists = [rng.integers(0, 50, n).tolist() for n in rng.integers(0, 9, 100)]
     table = pa.table({"user": range(100), "ids": lists})
