@@ -5,12 +5,14 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import numpy as np
 import pytest
 from ray_nodes import ADDRESSES
 
+import embag
 from embag import Feature, optim
 from embag.ray import ShardedCollection, ShardError, nodes, plan
 
@@ -24,28 +26,61 @@ pytestmark = [
 FEATURES = [Feature("x", "a"), Feature("y", "b", "mean")]
 VALUES = {"x": [[1, 999], [2, 3]], "y": [[5], [6]]}
 EXPECTED = [[2, 2, 2, 2, 2, 2, 2, 2]] * 2
+MANY = {name: np.repeat(ids[:1], 8000, axis=0) for name, ids in VALUES.items()}
 TIMEOUT = 15.0
 
 
 @pytest.fixture
 def sharded(cluster, files):
-    """A collection with a shard on each node; table "a" is cut."""
-    found = plan(files, dict.fromkeys(ADDRESSES, 20_000), {"a": 100, "b": 1})
-    tables = {**files}
-    with ShardedCollection(tables, FEATURES, plan=found, timeout=TIMEOUT) as made:
+    """A collection with a shard on each node; a lookup of VALUES asks all of them."""
+    found = plan(files, dict.fromkeys(ADDRESSES, 11_000))
+    with ShardedCollection(files, FEATURES, plan=found, timeout=TIMEOUT) as made:
+        assert made(VALUES).tolist() == EXPECTED
         yield made
 
 
-def process_of(sharded, shard):
+def ask(sharded, shard, function):
+    """Call a function of the shard in its process."""
     handle = sharded._actors._handles[shard]
-    return ray.get(handle.__ray_call__.remote(lambda _: os.getpid()), timeout=20)
+    return ray.get(handle.__ray_call__.remote(function), timeout=20)
+
+
+def process_of(sharded, shard):
+    return ask(sharded, shard, lambda _: os.getpid())
+
+
+def node_of(sharded, shard):
+    return ask(sharded, shard, lambda _: ray.util.get_node_ip_address())
+
+
+@contextmanager
+def stopped(process):
+    """Stop a process, which does not answer then, but is not dead either."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def raises_in_time(seconds, function, *arguments, match="", **options):
+    """Check that a call raises a `ShardError` when its time is over."""
+    started = time.monotonic()
+    with pytest.raises(ShardError, match=match) as caught:
+        function(*arguments, **options)
+    assert time.monotonic() - started < seconds + 1
+    return caught.value
+
+
+def run_lookup(sharded, **options):
+    return asyncio.run(sharded.lookup(VALUES, **options))
 
 
 class Load:
     """Threads, and an event loop with some tasks, that look up without a pause."""
 
-    def __init__(self, sharded, n_threads=2, n_tasks=4):
-        self._sharded, self._done = sharded, threading.Event()
+    def __init__(self, sharded, values=VALUES, n_threads=2, n_tasks=4):
+        self._sharded, self._values, self._done = sharded, values, threading.Event()
         self.n_right, self.errors, self.wrong, self.slowest = 0, [], [], 0.0
         self._threads = [threading.Thread(target=self._repeat) for _ in range(n_threads)]
         self._threads.append(threading.Thread(target=self._run_tasks, args=(n_tasks,)))
@@ -64,7 +99,7 @@ class Load:
         self.slowest = max(self.slowest, time.monotonic() - started)
         if error is not None:
             self.errors.append(error)
-        elif result.tolist() == EXPECTED:
+        elif (result == 2).all():
             self.n_right += 1
         else:
             self.wrong.append(result)
@@ -73,7 +108,7 @@ class Load:
         while not self._done.is_set():
             started = time.monotonic()
             try:
-                self._record(started, self._sharded(VALUES))
+                self._record(started, self._sharded(self._values))
             except Exception as error:
                 self._record(started, error=error)
 
@@ -82,7 +117,7 @@ class Load:
             while not self._done.is_set():
                 started = time.monotonic()
                 try:
-                    self._record(started, await self._sharded.lookup(VALUES))
+                    self._record(started, await self._sharded.lookup(self._values))
                 except Exception as error:
                     self._record(started, error=error)
 
@@ -114,20 +149,86 @@ def test_actors_that_are_killed_under_load(sharded):
     assert sharded(VALUES).tolist() == EXPECTED
 
 
-def test_a_node_that_is_killed_under_load(sharded, cluster):
-    lost = ADDRESSES[2]
-    with Load(sharded) as load:
-        time.sleep(0.5)
-        cluster.kill(lost)
-        time.sleep(5)
-    load.check()
-    assert sharded(VALUES).tolist() == EXPECTED  # its shard is on another node
-    cluster.add(lost)
+def bring_back(cluster, address):
+    cluster.add(address)
     deadline = time.monotonic() + 20
-    while lost not in nodes():
+    while address not in nodes():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_node_that_is_killed_under_load(sharded, cluster):
+    lost = ADDRESSES[2]
+    assert node_of(sharded, 2) == lost
+    with Load(sharded, MANY) as load:  # results are in the object stores of the nodes
+        time.sleep(0.5)
+        cluster.kill(lost)
+        while node_of(sharded, 2) == lost:
+            time.sleep(0.1)
+    load.check()
     assert sharded(VALUES).tolist() == EXPECTED
+    bring_back(cluster, lost)
+    assert sharded(VALUES).tolist() == EXPECTED
+
+
+def test_a_node_that_no_other_node_stands_in_for(cluster, files):
+    found = plan(files, dict.fromkeys(ADDRESSES, 11_000))
+    with ShardedCollection(files, FEATURES, plan=found, num_threads=7) as sharded:
+        process = process_of(sharded, 2)
+        cluster.kill(ADDRESSES[2])
+        while os.path.exists(f"/proc/{process}"):
+            time.sleep(0.05)
+        message = r"shard 2 on node 127\.0\.0\.4 must answer within 0\.5 seconds"
+        assert raises_in_time(0.5, sharded, VALUES, timeout=0.5, match=message).shards == (2,)
+        raises_in_time(0.5, run_lookup, sharded, timeout=0.5, match=message)
+        bring_back(cluster, ADDRESSES[2])
+        assert sharded(VALUES).tolist() == EXPECTED
+
+
+def test_a_process_that_hangs(sharded, tmp_path):
+    path = tmp_path / "new.npy"
+    embag.save_table(path, np.full((1000, 4), 5, np.float32))
+    with stopped(process_of(sharded, 1)):
+        message = r"shard 1 on node .* must answer within"
+        raises_in_time(0.3, sharded, VALUES, timeout=0.3, match=message)
+        raises_in_time(0.3, run_lookup, sharded, timeout=0.3, match=message)
+        sharded._load_timeout = 0.5
+        raises_in_time(0.5, sharded.replace, "a", path, match=message)
+    assert sharded(VALUES).tolist() == EXPECTED
+    sharded._load_timeout = TIMEOUT
+    embag.save_table(path, np.full((1000, 4), 7, np.float32))
+    sharded.replace("a", path)
+    assert sharded(VALUES).tolist() == [[14] * 4 + [2] * 4] * 2
+
+
+def test_cancelled_lookups_do_not_block_those_after_them(sharded):
+    async def run():
+        for i in range(60):
+            calls = [asyncio.create_task(sharded.lookup(VALUES)) for _ in range(3)]
+            await asyncio.sleep(0.0005 * (i % 5))
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(sharded.lookup(VALUES), 0.0005 * (i % 7))
+        return await sharded.lookup(VALUES, timeout=5)
+
+    assert asyncio.run(run()).tolist() == EXPECTED
+    for i in range(60):
+        with suppress(ShardError):
+            sharded(VALUES, timeout=0.0003 * (i % 7) + 1e-9)
+    assert sharded(VALUES, timeout=5).tolist() == EXPECTED
+
+
+def test_close_under_load(sharded):
+    with Load(sharded) as load:
+        time.sleep(0.3)
+        sharded.close()
+        time.sleep(0.3)
+    assert load.wrong == []
+    assert load.n_right > 0
+    assert {type(error) for error in load.errors} <= {ShardError, RuntimeError}
+    assert "the collection is closed" in map(str, load.errors)
 
 
 def test_a_file_that_is_gone_when_an_actor_restarts(sharded, files, tmp_path):
@@ -178,6 +279,28 @@ def test_updates_are_made_once_or_raise(files, tmp_path):
 
 
 @pytest.mark.usefixtures("cluster")
+def test_an_update_that_is_late(files, tmp_path):
+    rules = {"a": partial(optim.SGD, lr=1.0)}
+    values = {"x": [[1]], "y": [[1]]}
+    with ShardedCollection(files, FEATURES, memory="copy", timeout=TIMEOUT) as sharded:
+        shard = sharded.plan.blocks["a"][0].shards[0]
+
+        def update(timeout=None):
+            sharded.update(np.ones((1, 8)), values, optimizers=rules, timeout=timeout)
+
+        update()
+        sharded.save(tmp_path)
+        update()
+        with stopped(process_of(sharded, shard)):
+            raises_in_time(0.3, update, 0.3, match=r"no answer; other shards may .* restore")
+        assert sharded(values)[0, 0] in (-1, -2)  # it was made once, or not at all
+        sharded.restore(tmp_path)
+        assert sharded(values)[0, 0] == 0
+        update()
+        assert sharded(values)[0, 0] == -1
+
+
+@pytest.mark.usefixtures("cluster")
 def test_lost_updates_are_reported(files):
     rules = {"a": partial(optim.SGD, lr=1.0)}
     with ShardedCollection(files, FEATURES, memory="copy", timeout=TIMEOUT) as sharded:
@@ -188,3 +311,18 @@ def test_lost_updates_are_reported(files):
         with pytest.raises(ShardError, match=f"updates were lost.*: 1 of shard {shard};"):
             sharded(VALUES)
         assert sharded(VALUES).tolist() == EXPECTED
+
+
+def test_lookups_after_a_shutdown_of_ray(sharded, cluster):
+    ray.shutdown()
+    try:
+        for call in (sharded, lambda values: run_lookup(sharded)):
+            with pytest.raises(RuntimeError, match="Ray must be connected to the cluster"):
+                call(VALUES)
+        assert not ray.is_initialized()
+    finally:
+        cluster.connect()
+    for call in (sharded, lambda values: run_lookup(sharded)):
+        with pytest.raises(ShardError, match=r"shard 0 on node .* failed"):
+            call(VALUES)
+    sharded.close()

@@ -5,6 +5,7 @@ import gc
 import os
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -100,47 +101,56 @@ def test_a_hundred_lookups_in_an_event_loop(files):
 
 @pytest.mark.usefixtures("cluster")
 def test_replacements_while_threads_and_other_processes_look_up(files, tmp_path):
+    last = 20
+
+    def look_up(collection):
+        """Return the versions that a lookup has seen in its bags."""
+        return {row[0] / 2 for row in collection(VALUES).tolist()}
+
     @ray.remote(num_cpus=0)
-    def look_up(copy, started):
-        seen, stop = set(), time.monotonic() + 60
-        while (12.0, 12.0) not in seen and time.monotonic() < stop:
-            seen |= {tuple(row) for row in copy(VALUES)[:, [0, 3]].tolist()}
-            started.touch()
-        return seen
+    class Reader:
+        def __init__(self, copy):
+            self.copy = copy
+            self.seen = look_up(copy)
 
-    paths = []
-    for version in range(6):
-        paths.append(tmp_path / f"version{version}.npy")
-        embag.save_table(paths[-1], np.full((1000, 4), version + 1, np.float32))
-    with ShardedCollection(files, FEATURES, plan=cut_plan(files)) as sharded:
-        started = [tmp_path / f"started{i}" for i in range(2)]
-        others = [look_up.remote(sharded, path) for path in started]
-        while not all(path.exists() for path in started):
-            time.sleep(0.05)
-        seen, errors, done = set(), [], threading.Event()
+        def is_ready(self):
+            return True
 
-        def repeat():
-            try:
-                while not done.is_set():
-                    seen.update(tuple(row) for row in sharded(VALUES)[:, [0, 3]].tolist())
-            except Exception as error:
-                errors.append(error)
+        def read_until_the_last(self):
+            while last not in self.seen:
+                self.seen |= look_up(self.copy)
+            return self.seen
 
-        threads = [threading.Thread(target=repeat) for _ in range(2)]
+    def read_until_the_last():
+        try:
+            while last not in seen:
+                seen.update(look_up(sharded))
+        except Exception as error:
+            errors.append(error)
+
+    found = cut_plan(files)  # its shards have space for a second table beside the first
+    found = replace(found, nodes=tuple(node._replace(n_bytes=10**6) for node in found.nodes))
+    with ShardedCollection(files, FEATURES, plan=found) as sharded:
+        seen, errors = look_up(sharded), []
+        readers = [Reader.remote(sharded) for _ in range(2)]
+        ray.get([reader.is_ready.remote() for reader in readers], timeout=60)
+        others = [reader.read_until_the_last.remote() for reader in readers]
+        threads = [threading.Thread(target=read_until_the_last) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for path in paths:
-            sharded.replace("a", path)
-            time.sleep(0.2)
-        done.set()
+        for version in range(2, last + 1):
+            table = np.full((1000, 4), version, np.float32)
+            if version % 2:  # from a file; the others by the object store
+                path = tmp_path / f"version{version}.npy"
+                embag.save_table(path, table)
+                table = path
+            sharded.replace("a", table)
         for thread in threads:
-            thread.join()
+            thread.join(timeout=30)
         assert errors == []
-        # Both ids of a bag are in different blocks: a mixture would be an odd number.
-        whole = {(2.0 * version, 2.0 * version) for version in range(1, 7)}
-        for found in (seen, *ray.get(others, timeout=30)):
-            assert found <= whole
-            assert len(found) > 1
+        # The ids of a bag are in different blocks: a mixture would be half a version, or none.
+        for versions in (seen, *ray.get(others, timeout=30)):
+            assert {1, last} <= versions <= set(range(1, last + 1))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -165,8 +175,11 @@ def test_errors_at_construction(files, tmp_path):
     elsewhere = plan(files, {"10.1.2.3": 10**6})
     with pytest.raises(ValueError, match=r"plan must have nodes of the cluster, .*'10\.1\.2\.3'"):
         ShardedCollection(files, FEATURES, plan=elsewhere)
-    with pytest.raises(ValueError, match="num_threads must be at most the CPUs for each shard"):
-        ShardedCollection(files, FEATURES, num_threads=99)
+    for options in ({"num_threads": 9}, {"num_threads": 5, "n_shards": 6}):
+        with pytest.raises(ValueError, match="num_threads must be at most the CPUs for each shard"):
+            ShardedCollection(files, FEATURES, **options)
+    with pytest.raises(ShardError, match=r"must answer within 0\.05 seconds, got no answer"):
+        ShardedCollection(files, FEATURES, load_timeout=0.05)
 
 
 @pytest.mark.usefixtures("cluster")
