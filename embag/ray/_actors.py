@@ -9,7 +9,6 @@ Tested in tests/sharding/test_faults.py.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -58,6 +57,14 @@ def connect() -> Any:
     if not ray.is_initialized():
         ray.init()
     return ray
+
+
+def connection() -> str | None:
+    """Return what identifies the connection of this process to a cluster, None without one."""
+    ray = import_ray()
+    if not ray.is_initialized():
+        return None
+    return str(ray.get_runtime_context().get_worker_id())
 
 
 def store(value: Any) -> Any:
@@ -133,6 +140,7 @@ class Actors:
         self._names = names  # of the nodes
         self._waiting = [0] * len(handles)
         self._counting = threading.Lock()
+        self._connection = connection()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Actors, (self._handles, self._names)
@@ -165,6 +173,13 @@ class Actors:
 
     def __len__(self) -> int:
         return len(self._handles)
+
+    def check_connection(self) -> None:
+        """Raise after a shutdown of Ray in this process, or it would start another cluster."""
+        if self._connection != connection():
+            raise RuntimeError(
+                "Ray must stay connected to the cluster of the shards, got a shutdown"
+            )
 
     def choose(self, shards: tuple[int, ...]) -> int:
         """Return the shard that has the fewest calls of this process to answer."""
@@ -221,15 +236,13 @@ class Actors:
         self._send(method, arguments)
 
     def _send(self, method: str, arguments: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
-        if not import_ray().is_initialized():  # or Ray would start another cluster
-            raise RuntimeError("Ray must be connected to the cluster of the shards, got a shutdown")
         options = _OPTIONS.get(method, {})
         sent = {}
         for shard, given in arguments.items():
             bound = getattr(self._handles[shard], method)
             try:
                 sent[shard] = bound.options(**options).remote(*given)
-            except Exception as error:  # such as for an actor of another cluster
+            except Exception as error:  # such as for a full object store
                 self._cancel(sent)
                 self._raise_for(shard, error)
         return sent
@@ -276,7 +289,8 @@ class Actors:
 
     def stop(self) -> None:
         """End all actors."""
-        ray = import_ray()
-        for handle in self._handles if ray.is_initialized() else ():
-            with contextlib.suppress(ValueError):  # of an actor of another cluster
-                ray.kill(handle, no_restart=True)
+        # A shutdown has ended them. Ray 2.49 ends the process that kills actors of an earlier
+        # connection.
+        if self._connection == connection():
+            for handle in self._handles:
+                import_ray().kill(handle, no_restart=True)

@@ -101,7 +101,7 @@ class ShardedCollection:
         If Ray is not installed.
     TypeError, ValueError
         As in `EmbeddingBagCollection` and `embag.ray.plan`; if `plan` is for other tables or names
-        a node that the cluster does not have.
+        a node that the cluster does not have; if a node has fewer CPUs than its shards reserve.
     OSError
         If there is no plan, and a file cannot be read here.
     ShardError
@@ -288,7 +288,7 @@ class ShardedCollection:
         ShardError
             If a shard failed, or did not answer in time.
         RuntimeError
-            If the collection is closed.
+            If the collection is closed, or Ray has been shut down in this process.
         """
         steps = self._look_up(
             (values, offsets, per_sample_weights, include_last_offset),
@@ -366,6 +366,7 @@ return_n_valid, timeout
         actors = self._actors
         if actors is None:
             raise RuntimeError("the collection is closed")
+        actors.check_connection()
         return actors
 
     def _limit(self, timeout: float | None) -> TimeLimit:
@@ -452,13 +453,16 @@ return_n_valid, timeout
 
     def _owned(self) -> threading.Lock:
         """Return the lock of the process that made the collection; raise in any other."""
+        self._check_owner()
+        self._running()
+        return self._owning
+
+    def _check_owner(self) -> None:
         if not self._is_owner:
             raise RuntimeError(
                 "the tables must be changed by the process that made the collection, "
                 "got a pickled copy of it"
             )
-        self._running()
-        return self._owning
 
     def replace(self, name: str, table: str | os.PathLike[str] | Table) -> None:
         """Replace one table on all shards, while lookups go on.
@@ -745,9 +749,11 @@ return_n_valid, timeout
             If this is a pickled copy.
         """
         if self._actors is not None:
-            self._owned()
+            self._check_owner()
             actors, self._actors = self._actors, None
             actors.stop()
+            version = self._layout.version._replace(sources={})  # of the object store
+            self._layout = self._layout._replace(version=version)
 
     def __enter__(self) -> ShardedCollection:
         return self

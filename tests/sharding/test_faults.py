@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def process_of(sharded, shard):
 
 def node_of(sharded, shard):
     return ask(sharded, shard, lambda _: ray.util.get_node_ip_address())
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -111,6 +119,7 @@ class Load:
                 self._record(started, self._sharded(self._values))
             except Exception as error:
                 self._record(started, error=error)
+                time.sleep(0.01)
 
     def _run_tasks(self, n_tasks):
         async def repeat():
@@ -120,6 +129,7 @@ class Load:
                     self._record(started, await self._sharded.lookup(self._values))
                 except Exception as error:
                     self._record(started, error=error)
+                    await asyncio.sleep(0.01)
 
         async def run():
             await asyncio.gather(*(repeat() for _ in range(n_tasks)))
@@ -151,10 +161,7 @@ def test_actors_that_are_killed_under_load(sharded):
 
 def bring_back(cluster, address):
     cluster.add(address)
-    deadline = time.monotonic() + 20
-    while address not in nodes():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: address in nodes())
 
 
 def test_a_node_that_is_killed_under_load(sharded, cluster):
@@ -163,8 +170,7 @@ def test_a_node_that_is_killed_under_load(sharded, cluster):
     with Load(sharded, MANY) as load:  # results are in the object stores of the nodes
         time.sleep(0.5)
         cluster.kill(lost)
-        while node_of(sharded, 2) == lost:
-            time.sleep(0.1)
+        wait_until(lambda: node_of(sharded, 2) != lost)
     load.check()
     assert sharded(VALUES).tolist() == EXPECTED
     bring_back(cluster, lost)
@@ -176,8 +182,7 @@ def test_a_node_that_no_other_node_stands_in_for(cluster, files):
     with ShardedCollection(files, FEATURES, plan=found, num_threads=7) as sharded:
         process = process_of(sharded, 2)
         cluster.kill(ADDRESSES[2])
-        while os.path.exists(f"/proc/{process}"):
-            time.sleep(0.05)
+        wait_until(lambda: not os.path.exists(f"/proc/{process}"))
         message = r"shard 2 on node 127\.0\.0\.4 must answer within 0\.5 seconds"
         assert raises_in_time(0.5, sharded, VALUES, timeout=0.5, match=message).shards == (2,)
         raises_in_time(0.5, run_lookup, sharded, timeout=0.5, match=message)
@@ -220,15 +225,25 @@ def test_cancelled_lookups_do_not_block_those_after_them(sharded):
     assert sharded(VALUES, timeout=5).tolist() == EXPECTED
 
 
+def test_a_request_that_cannot_be_sent(sharded, monkeypatch):
+    handle = MagicMock()
+    handle.lookup.options.return_value.remote.side_effect = ray.exceptions.ObjectStoreFullError
+    with monkeypatch.context() as patched:
+        patched.setattr(sharded._actors, "_handles", [*sharded._actors._handles[:2], handle])
+        for call in (sharded, lambda values: run_lookup(sharded)):
+            with pytest.raises(ShardError, match=r"shard 2 on .* failed: ObjectStoreFullError"):
+                call(VALUES)
+    assert sharded._actors._waiting == [0] * 3
+    assert sharded(VALUES).tolist() == EXPECTED
+
+
 def test_close_under_load(sharded):
     with Load(sharded) as load:
-        time.sleep(0.3)
+        wait_until(lambda: load.n_right >= 10)
         sharded.close()
-        time.sleep(0.3)
+        wait_until(lambda: "the collection is closed" in map(str, load.errors))
     assert load.wrong == []
-    assert load.n_right > 0
     assert {type(error) for error in load.errors} <= {ShardError, RuntimeError}
-    assert "the collection is closed" in map(str, load.errors)
 
 
 def test_a_file_that_is_gone_when_an_actor_restarts(sharded, files, tmp_path):
@@ -314,15 +329,20 @@ def test_lost_updates_are_reported(files):
 
 
 def test_lookups_after_a_shutdown_of_ray(sharded, cluster):
+    calls = (
+        lambda: sharded(VALUES),
+        lambda: run_lookup(sharded),
+        lambda: sharded.replace("a", np.ones((10, 4))),
+    )
     ray.shutdown()
     try:
-        for call in (sharded, lambda values: run_lookup(sharded)):
-            with pytest.raises(RuntimeError, match="Ray must be connected to the cluster"):
-                call(VALUES)
+        for call in calls:
+            with pytest.raises(RuntimeError, match="Ray must stay connected"):
+                call()
         assert not ray.is_initialized()
     finally:
         cluster.connect()
-    for call in (sharded, lambda values: run_lookup(sharded)):
-        with pytest.raises(ShardError, match=r"shard 0 on node .* failed"):
-            call(VALUES)
+    for call in calls:
+        with pytest.raises(RuntimeError, match="Ray must stay connected"):
+            call()
     sharded.close()

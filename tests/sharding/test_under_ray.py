@@ -219,6 +219,29 @@ def test_shards_end_with_the_collection(files):
 
 
 @pytest.mark.usefixtures("cluster")
+def test_replaced_tables_leave_the_object_store():
+    def wait_for(n_bytes):
+        """Wait until the object stores hold less than this."""
+        for _ in range(100):
+            name = "object_store_memory"
+            used = ray.cluster_resources()[name] - ray.available_resources()[name]
+            if used < n_bytes:
+                return True
+            time.sleep(0.1)
+        return False
+
+    assert wait_for(1)
+    tables = {"a": np.ones((100_000, 4), np.float32)}
+    n_bytes = tables["a"].nbytes
+    with ShardedCollection(tables, [Feature("x", "a")]) as sharded:
+        for version in range(20):
+            sharded.replace("a", np.full((100_000, 4), version, np.float32))
+            assert (sharded({"x": [[1, 2]]}) == 2 * version).all()
+        assert wait_for(1.5 * n_bytes)
+    assert wait_for(1)
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_reused_worker_follows_the_cpus_of_its_task():
     def count():
         return os.getpid(), embag.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
