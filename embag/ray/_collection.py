@@ -198,6 +198,7 @@ class ShardedCollection:
         self._counting = threading.Lock()
         self._n_invalid = {feature.name: 0 for feature in self.features}
         self._latest = self._layout.version.generation  # of all that shards were to load
+        self._changed: set[str] = set()  # tables that differ from their sources, by updates
         self._known = [0] * len(self._layout.version.plan.nodes)  # updates of each shard
         self._prepared: tuple[Any, dict[str, np.dtype[Any]]] | None = None
 
@@ -514,6 +515,7 @@ return_n_valid, timeout
             source = _store(given, plan, name)
             sources = {**version.sources, name: source}
             self._change(version._replace(sources=sources, plan=plan), [name])
+            self._changed.discard(name)
 
     def _change(self, version: Version, changed: Sequence[str]) -> None:
         """Load another version, with some other tables, on all shards; then let lookups use it."""
@@ -597,6 +599,7 @@ return_n_valid, timeout
         update = Update(layout, parts, specs, dtypes, wrt)
         rows = yield from self._ask(layout, "lookup", update.rows_requests())
         requests = update.requests(rows)
+        self._changed |= specs.keys()
         try:
             replies = yield from self._ask(layout, "update", requests)
         except ShardError as error:
@@ -696,6 +699,7 @@ return_n_valid, timeout
             n_updates = tuple(self._known)
             # A generation with the same tables, so that copies of the collection get the sources.
             self._change(version._replace(sources=sources, n_updates=n_updates), [])
+            self._changed.clear()
             if before:
                 with contextlib.suppress(ShardError):
                     self._run(_one_step("forget", shards, target, number - 1, before), limit)
@@ -722,7 +726,7 @@ return_n_valid, timeout
 
         Notes
         -----
-        Tables that were not saved, since no update had changed them, stay as they are.
+        Tables that were not saved, since no update had changed them, are again as they were loaded.
         """
         with self._owned():
             target = os.path.abspath(os.fspath(folder))
@@ -738,7 +742,9 @@ return_n_valid, timeout
                 raise ValueError("memory must be 'copy' for a save, got 'map'")
             saved = dict.fromkeys(index.blocks, Saved(target, index.number))
             sources, n_updates = {**version.sources, **saved}, tuple(self._known)
-            self._change(version._replace(sources=sources, n_updates=n_updates), [*saved])
+            changed = [*{*saved, *self._changed}]
+            self._change(version._replace(sources=sources, n_updates=n_updates), changed)
+            self._changed.clear()
 
     def close(self) -> None:
         """End the shards. Later calls raise a RuntimeError; a second `close` does nothing.

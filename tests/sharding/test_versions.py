@@ -329,6 +329,18 @@ def test_updates_after_a_save_stay_when_another_table_is_replaced(n_blocks, tmp_
     np.testing.assert_array_equal(sharded(VALUES), expected(VALUES))
 
 
+def test_restore_takes_back_updates_of_tables_that_were_not_saved(tmp_path):
+    sharded = make(memory="copy")
+    for name, rule in RULES.items():
+        sharded.update(np.ones((1, 8)), VALUES, optimizers={name: rule})
+        if name == "a":
+            sharded.save(tmp_path)
+            saved = sharded(VALUES)
+    assert (sharded(VALUES) != saved).any()
+    sharded.restore(tmp_path)
+    np.testing.assert_array_equal(sharded(VALUES), saved)
+
+
 def test_an_older_copy_has_a_restarted_shard_load_the_last_save(tmp_path):
     sharded = make(memory="copy")
     copy = pickle.loads(pickle.dumps(sharded))
