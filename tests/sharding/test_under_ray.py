@@ -154,20 +154,6 @@ def test_replacements_while_threads_and_other_processes_look_up(files, tmp_path)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_the_time_limit(files):
-    with ShardedCollection(files, FEATURES, plan=cut_plan(files)) as sharded:
-        for shard in sharded._actors._handles:  # the next lookup has to wait
-            shard.__ray_call__.remote(lambda _: time.sleep(1.5))
-        start = time.monotonic()
-        with pytest.raises(ShardError, match=r"must answer within 0\.2 seconds, got no answer"):
-            sharded(VALUES, timeout=0.2)
-        assert time.monotonic() - start < 1.2
-        with pytest.raises(ShardError, match="got no answer"):
-            asyncio.run(sharded.lookup(VALUES, timeout=0.1))
-        np.testing.assert_array_equal(sharded(VALUES)[:, 0], [2, 2])
-
-
-@pytest.mark.usefixtures("cluster")
 def test_errors_at_construction(files, tmp_path):
     missing = dict(files, a=str(tmp_path / "missing.npy"))
     with pytest.raises(ShardError, match=r"shard \d on node 127\.0\.0\.\d failed: FileNotFound"):
