@@ -44,6 +44,7 @@ _CALLS = [
      ["per_sample_weights", "include_last_offset", "out", "offsets"]),
     ("EmbeddingBagCollection", collection_cases.gradient_cases, 4,
      ["per_sample_weights", "include_last_offset", "offsets", "wrt"]),
+    ("EmbeddingBagCollection", collection_cases.saving_cases, 2, []),
     ("Feature", collection_cases.feature_cases, 1, []),
     ("QuantizationError", table_cases.quantization_error_cases, 1, []),
     ("QuantizedTable", table_cases.from_packed_cases, 3, []),

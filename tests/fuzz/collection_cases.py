@@ -1,6 +1,7 @@
 """Sound calls of `EmbeddingBagCollection`, and checks of their results."""
 
 import copy
+import os
 import pickle
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import numpy as np
 import embag
 
 from .checked_call import Case, memory_of, same
+from .file_cases import check_equal, folder
 from .lookup_cases import (
     FLOATS,
     MODES,
@@ -184,6 +186,43 @@ def gradient_cases(rng):
         assert (result is None) == (given.get("wrt", "weight") == "weight")
 
     return Case("EmbeddingBagCollection.update", update, call, check, RAISES)
+
+
+def saving_cases(rng):
+    """Return a call of `save` or `load`; what was saved looks up the same rows."""
+    named, features = parts(rng)
+    ebc = embag.EmbeddingBagCollection(named, features, invalid=rng.choice(["raise", "skip"]))
+    path = folder() / "collection"
+
+    def check(loaded):
+        assert (loaded.features, loaded.invalid) == (ebc.features, ebc.invalid)
+        for name, table in loaded.tables.items():
+            check_equal(table, ebc.tables[name])
+
+    if rng.random() < 0.5:
+        ebc.save(path)
+        call = {"folder": rng.choice([path, str(path)]), "memory": rng.choice(["map", "copy"])}
+        return Case(
+            "EmbeddingBagCollection.load",
+            embag.EmbeddingBagCollection.load,
+            call,
+            lambda result, given: check(result),
+            (*RAISES, OSError, ImportError),
+        )
+
+    def save(**given):
+        place = given.get("folder")
+        if type(place) is str:  # a corrupted one makes no folder elsewhere
+            given["folder"] = os.path.join(path, place)
+        return ebc.save(**given)
+
+    return Case(
+        "EmbeddingBagCollection.save",
+        save,
+        {"folder": rng.choice([path, str(path)])},
+        lambda result, given: check(embag.EmbeddingBagCollection.load(given["folder"])),
+        (*RAISES, OSError, ImportError),
+    )
 
 
 def dim_of(table):
