@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 build-wheel wheel test-packaging bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -60,12 +60,15 @@ test-aarch64: $(VENV)/.test
 # Linux only. Builds the sdist and, from it, the wheel; copies the OpenMP runtime into the wheel;
 # tests both in a new environment without a compiler.
 # Files in the wheel have the time of the commit, so that a commit always gives the same bytes.
-wheel: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
-wheel: $(VENV)/.release $(VENV)/.test
+build-wheel: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+build-wheel: $(VENV)/.release $(VENV)/.test
 	rm -rf build/wheel dist
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/check-sdist
 	$(BIN)/python -m build --outdir build/wheel
+
+wheel: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+wheel: build-wheel
 	$(BIN)/auditwheel show build/wheel/*.whl
 	$(BIN)/auditwheel repair --strip -w dist build/wheel/*.whl
 	$(BIN)/python tools/declare_libraries.py dist
