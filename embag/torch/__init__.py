@@ -4,7 +4,10 @@ A CPU tensor and an array can share memory, so this package is only glue: it pas
 tensors to embag, and returns the results as tensors. Tables, results and gradients are not copied.
 
     _tensors.py     tensors as arrays, and back
-    _lookups.py     `embedding_bag`, an autograd function
+    _lookups.py     `embedding_bag`: which of the two below a call takes
+    _computation.py lookups and gradients, computed by embag
+    _operators.py   operators of torch, for compilers, export and fake tensors
+    _errors.py      errors that are RuntimeErrors as well
     _layers.py      `EmbeddingBag`, the module, whose table may have an optimizer of `embag.optim`
     _conversion.py  `to_collection`, `replace_embeddings`: from a model of torch
     optim.py        `SparseAdam` and `Adagrad`, optimizers of torch for sparse gradients

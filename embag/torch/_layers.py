@@ -8,7 +8,7 @@ Tested in tests/bridges/test_torch_bridge.py and test_fused_layer.py.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -220,7 +220,8 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         """
         update = None
         if self._optimizer is not None:
-            self._check_table()
+            if not torch.compiler.is_compiling():  # else `_update` checks it
+                self._check_table()
             update = self._update
         return look_up(
             input,
@@ -238,6 +239,12 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
             self.invalid,
             self.normalize,
             update=update,
+        )
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError(
+            "embag.torch.EmbeddingBag must not be compiled with torch.jit.script: "
+            "use torch.export or torch.compile"
         )
 
     def extra_repr(self) -> str:

@@ -5,30 +5,23 @@ Tested in tests/bridges/test_torch_bridge.py and test_low_precision_tensors.py.
 
 import operator
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 
-from embag import functional
+from embag._arguments import describe
 from embag._types import Invalid
-from embag.backward import embedding_bag_backward
-from embag.sparse_rows import SparseRows
-from embag.torch._tensors import (
-    FACTORS,
-    INTEGERS,
-    as_array,
-    as_sparse_tensor,
-    as_tensor,
-    check,
-    check_table,
-    num_threads,
-    sums_dtype,
-)
+from embag.quantized import QuantizedTable
+from embag.torch import _operators
+from embag.torch._computation import gradients, map_one_by_one, reduce, reduce_quantized
+from embag.torch._errors import raise_as_torch
+from embag.torch._tensors import FACTORS, INTEGERS, check, check_table
 
 
 def embedding_bag(
     input: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | QuantizedTable,
     offsets: torch.Tensor | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,
@@ -157,84 +150,156 @@ def embedding_bag(
     )
 
 
+_SAMPLE = 5  # the place of `per_sample_weights` among the options
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
+
+
 def look_up(
     input: Any, weight: Any, offsets: Any, *options: Any, update: Callable[..., Any] | None = None
 ) -> torch.Tensor:
-    """Check the tensors and call the autograd function.
+    """Call the autograd function, or the operators where torch traces.
 
     With `update`, `weight` has no gradient. The backward pass calls `update` instead, with the
     arguments of `embag.optim.Optimizer.update`.
     """
-    call = _look_up
-    if torch.compiler.is_compiling():
-        # A decorator would import the compiler, which takes a second, in every program.
-        call = torch.compiler.disable(call)
-    return call(update, input, weight, offsets, *options)
+    try:
+        if type(input) not in _PLAIN and isinstance(input, torch.Tensor) and input.is_nested:
+            input, offsets, options = _flatten(input, offsets, options)
+        if isinstance(weight, QuantizedTable):
+            return _look_up_quantized(input, weight, offsets, *options)
+        tensors = input, weight, offsets, options[_SAMPLE]
+        if update is None and has_torch_function(tensors):
+            return _hand_over(tensors, options)
+        if not torch.compiler.is_compiling():
+            return _look_up(update, input, weight, offsets, *options)
+    except (IndexError, ValueError) as error:
+        raise_as_torch(error)
+    reason = _why_not_compiled(weight, options, update)
+    if reason is None:
+        return _operators.look_up(input, weight, offsets, *options)
+    torch._dynamo.graph_break(msg=reason)  # with fullgraph=True, an error
+    # A decorator would import the compiler, which takes a second, in every program.
+    eager = torch.compiler.disable(_look_up)
+    return eager(update, input, weight, offsets, *options)  # type: ignore[no-any-return]
 
 
-def _look_up(update: Any, input: Any, weight: Any, offsets: Any, *options: Any) -> torch.Tensor:
-    sample = options[5]
-    check(input, "input", INTEGERS, "integers")
-    check_table(weight)
-    if offsets is not None:
-        check(offsets, "offsets", INTEGERS, "integers")
-    if sample is not None:
-        check(sample, "per_sample_weights", FACTORS, "real numbers")
-    if torch.is_inference_mode_enabled():
-        # No gradient can be needed. A small call takes half the time this way.
-        return as_tensor(_reduce(False, input, weight, offsets, *options)[0])
+def _why_not_compiled(weight: torch.Tensor, options: Any, update: Any) -> str | None:
+    """Return why a compiled graph cannot contain a lookup, or None if it can."""
     if update is not None:
-        # A leaf of this lookup alone, so that autograd calls the backward pass.
-        weight = weight.detach().requires_grad_()
-    # Passed along, because inside the function gradients are always disabled.
-    result: torch.Tensor = _EmbeddingBag.apply(
-        torch.is_grad_enabled(), update, input, weight, offsets, *options
-    )
-    return result
+        return "embag.torch.EmbeddingBag: its optimizer makes steps outside of compiled graphs"
+    if options[4] and torch.is_grad_enabled() and weight.requires_grad:
+        return "embag.torch: sparse must be False, compiled graphs have no sparse gradients"
+    return None
 
 
-def _reduce(
-    wants_winners: bool,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    offsets: torch.Tensor | None,
-    max_norm: float | None,
-    norm_type: float,
-    scale_grad_by_freq: bool,
-    mode: Any,
-    sparse: bool,
-    per_sample_weights: torch.Tensor | None,
-    include_last_offset: bool,
-    padding_idx: int | None,
-    default_idx: int | None,
-    invalid: Invalid,
-    normalize: bool,
-) -> tuple[Any, Any]:
-    """Return the arrays of the output and, with `wants_winners`, of the rows of the maxima."""
-    # max_norm writes to it, so it must not be a copy.
-    table = as_array(weight, in_place=max_norm is not None)
-    result = functional.embedding_bag(
-        as_array(input),
-        table,
-        as_array(offsets),
-        max_norm,
-        norm_type,
-        scale_grad_by_freq,
-        mode,
-        sparse,
-        as_array(per_sample_weights, sums_dtype(weight)),
-        include_last_offset,
-        padding_idx,
-        return_max_indices=wants_winners and mode in ("max", "min"),
-        num_threads=num_threads(),
-        out_dtype=table.dtype,
+def _hand_over(tensors: Any, options: Any) -> torch.Tensor:
+    """Let the class of an argument decide what a call means, such as a proxy of ``torch.fx``."""
+    *of_torch, default_idx, invalid, normalize = options
+    result: torch.Tensor = handle_torch_function(
+        embedding_bag,
+        tensors,
+        *tensors[:3],
+        *of_torch,
         default_idx=default_idx,
         invalid=invalid,
         normalize=normalize,
     )
+    return result
+
+
+def _flatten(input: Any, offsets: Any, options: Any) -> tuple[Any, Any, Any]:
+    """Return the ids, offsets and options of a nested tensor, flat."""
+    if input.dim() != 2:
+        raise ValueError(f"input must be 2-D if it is nested, got {input.dim()} dimensions")
+    if offsets is not None:
+        raise ValueError(f"offsets must be None for a nested input, got {describe(offsets)}")
+    if input.lengths() is not None:
+        raise ValueError("input must be nested without holes, got lengths beside offsets")
+    sample, bounds = options[_SAMPLE], input.offsets()
+    if sample is not None:
+        if not isinstance(sample, torch.Tensor) or sample.layout is not torch.jagged:
+            raise TypeError(
+                f"per_sample_weights must be nested as input is, got {describe(sample)}"
+            )
+        if sample.offsets() is not bounds and not torch.equal(sample.offsets(), bounds):
+            raise ValueError("per_sample_weights must have the lengths of input, got others")
+        sample = sample.values()
+    flat = list(options)
+    flat[_SAMPLE : _SAMPLE + 2] = sample, True  # `include_last_offset`
+    return input.values(), bounds, flat
+
+
+def _is_traced(*tensors: Any) -> bool:
+    """Return whether tensors are more than memory: traced, fake, or of another class."""
+    return (
+        not all(type(tensor) in _PLAIN for tensor in tensors)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _transforms() -> bool:
+    """Return whether a transform of ``torch.func`` is active, which autograd functions know."""
+    return torch._C._are_functorch_transforms_active()  # type: ignore[no-any-return]
+
+
+def _check_tensors(input: Any, offsets: Any, sample: Any, device: str = "cpu") -> None:
+    check(input, "input", INTEGERS, "integers", device)
+    if offsets is not None:
+        check(offsets, "offsets", INTEGERS, "integers", device)
+    if sample is not None:
+        check(sample, "per_sample_weights", FACTORS, "real numbers", device)
+
+
+def _look_up(update: Any, input: Any, weight: Any, offsets: Any, *options: Any) -> torch.Tensor:
+    sample = options[_SAMPLE]
+    tensors = input, weight, offsets, sample
+    on_meta = all(one is None or getattr(one, "is_meta", False) for one in tensors)
+    check_table(weight, device="meta" if on_meta else "cpu")
+    _check_tensors(input, offsets, sample, "meta" if on_meta else "cpu")
+    if update is None and (on_meta or _is_traced(*tensors)):
+        return _operators.look_up(input, weight, offsets, *options)
+    if torch.is_inference_mode_enabled():
+        # No gradient can be needed. A small call takes half the time this way.
+        return reduce(False, input, weight, offsets, *options)[0]
+    if update is not None:
+        # A leaf of this lookup alone, so that autograd calls the backward pass.
+        weight = weight.detach().requires_grad_()
+    # Computed here, because inside the function gradients are always disabled.
+    wants_winners = torch.is_grad_enabled() and weight.requires_grad
+    result: torch.Tensor = _EmbeddingBag.apply(
+        update, wants_winners, input, weight, offsets, *options
+    )[0]
+    return result
+
+
+def _look_up_quantized(
+    input: Any,
+    table: QuantizedTable,
+    offsets: Any,
+    max_norm: Any,
+    norm_type: Any,
+    scale_grad_by_freq: Any,
+    mode: Any,
+    sparse: Any,
+    per_sample_weights: Any,
+    *options: Any,
+) -> torch.Tensor:
+    """Look up rows of a quantized table, which has no gradient."""
+    _check_tensors(input, offsets, per_sample_weights)
+    for name, value in {"sparse": sparse, "scale_grad_by_freq": scale_grad_by_freq}.items():
+        if value:
+            raise ValueError(f"{name} must be False for a QuantizedTable, got {describe(value)}")
     if max_norm is not None:
-        torch.autograd.graph.increment_version(weight)
-    return result if isinstance(result, tuple) else (result, None)
+        raise ValueError(f"max_norm must be None for a QuantizedTable, got {describe(max_norm)}")
+    lookup = offsets, mode, per_sample_weights, *options
+    tensors = input, offsets, per_sample_weights
+    if not torch.compiler.is_compiling() and not _is_traced(*tensors):
+        return reduce_quantized(input, table, *lookup)
+    if table.scales is not None or table.layout != "fused":
+        raise ValueError("weight must have bits=8, 4 or 2 and layout 'fused' to be compiled")
+    packed = torch.from_numpy(table.packed)
+    return _operators.look_up_quantized(input, packed, table.bits, table.dim, *lookup)
 
 
 # The indices of `weight` and `per_sample_weights` among the arguments of the function below.
@@ -244,23 +309,26 @@ _DIFFERENTIABLE = (3, 10)
 class _EmbeddingBag(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        grad_enabled: bool,
         update: Callable[..., Any] | None,
+        wants_winners: bool,
         input: torch.Tensor,
         weight: torch.Tensor,
         offsets: torch.Tensor | None,
         *options: Any,
-    ) -> torch.Tensor:
-        needs_weight, needs_sample = (ctx.needs_input_grad[i] for i in _DIFFERENTIABLE)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return reduce(wants_winners, input, weight, offsets, *options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        update, _, input, weight, offsets, *options = inputs
+        winners = output[1]
+        if winners is not None:
+            ctx.mark_non_differentiable(winners)
         _, _, scale_grad_by_freq, mode, sparse, sample, include_last_offset, *rows = options
         padding_idx, default_idx, invalid, normalize = rows
-        result, winners = _reduce(grad_enabled and needs_weight, input, weight, offsets, *options)
-        if winners is not None:
-            winners = torch.from_numpy(winners)
         # Saved tensors must not change before the backward pass. As in torch, the table may
         # (an optimizer's step), unless the gradient needs its values.
-        table = weight if needs_sample or normalize else None
+        table = weight if normalize or ctx.needs_input_grad[_DIFFERENTIABLE[1]] else None
         ctx.save_for_backward(input, offsets, sample, table, winners)
         ctx.update = update
         ctx.shape = weight.shape
@@ -275,14 +343,25 @@ class _EmbeddingBag(torch.autograd.Function):
             "invalid": invalid if isinstance(invalid, str) else operator.index(invalid),
             "normalize": bool(normalize),
         }
-        return as_tensor(result)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needs = *(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE), ctx.shape, ctx.options
-        gradients = _Gradients.apply(ctx.update, needs, grad_output, *ctx.saved_tensors)
-        by_place = dict(zip(_DIFFERENTIABLE, gradients, strict=True))
+    def backward(ctx: Any, grad_output: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+        needs = *(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE), ctx.shape
+        arguments = *needs, grad_output, *ctx.saved_tensors, ctx.options
+        has_memory = torch._C._dispatch_keys(grad_output).has(torch._C.DispatchKey.CPU)
+        if ctx.update is None and (_is_traced(grad_output) or not (has_memory or _transforms())):
+            # Also the batches of `torch.autograd.grad(..., is_grads_batched=True)`.
+            found = _operators.gradients(*arguments)
+        else:
+            found = _Gradients.apply(ctx.update, *arguments)
+        by_place = dict(zip(_DIFFERENTIABLE, found, strict=True))
         return tuple(by_place.get(i) for i in range(len(ctx.needs_input_grad)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        if arguments[5] is not None:
+            raise ValueError(f"max_norm must be None under vmap, got {describe(arguments[5])}")
+        return map_one_by_one(_EmbeddingBag.apply, info, in_dims, *arguments)
 
 
 class _Gradients(torch.autograd.Function):
@@ -292,50 +371,19 @@ class _Gradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        update: Callable[..., Any] | None,
-        needs: tuple[bool, bool, torch.Size, dict[str, Any]],
-        grad_output: torch.Tensor,
-        input: torch.Tensor,
-        offsets: torch.Tensor | None,
-        per_sample_weights: torch.Tensor | None,
-        weight: torch.Tensor | None,
-        max_indices: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        needs_weight, needs_sample, shape, options = needs
-        lookup = {
-            "offsets": as_array(offsets),
-            "per_sample_weights": as_array(per_sample_weights, sums_dtype(grad_output)),
-            "max_indices": as_array(max_indices),
-            "num_threads": num_threads(),
-            **options,
-        }
-        wrt: Literal["weight", "per_sample_weights"] | None = None
-        if not (needs_weight and needs_sample):
-            wrt = "weight" if needs_weight else "per_sample_weights"
-        if update is not None:
-            del lookup["sparse"]  # an update has no gradient of the table
-            of_sample = update(as_array(grad_output), as_array(input), wrt=wrt, **lookup)
-            return None, None if of_sample is None else torch.from_numpy(of_sample)
-        if weight is None:
-            # Only the shape and the dtype count: one number stands for the table.
-            weight = grad_output.new_zeros(()).expand(shape)
-        grads = embedding_bag_backward(
-            as_array(grad_output), as_array(input), as_array(weight), wrt=wrt, **lookup
-        )
-        of_weight = of_sample = None
-        if isinstance(grads.weight, SparseRows):
-            of_weight = as_sparse_tensor(grads.weight, grad_output.dtype)
-        elif grads.weight is not None:
-            of_weight = torch.from_numpy(grads.weight).to(grad_output.dtype)
-        if grads.per_sample_weights is not None:
-            # In the dtype of sums; autograd casts it to that of the weights.
-            of_sample = torch.from_numpy(grads.per_sample_weights)
-        return of_weight, of_sample
+    def forward(*arguments: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return gradients(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> NoReturn:
         raise RuntimeError(
             "embag.torch.embedding_bag must be differentiated at most once, got twice"
         )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return map_one_by_one(_Gradients.apply, info, in_dims, *arguments)

@@ -30,21 +30,25 @@ def sums_dtype(table: torch.Tensor) -> torch.dtype:
     return torch.float32 if table.dtype in _LOW else table.dtype
 
 
-def check(tensor: Any, name: str, dtypes: frozenset[torch.dtype], rule: str) -> None:
+def check(
+    tensor: Any, name: str, dtypes: frozenset[torch.dtype], rule: str, device: str = "cpu"
+) -> None:
     """Raise unless NumPy can use the memory of a tensor. Values are checked by embag."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(tensor)}")
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name} must be {rule}, got {tensor.dtype}")
-    if not tensor.is_cpu:
+    if tensor.is_nested:
+        raise ValueError(f"{name} must not be nested with torch.strided: use torch.jagged")
+    if tensor.device.type != device:
         raise ValueError(f"{name} must be on the CPU, got device {tensor.device}")
     if tensor.layout is not torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
-def check_table(weight: Any, name: str = "weight") -> None:
+def check_table(weight: Any, name: str = "weight", device: str = "cpu") -> None:
     """Raise unless a tensor can be a table."""
-    check(weight, name, TABLES, "float32, float64, float16 or bfloat16")
+    check(weight, name, TABLES, "float32, float64, float16 or bfloat16", device)
 
 
 def as_array(

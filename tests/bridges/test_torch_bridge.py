@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: make test-t
 F = torch.nn.functional
 
 import embag.torch  # noqa: E402
-from embag.torch import _lookups  # noqa: E402
+from embag.torch import _computation  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -481,7 +481,7 @@ def test_weights_of_another_dtype_have_a_gradient_of_that_dtype(dtype, weight_dt
 
 def spied(name):
     """Record the arguments and results of a function that `embag.torch` calls."""
-    target = functional if name == "embedding_bag" else _lookups
+    target = functional if name == "embedding_bag" else _computation
     original, calls = getattr(target, name), []
 
     def spy(*arguments, **options):
@@ -731,12 +731,6 @@ def test_there_is_no_forward_mode():
         embedding_bag(input, forward_ad.make_dual(weight, weight), **options)
 
 
-def test_there_are_no_function_transforms():
-    input, options = small_call()
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.vmap(lambda weight: embedding_bag(input, weight, **options))(torch.zeros(2, 10, 4))
-
-
 @pytest.mark.parametrize("mode", ["sum", "max"])
 def test_backward_twice_and_with_checkpoints(mode):
     input, options = small_call()
@@ -756,42 +750,6 @@ def test_backward_twice_and_with_checkpoints(mode):
         result.square().sum().backward()
         grads.append(weight.grad)
     assert torch.equal(*grads)
-
-
-# The compiler of torch warns of its own code.
-@pytest.mark.filterwarnings("ignore")
-def test_compiled():
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    def model(input, weight, offsets, sample):
-        rows = embedding_bag(input + 0, weight, offsets, mode="mean", max_norm=1.5)
-        rows = rows + embedding_bag(input, weight, offsets, mode="max")
-        return (
-            embedding_bag(input, weight, offsets, mode="sum", per_sample_weights=sample * 2)
-            - rows.relu()
-        )
-
-    input, options = small_call(weighted=True)
-    results = []
-    for function in (model, torch.compile(model, backend=backend)):
-        for _ in range(2):
-            weight = table()
-            sample = options["per_sample_weights"].clone().requires_grad_()
-            result = function(input, weight, options["offsets"], sample)
-            result.square().sum().backward()
-            results.append([result.detach(), weight.detach(), weight.grad, sample.grad])
-    torch.compiler.reset()
-    # One graph before the calls and one after them; neither contains the calls.
-    operations = [node.target for graph in graphs for node in graph.graph.nodes]
-    assert torch.relu in operations or "relu" in operations
-    assert not any("detach" in str(operation) for operation in operations)
-    for others in results[1:]:
-        for ours, expected in zip(others, results[0], strict=True):
-            assert torch.equal(ours, expected)
 
 
 # max_norm
