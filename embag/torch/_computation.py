@@ -15,7 +15,7 @@ from embag._types import Invalid
 from embag.backward import embedding_bag_backward
 from embag.quantized import QuantizedTable
 from embag.sparse_rows import SparseRows
-from embag.torch._tensors import as_array, as_sparse_tensor, as_tensor, num_threads, sums_dtype
+from embag.torch._tensors import LOW, as_array, as_sparse_tensor, as_tensor, num_threads, sums_dtype
 
 
 def reduce(
@@ -38,6 +38,8 @@ def reduce(
     """Return the output and, with `wants_winners`, the rows of the maxima."""
     # max_norm writes to it, so it must not be a copy.
     table = as_array(weight, in_place=max_norm is not None)
+    if per_sample_weights is not None:
+        per_sample_weights = as_array(per_sample_weights, sums_dtype(weight))
     result = functional.embedding_bag(
         as_array(input),
         table,
@@ -47,12 +49,12 @@ def reduce(
         scale_grad_by_freq,
         mode,
         sparse,
-        as_array(per_sample_weights, sums_dtype(weight)),
+        per_sample_weights,
         include_last_offset,
         padding_idx,
         return_max_indices=wants_winners and mode in ("max", "min"),
         num_threads=num_threads(),
-        out_dtype=table.dtype,
+        out_dtype=table.dtype if weight.dtype in LOW else None,
         default_idx=default_idx,
         invalid=invalid,
         normalize=normalize,

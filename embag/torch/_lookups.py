@@ -171,7 +171,16 @@ def look_up(
         if update is None and has_torch_function(tensors):
             return _hand_over(tensors, options)
         if not torch.compiler.is_compiling():
-            return _look_up(update, input, weight, offsets, *options)
+            on_meta = getattr(weight, "is_meta", False) and getattr(input, "is_meta", False)
+            device = "meta" if on_meta else "cpu"
+            check_table(weight, device=device)
+            _check_tensors(input, offsets, options[_SAMPLE], device)
+            if update is None and (on_meta or _is_traced(*tensors)):
+                return _operators.look_up(input, weight, offsets, *options)
+            if torch.is_inference_mode_enabled():
+                # No gradient can be needed. A small call takes half the time this way.
+                return reduce(False, input, weight, offsets, *options)[0]
+            return _look_up_with_gradients(update, input, weight, offsets, *options)
     except (IndexError, ValueError) as error:
         raise_as_torch(error)
     reason = _why_not_compiled(weight, options, update)
@@ -179,8 +188,22 @@ def look_up(
         return _operators.look_up(input, weight, offsets, *options)
     torch._dynamo.graph_break(msg=reason)  # with fullgraph=True, an error
     # A decorator would import the compiler, which takes a second, in every program.
-    eager = torch.compiler.disable(_look_up)
-    return eager(update, input, weight, offsets, *options)  # type: ignore[no-any-return]
+    eager = torch.compiler.disable(look_up)
+    return eager(input, weight, offsets, *options, update=update)
+
+
+def _look_up_with_gradients(
+    update: Any, input: torch.Tensor, weight: torch.Tensor, offsets: Any, *options: Any
+) -> torch.Tensor:
+    if update is not None:
+        # A leaf of this lookup alone, so that autograd calls the backward pass.
+        weight = weight.detach().requires_grad_()
+    # Computed here, because inside the function gradients are always disabled.
+    wants_winners = torch.is_grad_enabled() and weight.requires_grad
+    result: torch.Tensor = _EmbeddingBag.apply(
+        update, wants_winners, input, weight, offsets, *options
+    )[0]
+    return result
 
 
 def _why_not_compiled(weight: torch.Tensor, options: Any, update: Any) -> str | None:
@@ -232,7 +255,7 @@ def _flatten(input: Any, offsets: Any, options: Any) -> tuple[Any, Any, Any]:
 def _is_traced(*tensors: Any) -> bool:
     """Return whether tensors are more than memory: traced, fake, or of another class."""
     return (
-        not all(type(tensor) in _PLAIN for tensor in tensors)
+        not _PLAIN.issuperset(map(type, tensors))
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
     )
@@ -249,28 +272,6 @@ def _check_tensors(input: Any, offsets: Any, sample: Any, device: str = "cpu") -
         check(offsets, "offsets", INTEGERS, "integers", device)
     if sample is not None:
         check(sample, "per_sample_weights", FACTORS, "real numbers", device)
-
-
-def _look_up(update: Any, input: Any, weight: Any, offsets: Any, *options: Any) -> torch.Tensor:
-    sample = options[_SAMPLE]
-    tensors = input, weight, offsets, sample
-    on_meta = all(one is None or getattr(one, "is_meta", False) for one in tensors)
-    check_table(weight, device="meta" if on_meta else "cpu")
-    _check_tensors(input, offsets, sample, "meta" if on_meta else "cpu")
-    if update is None and (on_meta or _is_traced(*tensors)):
-        return _operators.look_up(input, weight, offsets, *options)
-    if torch.is_inference_mode_enabled():
-        # No gradient can be needed. A small call takes half the time this way.
-        return reduce(False, input, weight, offsets, *options)[0]
-    if update is not None:
-        # A leaf of this lookup alone, so that autograd calls the backward pass.
-        weight = weight.detach().requires_grad_()
-    # Computed here, because inside the function gradients are always disabled.
-    wants_winners = torch.is_grad_enabled() and weight.requires_grad
-    result: torch.Tensor = _EmbeddingBag.apply(
-        update, wants_winners, input, weight, offsets, *options
-    )[0]
-    return result
 
 
 def _look_up_quantized(

@@ -48,10 +48,8 @@ def look_up(
         raise NotImplementedError(
             "embag.torch.embedding_bag must be differentiated in backward mode, got forward mode"
         )
-    if isinstance(invalid, str):
-        rows = padding_idx, default_idx, invalid, None
-    else:
-        rows = padding_idx, default_idx, "row", invalid
+    kind, row = (invalid, None) if isinstance(invalid, str) else ("row", invalid)
+    rows = padding_idx, default_idx, kind, row
     if max_norm is not None:
         with torch.no_grad():
             _renorm(
@@ -268,8 +266,18 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
 def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     results: list[Tensor | None] = [None] * _ARGUMENTS
     needs = ctx.needs_input_grad
+    input, offsets, sample, table, winners = ctx.saved_tensors
     results[_WEIGHT], results[_SAMPLE] = gradients(
-        needs[_WEIGHT], needs[_SAMPLE], ctx.shape, grad_output, *ctx.saved_tensors, ctx.options
+        needs[_WEIGHT],
+        needs[_SAMPLE],
+        ctx.shape,
+        grad_output,
+        input,
+        offsets,
+        sample,
+        table,
+        winners,
+        ctx.options,
     )
     return tuple(results)
 

@@ -16,8 +16,8 @@ from embag.sparse_rows import SparseRows
 
 AnyArray = NDArray[Any]
 
-_LOW = frozenset({torch.float16, torch.bfloat16})
-TABLES = frozenset({torch.float32, torch.float64}) | _LOW
+LOW = frozenset({torch.float16, torch.bfloat16})
+TABLES = frozenset({torch.float32, torch.float64}) | LOW
 INTEGERS = frozenset(
     {torch.int8, torch.int16, torch.int32, torch.int64}
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -27,7 +27,7 @@ FACTORS = TABLES | INTEGERS
 
 def sums_dtype(table: torch.Tensor) -> torch.dtype:
     """Return the dtype in which the rows of a table are summed."""
-    return torch.float32 if table.dtype in _LOW else table.dtype
+    return torch.float32 if table.dtype in LOW else table.dtype
 
 
 def check(
@@ -40,8 +40,9 @@ def check(
         raise TypeError(f"{name} must be {rule}, got {tensor.dtype}")
     if tensor.is_nested:
         raise ValueError(f"{name} must not be nested with torch.strided: use torch.jagged")
-    if tensor.device.type != device:
-        raise ValueError(f"{name} must be on the CPU, got device {tensor.device}")
+    if not (tensor.is_meta if device == "meta" else tensor.is_cpu):
+        place = "meta as input and weight are" if device == "meta" else "the CPU"
+        raise ValueError(f"{name} must be on {place}, got device {tensor.device}")
     if tensor.layout is not torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
@@ -57,8 +58,14 @@ def as_array(
     """Return an array in the memory of a tensor, or of a converted copy."""
     if tensor is None:
         return None
-    _check_storage(tensor)
-    tensor = tensor.detach()
+    if not (
+        tensor.is_contiguous()
+        and tensor.storage_offset() == 0
+        and tensor.untyped_storage().nbytes() >= tensor.nbytes
+    ):
+        _check_storage(tensor)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if dtype is not None:
         tensor = tensor.to(dtype)
     if tensor.dtype is torch.bfloat16:  # which NumPy has not
@@ -69,7 +76,7 @@ def as_array(
 
 def as_tensor(array: AnyArray) -> torch.Tensor:
     """Return a tensor in the memory of an array of floats."""
-    if array.dtype.name == "bfloat16":
+    if array.dtype.char not in "efd":  # bfloat16, which has a name only
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -89,13 +96,13 @@ def as_sparse_tensor(rows: SparseRows, dtype: torch.dtype) -> torch.Tensor:
 def num_threads() -> int:
     """Return the largest number of threads of a call: both libraries limit it."""
     limit: int = torch.get_num_threads()
-    return min(limit, threads.get_num_threads())
+    return 1 if limit == 1 else min(limit, threads.get_num_threads())
 
 
 def _check_storage(tensor: torch.Tensor) -> None:
     """Raise if the storage of a tensor has become too small (`resize_` of the storage)."""
     extent = tensor.numel()  # in entries, from the first in memory to the last
-    if extent and not tensor.is_contiguous():
+    if not tensor.is_contiguous() and extent:
         extent = 1 + sum(
             (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
         )
