@@ -1,104 +1,137 @@
-"""`embag.text`: vectors of texts from static embedding models, without their libraries.
+"""`StaticModel`: vectors of texts from folders of static embedding models.
 
-A static model is a table with a vector for each token, and a tokenizer. The vector of a text is the
-mean of the vectors of its tokens. Importing `embag` does not import the tokenizer's library.
-Importing this module does.
+A static embedding model is a table with a vector for each token, and a tokenizer. The vector of a
+text is the mean of the vectors of its tokens, so texts are bags:
+
+    _files/static_models.py    reads the folders of three libraries
+    tokenizers                 turns a batch of texts into ids, in parallel
+    embedding_bag              pools the ids, which are neither padded nor copied
+
+`import embag` does not import this module, which needs the extra `text`.
 
 Tested in tests/text/.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-
-try:
-    import safetensors
-    import tokenizers
-except ImportError as error:
-    raise ImportError(
-        "embag.text needs tokenizers and safetensors: pip install 'embag-cpu[text]'"
-    ) from error
+from numpy.typing import DTypeLike, NDArray
 
 from embag import _arguments
-from embag._arguments import describe, prefix_errors
-from embag._types import Table
+from embag._arguments import describe
+from embag._files.static_models import Library, ModelFiles, read_model, read_tokenizer
 from embag.functional import embedding_bag
 from embag.remapped import RemappedTable
-from embag.tables import load_table
+
+try:
+    import tokenizers
+except ImportError as error:
+    raise ImportError("embag.text needs tokenizers: pip install 'embag-cpu[text]'") from error
 
 __all__ = ["StaticModel"]
 
-_DEFAULT_MAX_LENGTH = 512  # of model2vec, where config.json has none
-
-
-class _Folder(NamedTuple):
-    """The files of a model, and the habits of the library that made it."""
-
-    library: Literal["model2vec", "sentence-transformers", "wordllama"]
-    tensors: Path
-    tensor: str  # the name of the table
-    tokenizer: Path
+_MOST_TOKENS = 2**31  # ids are int32
 
 
 class StaticModel:
     """A static embedding model: a table of token vectors, and a tokenizer.
 
-    Make one with `from_folder`.
+    `from_folder` makes one. `encode` may be called by several threads at a time.
 
     Attributes
     ----------
-    table : ndarray, RemappedTable
-        The table, read by token.
+    library : {"model2vec", "sentence-transformers", "wordllama"}
+        The library that made the folder.
+    table : ndarray or RemappedTable, shape (n_tokens, dim)
+        The vectors of the tokens. A RemappedTable has a row and a weight for each token.
     tokenizer : tokenizers.Tokenizer
-        The tokenizer.
-    library : str
-        The library that made the folder: "model2vec", "sentence-transformers" or "wordllama".
+        The tokenizer, without padding and truncation.
     dim : int
         The entries of a vector.
     normalize : bool
-        Whether vectors have norm 1, unless `encode` says otherwise.
+        Whether the vectors of texts are divided by their norms.
     max_length : int or None
-        The tokens of a text that count, unless `encode` says otherwise.
+        How many tokens of a text count; None for all of them.
+    prompt : str
+        What is put in front of each text, as sentence-transformers does for a model with a default
+        prompt. It may be changed.
+
+    See Also
+    --------
+    embedding_bag : The lookup behind `encode`.
 
     Examples
     --------
-    ::
+    A small model, as model2vec saves one:
 
-        model = embag.text.StaticModel.from_folder("potion-base-8M")
-        vectors = model.encode(["blue sky", "green grass"])
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import embag
+    >>> from embag.text import StaticModel
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "blue": 1, "sky": 2}, unk_token="[UNK]"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> vectors = np.array([[9, 9], [1, 0], [0, 4]], np.float32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     words.save(f"{folder}/tokenizer.json")
+    ...     embag.save_table(f"{folder}/model.safetensors", vectors, name="embeddings")
+    ...     model = StaticModel.from_folder(folder)
+    >>> model
+    StaticModel(3 tokens, dim=2, made by model2vec)
+    >>> model.encode(["blue sky", "a blue violin", ""])
+    array([[0.5, 2. ],
+           [1. , 0. ],
+           [0. , 0. ]], dtype=float32)
+    >>> model.encode("blue sky", normalize=True).round(2)
+    array([0.24, 0.97], dtype=float32)
     """
 
-    def __init__(
-        self,
-        table: Table,
-        tokenizer: tokenizers.Tokenizer,
-        *,
-        library: Literal["model2vec", "sentence-transformers", "wordllama"] = "model2vec",
-        normalize: bool = False,
-        max_length: int | None = None,
-    ) -> None:
-        self.table = table
+    library: Library
+    table: NDArray[Any] | RemappedTable
+    tokenizer: tokenizers.Tokenizer
+    dim: int
+    normalize: bool
+    max_length: int | None
+    prompt: str
+
+    def __init__(self, files: ModelFiles, tokenizer: tokenizers.Tokenizer, dim: int) -> None:
+        self.library = files.library
         self.tokenizer = tokenizer
-        self.library = library
-        self.normalize = normalize
-        self.max_length = max_length
-        self._unknown = _unknown_token(tokenizer) if library == "model2vec" else None
+        self.dim = dim
+        self.normalize = files.normalize
+        self.max_length = files.max_length
+        self.prompt = files.prompt
+        self.table = _cut_vectors(files.table, dim)
+        self._uncut_table = files.table
         tokens = tokenizer.get_vocab()
-        self._median_characters = int(np.median([len(token) for token in tokens] or [1]))
         n_tokens = max(tokens.values(), default=-1) + 1
-        if n_tokens > len(table) and library != "wordllama":  # which takes the last row for others
+        n_rows = len(files.table)
+        has_stand_in = self.library == "wordllama" and n_rows > 0 and n_tokens <= _MOST_TOKENS
+        if n_tokens > n_rows and not has_stand_in:
             raise ValueError(
-                f"tokenizer must have at most one token for each of the table's {len(table)} rows, "
-                f"got {n_tokens}"
+                f"table must have a row for each of the {n_tokens} tokens, got {n_rows} rows"
             )
+        self._invalid: Any = n_rows - 1 if has_stand_in else "raise"
+        self._unknown: int | None = None
+        self._token_characters = 1
+        if self.library == "model2vec":
+            self._unknown = _find_unknown_token(tokenizer)
+            self._token_characters = int(np.median([len(token) for token in tokens] or [1]))
+        self._keeps_last_tokens = False
+        truncation = tokenizer.truncation
+        if truncation is not None and self.library == "sentence-transformers":
+            self.max_length = truncation["max_length"]
+            self._keeps_last_tokens = truncation["direction"] == "left"
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
 
     @classmethod
     def from_folder(
@@ -113,14 +146,14 @@ class StaticModel:
         Parameters
         ----------
         path : str or path-like
-            A folder that ``model2vec.StaticModel.save_pretrained`` wrote (also with mapped
-            vocabulary, weights, and vectors of float16 or int8), one of sentence-transformers with
-            a ``StaticEmbedding``, or the folder of the package ``wordllama``. Nothing is
-            downloaded.
+            A folder that ``save_pretrained`` of ``model2vec.StaticModel`` or of a
+            ``SentenceTransformer`` with a ``StaticEmbedding`` wrote, or the folder of the package
+            ``wordllama``. Nothing is downloaded.
         memory : {"map", "copy"}, optional
-            Map the table, or copy it into memory.
+            "map": the vectors stay in their file, and processes share them. "copy": they are
+            read into memory. See `load_table`.
         dim : int, optional
-            Take the first entries of each vector only, for models that were trained so.
+            Take only the first entries of each vector, for models that were trained for it.
 
         Returns
         -------
@@ -132,43 +165,32 @@ class StaticModel:
         TypeError
             If an argument has the wrong kind.
         ValueError
-            If the folder is not a model, its files are malformed or do not fit each other, or
-            `dim` is larger than the vectors.
+            If the folder is of another kind, if a file is malformed, if files do not fit one
+            another, or if `dim` is larger than the vectors.
         OSError
-            If a file cannot be read.
+            If a file cannot be read, such as FileNotFoundError.
+
+        See Also
+        --------
+        load_table : Load a table without a tokenizer.
 
         Notes
         -----
-        The vectors are those of the library, but float32 throughout, and so are its habits with
-        tokens: model2vec removes unknown tokens and takes the first `max_length` tokens (512, where
-        ``config.json`` has none) of as many median token lengths of characters; the others keep
-        unknown tokens and all of a text.
+        The folder may come from an untrusted source. No code in it is run. A malicious tokenizer
+        can still take very long, as its regular expressions can.
         """
         if dim is not None:
             dim = _arguments.as_count(dim, "dim")
         target = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not isinstance(target, str):
             raise TypeError(f"path must be a str or an os.PathLike of one, got {describe(path)}")
-        folder = _find_files(Path(target))
-        with prefix_errors(str(folder.tensors)):
-            table = _read_table(folder, memory, dim)
-        with prefix_errors(str(folder.tokenizer)):
-            tokenizer = _read_tokenizer(folder.tokenizer)
-        normalize, max_length = _read_config(Path(target), folder)
-        with prefix_errors(target):
-            return cls(
-                table,
-                tokenizer,
-                library=folder.library,
-                normalize=normalize,
-                max_length=max_length,
-            )
-
-    @property
-    def dim(self) -> int:
-        """The entries of a vector."""
-        dim: int = self.table.shape[1]
-        return dim
+        files = read_model(Path(target), memory, dim)
+        n_columns = files.table.shape[1]
+        if dim is not None and dim > n_columns:
+            raise ValueError(f"dim must be at most {n_columns} for this model, got {dim}")
+        tokenizer = _load_tokenizer(files.tokenizer)
+        with _arguments.prefix_errors(target):
+            return cls(files, tokenizer, min(dim or files.dim or n_columns, n_columns))
 
     def encode(
         self,
@@ -177,228 +199,191 @@ class StaticModel:
         batch_size: int = 1024,
         max_length: int | Literal["model"] | None = "model",
         normalize: bool | None = None,
+        out_dtype: DTypeLike | None = None,
         progress: Callable[[int, int], object] | None = None,
         num_threads: int | None = None,
-    ) -> NDArray[np.float32]:
+        return_n_valid: bool = False,
+    ) -> Any:
         """Return the vectors of texts.
 
         Parameters
         ----------
         texts : str or iterable of str
-            The texts, or one text. A column of Arrow, polars or pandas is an iterable, too.
+            The texts: a list, an array, a column of pandas, polars or Arrow; or one text.
         batch_size : int, optional
-            How many texts are tokenized at a time, by all threads of the tokenizer.
+            How many texts are tokenized and pooled at a time.
         max_length : int or None, optional
-            The tokens of a text that count; None for all. By default as the model says.
+            How many tokens of a text count, instead of `max_length` of the model; None for all.
         normalize : bool, optional
-            If True, each vector is divided by its norm. By default as the model says.
+            Whether vectors are divided by their norms, instead of `normalize` of the model.
+        out_dtype : dtype, optional
+            The dtype of the vectors: that of the sums, by default, or float16. See
+            `embedding_bag`.
         progress : callable, optional
             Called as ``progress(n_done, n_texts)`` after each batch.
         num_threads : int, optional
-            The largest number of threads for pooling, instead of `embag.get_num_threads`.
+            The largest number of threads for pooling, instead of `get_num_threads`. Tokenizing
+            has threads of its own (environment variables ``RAYON_NUM_THREADS`` and
+            ``TOKENIZERS_PARALLELISM``).
+        return_n_valid : bool, optional
+            Also return how many tokens of each text count.
 
         Returns
         -------
-        ndarray of float32, shape (n_texts, dim)
-            The vectors; of shape (dim,) for one text. A text without tokens gives zeros.
+        vectors : ndarray of float32, shape (n_texts, dim)
+            The means of the vectors of tokens: zeros for a text without tokens. For a table of
+            float64, of float64. For one text, of shape (dim,).
+        n_valid : ndarray of int64, shape (n_texts,)
+            Only with `return_n_valid`; for one text, an int.
 
         Raises
         ------
         TypeError
-            If an argument, or a text, has the wrong kind.
+            If an argument or a text has the wrong kind.
         ValueError
-            If an option is out of range.
+            If an option is out of range, a text has surrogates, or the tokenizer fails.
+
+        Notes
+        -----
+        The vectors are those of the library that made the folder, up to rounding, with its habits:
+
+        - model2vec removes unknown tokens. It cuts a text to `max_length` times the median length
+          of a token, in characters, and then to `max_length` tokens, unknown ones included.
+        - sentence-transformers keeps unknown tokens. If the tokenizer truncates, so does
+          `max_length` of the model. With `dim`, vectors are cut after they are normalized, unless
+          `normalize` is given.
+        - WordLlama keeps unknown tokens, and takes the last row for tokens behind the table.
+
+        Sums are float32, and so are the vectors, also of tables of float16; model2vec and
+        sentence-transformers round those to float16.
         """
         batch_size = _arguments.as_count(batch_size, "batch_size")
-        if max_length == "model":
+        if isinstance(max_length, str):
+            if max_length != "model":
+                raise ValueError(f"max_length must be a count, None or 'model', got {max_length!r}")
             max_length = self.max_length
         elif max_length is not None:
             max_length = _arguments.as_count(max_length, "max_length")
-        normalize = self.normalize if normalize is None else normalize
-        _arguments.check_flags(normalize=normalize)
+        table, normalized = self.table, self.normalize
+        if normalize is None and self.normalize and self.library == "sentence-transformers":
+            table = self._uncut_table
+        elif normalize is not None:
+            _arguments.check_flags(normalize=normalize)
+            normalized = normalize
+        _arguments.check_flags(return_n_valid=return_n_valid)
         given = [texts] if isinstance(texts, str) else _as_list(texts)
-        out = np.empty((len(given), self.dim), np.float32)
-        for start in range(0, len(given), batch_size):
-            batch = given[start : start + batch_size]
-            ids, offsets = self._tokenize(batch, start, max_length)
-            out[start : start + len(batch)] = embedding_bag(
+        vectors: NDArray[Any] = np.empty((0, self.dim))
+        n_valid = np.empty(len(given), np.int64)
+        for start in range(0, max(1, len(given)), batch_size):  # once for no texts, as a check
+            batch = slice(start, start + batch_size)
+            ids, offsets = self._tokenize(given[batch], start, max_length)
+            pooled, n_pooled = embedding_bag(
                 ids,
-                self.table,
+                table,
                 offsets,
                 mode="mean",
                 include_last_offset=True,
                 padding_idx=self._unknown,
-                invalid=self._stand_in,
-                normalize=normalize,
                 num_threads=num_threads,
+                out_dtype=out_dtype,
+                invalid=self._invalid,
+                return_n_valid=True,
+                normalize=normalized,
             )
+            if start == 0:
+                vectors = np.empty((len(given), self.dim), pooled.dtype)
+            vectors[batch], n_valid[batch] = pooled[:, : self.dim], n_pooled
             if progress is not None:
-                progress(start + len(batch), len(given))
-        return out[0] if isinstance(texts, str) else out
-
-    @property
-    def _stand_in(self) -> Any:
-        """What an id beyond the table gives: WordLlama takes the last row."""
-        return len(self.table) - 1 if self.library == "wordllama" and len(self.table) else "raise"
+                progress(min(batch.stop, len(given)), len(given))
+        if isinstance(texts, str):
+            return (vectors[0], int(n_valid[0])) if return_n_valid else vectors[0]
+        return (vectors, n_valid) if return_n_valid else vectors
 
     def _tokenize(
         self, texts: list[str], start: int, max_length: int | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the ids of the tokens of texts, end to end, and their offsets."""
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the ids of the tokens of texts, end to end, and their offsets.
+
+        `start` is the number of the first text, for messages.
+        """
+        if self.prompt:
+            texts = [self.prompt + text for text in texts]
         if max_length is not None and self.library == "model2vec":
-            n_characters = max_length * self._median_characters
+            n_characters = max_length * self._token_characters
             texts = [text[:n_characters] for text in texts]
         try:
-            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            with _tokenizer_errors(f"tokenizer must encode texts[{start}:{start + len(texts)}]"):
+                encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
-            for i, text in enumerate(texts):
-                if not isinstance(text, str):
-                    seen = describe(text)
-                    raise TypeError(f"texts[{start + i}] must be a str, got {seen}") from None
-            raise
-        ids = [encoding.ids for encoding in encodings]
+            i = _find_surrogate(texts)
+            raise ValueError(f"texts[{start + i}] must be valid text, got a surrogate") from None
+        tokens = [encoding.ids for encoding in encodings]
         if max_length is not None:
-            ids = [one if len(one) <= max_length else one[:max_length] for one in ids]
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)), out=offsets[1:])
-        joined = itertools.chain.from_iterable(ids)
-        return np.fromiter(joined, np.int64, int(offsets[-1])), offsets
+            for i, ids in enumerate(tokens):
+                if len(ids) > max_length:
+                    first = len(ids) - max_length if self._keeps_last_tokens else 0
+                    tokens[i] = ids[first : first + max_length]
+        offsets = np.zeros(len(tokens) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, tokens), np.int64, len(tokens)), out=offsets[1:])
+        joined = itertools.chain.from_iterable(tokens)
+        return np.fromiter(joined, np.int32, int(offsets[-1])), offsets
 
     def __repr__(self) -> str:
-        return f"StaticModel({len(self.table)} tokens, dim={self.dim}, of {self.library})"
+        return f"StaticModel({len(self.table)} tokens, dim={self.dim}, made by {self.library})"
 
 
-def _as_list(texts: Any) -> list[Any]:
-    if isinstance(texts, bytes):
-        raise TypeError("texts must be a str or an iterable of str, got bytes")
-    if hasattr(texts, "to_pylist"):  # of Arrow
-        return list(texts.to_pylist())
-    try:
-        found = list(texts)
-    except TypeError:
-        raise TypeError(
-            f"texts must be a str or an iterable of str, got {describe(texts)}"
-        ) from None
-    for i, text in enumerate(found):
+def _as_list(texts: Any) -> list[str]:
+    """Return the texts of any iterable as a list, after checking each."""
+    if isinstance(texts, (bytes, bytearray, memoryview)) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a str or an iterable of str, got {describe(texts)}")
+    to_list = getattr(texts, "to_pylist", None)  # Arrow's columns iterate over scalars
+    given = list(texts) if to_list is None else to_list()
+    for i, text in enumerate(given):
         if not isinstance(text, str):
             raise TypeError(f"texts[{i}] must be a str, got {describe(text)}")
-    return found
+    return given
 
 
-# --- Folders ----------------------------------------------------------------------
+def _find_surrogate(texts: list[str]) -> int:
+    """Return the first text that has no UTF-8."""
+    return next(i for i, text in enumerate(texts) if any("\ud800" <= c <= "\udfff" for c in text))
 
 
-def _find_files(folder: Path) -> _Folder:
-    """Return the files of a model, by the names that libraries give them."""
-    for place in (folder, folder / "0_StaticEmbedding"):
-        tensors, tokenizer = place / "model.safetensors", place / "tokenizer.json"
-        if tensors.exists() and tokenizer.exists():
-            names = _tensor_names(tensors)
-            if "embeddings" in names:
-                return _Folder("model2vec", tensors, "embeddings", tokenizer)
-            if "embedding.weight" in names:
-                return _Folder("sentence-transformers", tensors, "embedding.weight", tokenizer)
-            raise ValueError(
-                f"{tensors} must have the tensor 'embeddings' or 'embedding.weight', "
-                f"got {', '.join(names) or 'none'}"
-            )
-    weights = sorted(folder.glob("weights/*.safetensors"))
-    configs = sorted(folder.glob("tokenizers/*_tokenizer_config.json"))
-    if weights and configs:
-        return _Folder("wordllama", weights[0], "embedding.weight", configs[0])
-    if not folder.is_dir():
-        raise FileNotFoundError(f"path must be a folder, got {str(folder)!r}")
-    raise ValueError(
-        "path must be a folder of model2vec, sentence-transformers or WordLlama, with "
-        f"model.safetensors and tokenizer.json, got {str(folder)!r}"
-    )
-
-
-def _tensor_names(path: Path) -> list[str]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return list(file.keys())
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} must be a .safetensors file, got {error}") from None
-
-
-def _read_table(folder: _Folder, memory: Any, dim: int | None) -> Table:
-    """Return the table of token vectors, with the mapping and the weights of tokens."""
-    table: Any = load_table(folder.tensors, memory, name=folder.tensor)
-    if dim is not None:
-        if dim > table.shape[1]:
-            raise ValueError(f"dim must be at most {table.shape[1]}, got {dim}")
-        table = table[:, :dim]
-    if folder.library != "model2vec":
+def _cut_vectors(table: Any, dim: int) -> Any:
+    """Return a table with the first entries of each row, which are not copied."""
+    if table.shape[1] == dim:
         return table
-    parts = dict(_read_arrays(folder.tensors, ("mapping", "weights")))
-    if not parts:
-        return table
-    mapping, weights = parts.get("mapping"), parts.get("weights")
-    if mapping is not None and mapping.dtype.kind not in "iu":
-        raise ValueError(f"mapping must be integers, got {mapping.dtype}")
-    if mapping is not None and len(table) and (mapping.min(initial=0) < 0):
-        raise ValueError(f"mapping must hold rows of the table, got {mapping.min()}")
-    with prefix_errors("mapping and weights"):
-        return RemappedTable(table, mapping, weights)
+    if isinstance(table, RemappedTable):
+        rows: Any = table.table
+        return RemappedTable(rows[:, :dim], table.index_map, table.scales)
+    return table[:, :dim]
 
 
-def _read_arrays(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, NDArray[Any]]]:
-    with safetensors.safe_open(path, framework="numpy") as file:
-        for name in names:
-            if name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
+def _load_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    data = read_tokenizer(path)
+    with _arguments.prefix_errors(str(path)), _tokenizer_errors("file must be a tokenizer"):
+        return tokenizers.Tokenizer.from_buffer(data)
 
 
-def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """Return a tokenizer that neither pads nor truncates."""
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # which has no type of its own
-        raise ValueError(f"file must be a tokenizer, got {error!s:.200}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _read_config(folder: Path, files: _Folder) -> tuple[bool, int | None]:
-    """Return whether vectors are normalized, and how many tokens count."""
-    if files.library == "wordllama":
-        return False, None
-    if files.library == "sentence-transformers":
-        modules = _read_json(folder / "modules.json", list)
-        kinds = [one.get("type") for one in modules or [] if isinstance(one, dict)]
-        return any(str(kind).endswith("Normalize") for kind in kinds), None
-    config = _read_json(folder / "config.json", dict) or {}
-    normalize = config.get("normalize", False)
-    max_length = config.get("max_length", _DEFAULT_MAX_LENGTH)
-    with prefix_errors(str(folder / "config.json")):
-        if normalize not in (True, False, None):
-            raise ValueError(f"normalize must be true or false, got {describe(normalize)}")
-        if max_length is not None and (type(max_length) is not int or max_length < 1):
-            raise ValueError(f"max_length must be a count or null, got {describe(max_length)}")
-    return bool(normalize), max_length
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON, got {error!s:.100}") from None
-    if type(found) is not kind:
-        raise ValueError(f"{path} must be a JSON {kind.__name__}, got {describe(found)}")
-    return found
-
-
-def _unknown_token(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """Return the id of the token for unknown words."""
-    model = tokenizer.model
-    if hasattr(model, "unk_token"):
-        token = model.unk_token
+def _find_unknown_token(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """Return the id of the token for unknown words, as model2vec finds it."""
+    if hasattr(tokenizer.model, "unk_token"):
+        token = tokenizer.model.unk_token
         return None if token is None else tokenizer.token_to_id(token)
-    unknown = json.loads(tokenizer.to_str())["model"].get("unk_id")
-    return unknown if type(unknown) is int else None
+    unknown: int | None = json.loads(tokenizer.to_str())["model"].get("unk_id")  # of Unigram
+    return unknown
+
+
+@contextlib.contextmanager
+def _tokenizer_errors(rule: str) -> Iterator[None]:
+    """Make errors of the library of tokenizers ValueErrors.
+
+    It raises plain Exceptions, and for a panic in its Rust code a PanicException, which is only a
+    BaseException and cannot be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) in (Exception, ValueError) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{rule}, got an error: {error!s:.200}") from error
+        raise

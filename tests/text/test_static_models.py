@@ -62,7 +62,7 @@ def test_model2vec(dtype, memory, tmp_path):
     save(tmp_path, {"embeddings": vectors}, {"normalize": False, "max_length": 512})
     model = StaticModel.from_folder(tmp_path, memory)
     assert (model.library, model.max_length, model.normalize) == ("model2vec", 512, False)
-    assert repr(model) == "StaticModel(8 tokens, dim=6, of model2vec)"
+    assert repr(model) == "StaticModel(8 tokens, dim=6, made by model2vec)"
     np.testing.assert_allclose(model.encode(TEXTS), expected(vectors), rtol=1e-5, atol=1e-5)
     one = model.encode(TEXTS[0])
     assert one.shape == (6,)
