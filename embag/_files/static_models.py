@@ -216,8 +216,9 @@ def read_tokenizer(path: Path) -> bytes:
 
 
 def _read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
+    data = _read_bytes(path, _MOST_JSON)
     try:
-        found = json.loads(_read_bytes(path, _MOST_JSON))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: file must be JSON, got {error!s:.100}") from error
     if type(found) is not kind:

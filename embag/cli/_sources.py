@@ -45,28 +45,30 @@ class _Wanted(NamedTuple):
 
     lists: dict[str, pa.DataType]  # columns of lists, with the type of numbers parsed from text
     others: Sequence[str]
+    texts: Sequence[str]
 
     @property
     def names(self) -> list[str]:
         """The names of all columns, each once."""
-        return list(dict.fromkeys([*self.lists, *self.others]))
+        return list(dict.fromkeys([*self.lists, *self.texts, *self.others]))
 
 
 @contextlib.contextmanager
 def open_source(
-    path: str, lists: dict[str, pa.DataType], others: Sequence[str]
+    path: str, lists: dict[str, pa.DataType], others: Sequence[str], texts: Sequence[str] = ()
 ) -> Iterator[Source]:
     """Open a file and read these columns; the suffix names the format.
 
     `lists` are the columns of lists of numbers, with the type of the numbers. They are text in
-    a CSV file, and may be text in others. The only column of a .npy file is NPY_COLUMN.
+    a CSV file, and may be text in others. `texts` are read as text where the format has no types.
+    The only column of a .npy file is NPY_COLUMN.
     """
     reader = _READERS.get(_suffix(path))
     if reader is None:
         raise ValueError(f"name must end in {', '.join(_READERS)}, got {os.path.basename(path)!r}")
     check_regular(path)
     with contextlib.ExitStack() as files:
-        yield reader(path, _Wanted(lists, others), files)
+        yield reader(path, _Wanted(lists, others, texts), files)
 
 
 def is_known(path: str) -> bool:
@@ -201,8 +203,9 @@ def _open_csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source
     empty = [field.name for field in schema if pa.types.is_null(field.type)]
     convert = pyarrow.csv.ConvertOptions(
         include_columns=wanted.names,
-        column_types=dict.fromkeys([*wanted.lists, *empty], pa.string()),
+        column_types=dict.fromkeys([*wanted.lists, *wanted.texts, *empty], pa.string()),
         strings_can_be_null=True,
+        null_values=[""] if wanted.texts else None,  # a text may be "NA"
     )
     raw, text = _open_text(path, files)
     reader = files.enter_context(pyarrow.csv.open_csv(text, read, parse, convert))
@@ -218,6 +221,10 @@ def _open_json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Sourc
     for name, numbers in wanted.lists.items():
         i = schema.names.index(name)
         schema = schema.set(i, pa.field(name, _as_wanted(schema.field(i).type, numbers)))
+    for name in wanted.texts:  # which Arrow may have taken for times, or for nulls
+        i = schema.names.index(name)
+        if pa.types.is_null(schema.field(i).type) or pa.types.is_timestamp(schema.field(i).type):
+            schema = schema.set(i, pa.field(name, pa.string()))
     if wanted.names:
         schema = pa.schema([schema.field(name) for name in wanted.names])
     raw, text = _open_text(path, files)

@@ -1,29 +1,55 @@
 """``embag embed``: a column of texts into a column of vectors, file to file.
 
-Stages and chunks are those of ``embag pool`` (pool.py). One chunk is encoded at a time, since the
-tokenizer uses all processors for it.
+    reading    record batches of the wanted columns (_sources.py), cut and joined to chunks
+    pooling    embag.text.StaticModel.encode of each chunk
+    writing    the kept columns and the vectors (_sinks.py)
+
+The three stages run concurrently, as those of ``embag pool`` do (_stages.py). Two chunks are
+encoded at a time: the tokenizer uses all processors for one, while the tokens of the other are
+joined, which only one thread can do.
 
 Tested in tests/cli/test_embed_command.py.
 """
 
-import functools
+import contextlib
+import dataclasses
 import json
+import operator
+import os
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import pyarrow as pa
 
+import embag
 from embag.cli import _ending, _options, _sinks, _sources, _stages
 from embag.cli._errors import report_errors
 from embag.cli._output import format_bytes, peak_memory, progress_bar
 
-INSTALL_COMMAND = "pip install 'embag-cpu[text]'"
+_AT_A_TIME = 2  # chunks
+# Of a batch, whose tokens take some fifty times as many bytes.
+_BATCH_BYTES = 1 << 20
 
 
-@click.command(epilog="See docs/text.md for the folders of models.")
+class _Counts(NamedTuple):
+    """The counts of the summary."""
+
+    rows: int = 0
+    tokens: int = 0
+    null_vectors: int = 0
+
+
+class _Encoded(NamedTuple):
+    """The rows of a chunk, encoded, and their counts."""
+
+    table: pa.Table
+    counts: _Counts
+
+
+@click.command(epilog="See docs/text.md for the folders of models, docs/cli.md for files.")
 @click.argument("source", metavar="IN")
 @click.option(
     "--column",
@@ -37,7 +63,7 @@ INSTALL_COMMAND = "pip install 'embag-cpu[text]'"
     "folder",
     metavar="FOLDER",
     required=True,
-    help="A folder of model2vec, sentence-transformers (StaticEmbedding) or WordLlama.",
+    help="A folder of model2vec, of sentence-transformers (StaticEmbedding) or of WordLlama.",
 )
 @click.option(
     "--out", "target", metavar="OUT", required=True, help="The file to create or replace."
@@ -56,14 +82,34 @@ INSTALL_COMMAND = "pip install 'embag-cpu[text]'"
     help="Name of the column of vectors.  [default: NAME_vector]",
 )
 @click.option(
-    "--max-length", metavar="N", type=click.IntRange(1), help="Tokens of a text that count."
+    "--max-length",
+    metavar="N",
+    type=click.IntRange(1),
+    help="How many tokens of a text count.  [default: as the model says]",
 )
 @click.option(
     "--normalize/--no-normalize",
     default=None,
-    help="Whether vectors get norm 1, if the model is not to say.",
+    help="Whether to divide each vector by its Euclidean norm.  [default: as the model says]",
 )
-@click.option("--dim", metavar="N", type=click.IntRange(1), help="First entries to take.")
+@click.option(
+    "--dim", metavar="N", type=click.IntRange(1), help="Take the first N entries of each vector."
+)
+@click.option(
+    "--null-empty",
+    is_flag=True,
+    help="Write null instead of zeros for a text without a token that counts: a null or empty "
+    "text, or one of unknown tokens that the model skips.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), help="The dtype of the vectors."
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Maximum number of threads for tokenizing and for pooling.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     source: str,
@@ -75,15 +121,20 @@ def command(
     max_length: int | None,
     normalize: bool | None,
     dim: int | None,
+    null_empty: bool,
+    dtype: str | None,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Turn a column of texts into a column of vectors.
 
-    Each text becomes the mean of the vectors of its tokens. A null becomes null. IN is streamed and
-    may be larger than memory. OUT is created or replaced only when it is complete.
+    Each text becomes the mean of the vectors of its tokens, as the library that made the model
+    computes it. IN is streamed and may be larger than memory. OUT is created or replaced only when
+    it is complete.
 
     \b
-      embag embed texts.parquet --column text --model potion-base-8M --out vectors.parquet
+      embag embed texts.parquet --column text --model potion-base-8M \\
+          --keep id --out vectors.parquet
 
     \b
     IN    .parquet; .arrow, .feather, .arrows; .csv, .tsv, .jsonl, also with .gz or .zst
@@ -94,96 +145,142 @@ def command(
     name = name or f"{column}_vector"
     if len({name, *kept}) < 1 + len(kept):
         raise click.UsageError("the names of --keep and of the vectors must differ; see --name")
-    if _sinks.has_no_columns(target) and kept:
-        raise click.UsageError("--keep must be left out: OUT is a .npy file, of vectors alone")
     if _sources.has_no_columns(source):
-        raise click.UsageError("IN must have columns, got a .npy file")
+        raise click.UsageError("IN must have a column of texts, got a .npy file")
+    if _sinks.has_no_columns(target) and (kept or null_empty):
+        raise click.UsageError(
+            "--keep and --null-empty must be left out: OUT is a .npy file, of vectors alone"
+        )
     _ending.use_output("--out", target, source)
-    model = _load_model(folder, dim)
-    encode = functools.partial(
-        model.encode, max_length="model" if max_length is None else max_length, normalize=normalize
-    )
-    n_rows = 0
-    only_vectors = _sinks.has_no_columns(target)
-    field = _sinks.vectors_field(
-        target, name, np.dtype(np.float32), model.dim, nullable=not only_vectors
-    )
-    with report_errors(source), _sources.open_source(source, {}, [column, *kept]) as opened:
-        _check_texts(opened.schema.field(column))
-        fields = [_sinks.decoded_field(opened.schema.field(one)) for one in kept]
-        schema = pa.schema([*fields, field])
-        with progress_bar(source, opened.n_rows, opened.n_bytes) as show:
-
-            def encode_chunk(table: pa.Table) -> pa.Table:
-                texts = table[column].to_pylist()
-                nulls = np.array([text is None for text in texts], np.bool_)
-                rows = encode(["" if text is None else text for text in texts])
-                mask = None if only_vectors else nulls
-                columns = [table[one] for one in kept]
-                return pa.Table.from_arrays(
-                    [*columns, _sinks.as_column(rows, field, mask)], schema=schema
-                )
-
-            def write(table: pa.Table) -> None:
-                nonlocal n_rows
-                sink.write(table)
-                n_rows += len(table)
-                show(n_rows, opened.tell())
-
-            with report_errors(target), _sinks.open_sink(target, schema) as sink:
-                chunks = _read_chunks(opened, source, [column, *kept], model.dim)
-                seconds = _stages.overlap(chunks, encode_chunk, write, 1)
-    summary = {
-        "out": target,
-        "rows": n_rows,
-        "dim": model.dim,
-        "library": model.library,
-        "seconds": round(time.perf_counter() - start, 4),
-        "reading_seconds": round(seconds["reading"], 4),
-        "encoding_seconds": round(seconds["pooling"], 4),
-        "writing_seconds": round(seconds["writing"], 4),
-        "bytes_in": opened.n_bytes,
-        "bytes_out": sink.n_bytes,
-        "peak_memory_bytes": peak_memory(),
-    }
-    print(json.dumps(summary) if as_json else _format(summary))
-
-
-def _load_model(folder: str, dim: int | None) -> Any:
-    try:
-        from embag.text import StaticModel
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
+    if threads is not None:
+        embag.set_num_threads(threads)
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when the tokenizer first works
     with report_errors(folder):
-        return StaticModel.from_folder(folder, dim=dim)
+        from embag.text import StaticModel
+
+        model = StaticModel.from_folder(folder, dim=dim)
+        options: dict[str, Any] = {
+            "max_length": "model" if max_length is None else max_length,
+            "normalize": normalize,
+            "out_dtype": dtype,
+        }
+        dtype_of_vectors = model.encode([], **options).dtype
+    field = _sinks.vectors_field(target, name, dtype_of_vectors, model.dim, nullable=null_empty)
+    run = _Run(source, column, kept, model, options, field)
+    summary = _summarize(run, target, start)
+    print(json.dumps(summary) if as_json else _format(summary, null_empty))
+
+
+@dataclasses.dataclass
+class _Run:
+    """The options of a run, checked, and what it has done."""
+
+    source: str
+    column: str
+    kept: list[str]
+    model: Any  # a StaticModel
+    options: dict[str, Any]  # of its `encode`
+    field: pa.Field  # of the vectors
+    counts: _Counts = dataclasses.field(default_factory=_Counts)
+    n_bytes_in: int = 0
+    n_bytes_out: int = 0
+
+    def write_file(self, target: str) -> dict[str, float]:
+        """Read, encode and write all rows; return the seconds of each stage."""
+        with contextlib.ExitStack() as files:
+            with report_errors(self.source):
+                opened = files.enter_context(
+                    _sources.open_source(self.source, {}, self.kept, [self.column])
+                )
+                _check_texts(opened.schema.field(self.column))
+                fields = [_sinks.decoded_field(opened.schema.field(name)) for name in self.kept]
+            schema = pa.schema([*fields, self.field])
+            show = files.enter_context(progress_bar(self.source, opened.n_rows, opened.n_bytes))
+
+            def write_chunk(encoded: _Encoded) -> None:
+                sink.write(encoded.table)
+                self.counts = _Counts(*map(operator.add, self.counts, encoded.counts))
+                show(self.counts.rows, opened.tell())
+
+            # The outermost: an error that does not name the source is one of the target.
+            with report_errors(target):
+                with _sinks.open_sink(target, schema) as sink:
+                    seconds = _stages.overlap(
+                        self._read_chunks(opened.batches),
+                        lambda chunk: self._encode_chunk(*chunk, schema),
+                        write_chunk,
+                        _AT_A_TIME,
+                    )
+                    start = time.perf_counter()
+                seconds["writing"] += time.perf_counter() - start  # flushing to the disk
+        self.n_bytes_in, self.n_bytes_out = opened.n_bytes, sink.n_bytes
+        return seconds
+
+    def _read_chunks(self, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
+        vector_bytes = self.model.dim * self.field.type.value_type.bit_width // 8
+        with report_errors(self.source):
+            decoded = _sinks.decode_dictionaries(batches, [self.column, *self.kept])
+            for start, rows in _sources.cut_chunks(decoded, vector_bytes):
+                yield start, pa.Table.from_batches(rows)
+
+    def _encode_chunk(self, start: int, chunk: pa.Table, schema: pa.Schema) -> _Encoded:
+        texts = [text or "" for text in chunk[self.column].to_pylist()]
+        text_bytes = chunk[self.column].nbytes / max(1, len(texts))
+        batch_size = max(1, min(1024, int(_BATCH_BYTES / max(1, text_bytes))))
+        with report_errors(self.source):
+            try:
+                vectors, n_tokens = self.model.encode(
+                    texts, batch_size=batch_size, return_n_valid=True, **self.options
+                )
+            except ValueError as error:
+                raise ValueError(f"column {self.column!r}, from row {start} on: {error}") from error
+        nulls = n_tokens == 0 if self.field.nullable else None
+        columns = [chunk[name] for name in self.kept]
+        columns.append(_sinks.as_column(vectors, self.field, nulls))
+        n_nulls = 0 if nulls is None else int(np.count_nonzero(nulls))
+        return _Encoded(
+            pa.Table.from_arrays(columns, schema=schema),
+            _Counts(len(texts), int(n_tokens.sum()), n_nulls),
+        )
 
 
 def _check_texts(field: pa.Field) -> None:
-    dtype = field.type
-    if pa.types.is_dictionary(dtype):
-        dtype = dtype.value_type
-    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if not any(is_text(dtype) for is_text in known):
-        raise ValueError(f"column {field.name!r} must hold texts, got {field.type}")
+    dtype = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not any(is_a(dtype) for is_a in is_text):
+        raise ValueError(f"column {field.name!r} must be text, got {field.type}")
 
 
-def _read_chunks(
-    opened: _sources.Source, source: str, names: list[str], dim: int
-) -> Iterator[pa.Table]:
-    with report_errors(source):
-        decoded = _sinks.decode_dictionaries(opened.batches, names)
-        for _, batches in _sources.cut_chunks(decoded, 4 * dim):
-            yield pa.Table.from_batches(batches)
+def _summarize(run: _Run, target: str, start: float) -> dict[str, Any]:
+    stages = run.write_file(target)
+    seconds = time.perf_counter() - start
+    return {
+        "out": target,
+        **run.counts._asdict(),
+        "dim": run.model.dim,
+        "dtype": str(run.field.type.value_type.to_pandas_dtype().__name__),
+        "library": run.model.library,
+        "seconds": round(seconds, 4),
+        **{f"{stage}_seconds": round(stages[stage], 4) for stage in _stages.STAGES},
+        "rows_per_second": round(run.counts.rows / seconds),
+        "bytes_in": run.n_bytes_in,
+        "bytes_out": run.n_bytes_out,
+        "peak_memory_bytes": peak_memory(),
+        "threads": embag.get_num_threads(),
+    }
 
 
-def _format(summary: dict[str, Any]) -> str:
-    rate = summary["rows"] / summary["seconds"]
+def _format(summary: dict[str, Any], null_empty: bool) -> str:
     lines = [
-        f"{summary['rows']:,} rows -> {summary['out']}, {format_bytes(summary['bytes_out'])}",
-        f"{summary['seconds']:.2f} s, {rate:,.0f} rows/s; at the same time: reading "
-        f"{summary['reading_seconds']:.2f} s, encoding {summary['encoding_seconds']:.2f} s, "
-        f"writing {summary['writing_seconds']:.2f} s",
+        f"{summary['rows']:,} rows, {summary['tokens']:,} tokens -> {summary['out']}, "
+        f"{format_bytes(summary['bytes_out'])}",
+        f"{summary['seconds']:.2f} s, {summary['rows_per_second']:,} rows/s; at the same time: "
+        + ", ".join(f"{stage} {summary[f'{stage}_seconds']:.2f} s" for stage in _stages.STAGES),
     ]
     if summary["peak_memory_bytes"] is not None:
         lines.append(f"at most {format_bytes(summary['peak_memory_bytes'])} of memory")
+    if null_empty:
+        lines.append(
+            f"{summary['null_vectors']:,} vectors are null: their texts have no token that counts"
+        )
     return "\n".join(lines)
