@@ -55,7 +55,7 @@ def save_sentence_transformers(
     (tokenizer or make_tokenizer()).save(str(folder / path / "tokenizer.json"))
     modules = [("sentence_transformers.models.StaticEmbedding", path)]
     modules += [("sentence_transformers.base.modules.normalize.Normalize", "1")] * normalizes
-    listed = [{"idx": i, "type": kind, "path": at} for i, (kind, at) in enumerate(modules)]
+    listed = [{"name": str(i), "type": kind, "path": at} for i, (kind, at) in enumerate(modules)]
     (folder / "modules.json").write_text(json.dumps(listed))
     if config is not None:
         (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
