@@ -1,24 +1,27 @@
 """Static embedding models beside model2vec: `python -m benchmarks.texts`, from the root.
 
-10,000 passages of the documentation of Python's standard library, a tokenizer that is trained on
-them (WordPiece, 30,000 tokens), and vectors of 256 random numbers, in a folder that model2vec
-writes and both read. Figures are medians of rounds in which the ways take turns:
+10,000 different passages of the documentation of Python's standard library, a tokenizer that is
+trained on them (WordPiece, 30,000 tokens), and vectors of 256 random numbers, in a folder that
+model2vec writes and both read:
 
-passages    `encode` of both, and the tokenizer alone
-pooling     of the same tokens, which are already there: as lists for model2vec, as it keeps
-            them; as arrays for embag
-words       `encode` of 10,000 texts of one word, and the tokenizer alone
-one word    `encode` of a single text of one word, 100 times
+passages        `encode` of both, and the tokenizer alone
+pooling         of the same tokens, which are already there: as lists for model2vec, as it keeps
+                them; as arrays for embag
+words           `encode` of 10,000 texts of one word, and the tokenizer alone
+pooling words   the same tokens, pooled
+one word        `encode` of a single text of one word, 100 times
 
-Results are compared first. It needs `pip install model2vec 'embag-cpu[text]'`. `--json FILE` writes
-the figures.
+Results are compared first. The ways take turns. A time is the median over the rounds, a ratio the
+median of the ratios in a round. It needs `pip install model2vec 'embag-cpu[text]'`. `--json FILE`
+writes the figures.
 """
 
 import argparse
+import functools
 import json
-import pydoc
 import re
 import statistics
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +38,13 @@ from benchmarks import machine
 from embag.text import StaticModel
 
 N_TEXTS, DIM, N_TOKENS = 10_000, 256, 30_000
+ROWS = {
+    "passages": "`encode` of 10,000 passages",
+    "pooling": "pooling alone",
+    "words": "`encode` of 10,000 texts of one word",
+    "pooling words": "pooling alone",
+    "one word": "`encode` of one word, 100 times",
+}
 
 
 def main() -> None:
@@ -50,27 +60,51 @@ def main() -> None:
         theirs = make_model(passages)
         theirs.save_pretrained(folder)
         ours = StaticModel.from_folder(folder, "copy")
-        np.testing.assert_allclose(ours.encode(passages), theirs.encode(passages), atol=1e-6)
+        np.testing.assert_allclose(
+            ours.encode(passages), theirs.encode(passages), rtol=0, atol=1e-6
+        )
         results["times"] = measure(ours, theirs, passages, words, arguments.rounds)
-    times = results["times"]
-    for name, seconds in times.items():
-        print(f"{name}: {seconds * 1e3:.1f} ms")
-    print(f"pooling: {times['pooling, model2vec'] / times['pooling, embag']:.1f} times as fast")
-    print(f"words: {times['words, model2vec'] / times['words, embag']:.2f} times as fast")
-    ratio = times["passages, embag"] / times["passages, tokenizer"]
-    print(f"encode takes {ratio:.2f} of the time of the tokenizer alone")
+    print(table(results["times"]))
+    load = results["machine"]["load"]
+    print(f"\n{results['machine']['name']}, {results['machine']['cores']} cores, load {load:.1f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def table(times: dict[str, list[float]]) -> str:
+    """Return the table of docs/benchmarks.md."""
+    lines = ["| | embag, ms | model2vec, ms | times as fast | of the tokenizer alone |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    for row, title in ROWS.items():
+        embag_, model2vec_ = (times[f"{row}, {name}"] for name in ("embag", "model2vec"))
+        faster = median_ratio(model2vec_, embag_)
+        tokenizer = times.get(f"{row}, tokenizer")
+        share = "" if tokenizer is None else f"{median_ratio(embag_, tokenizer):.2f}"
+        ms = [f"{statistics.median(seconds) * 1e3:.1f}" for seconds in (embag_, model2vec_)]
+        lines.append(f"| {title} | {ms[0]} | {ms[1]} | {faster:.1f} | {share} |")
+    return "\n".join(lines)
+
+
+def median_ratio(seconds: list[float], others: list[float]) -> float:
+    """Return the median of the ratios in each round."""
+    return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
+
+
 def find_passages(n: int) -> list[str]:
-    """Return paragraphs of Python's language reference and of the docstrings of its library."""
+    """Return paragraphs of Python's language reference and of the docstrings of its library.
+
+    Files are read, and no module is imported: some open windows or browsers.
+    """
     texts = list(topics.topics.values())
-    for path in sorted(Path(pydoc.__file__).parent.glob("*.py")):
-        texts += re.findall(r'"""(.*?)"""', path.read_text("utf-8", "replace"), re.DOTALL)
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if not {"site-packages", "test", "tests"} & set(path.parts):
+            source = path.read_text("utf-8", "replace")
+            texts += re.findall(r'"""(.*?)"""', source, re.DOTALL)
     found = [text.strip() for one in texts for text in re.split(r"\n\s*\n", one)]
-    found = list(dict.fromkeys(text for text in found if len(text) > 70))
-    return (found * (n // len(found) + 1))[:n]
+    passages = list(dict.fromkeys(text for text in found if len(text) > 50))
+    if len(passages) < n:
+        raise SystemExit(f"the documentation of this Python has {len(passages)} passages only")
+    return passages[:n]
 
 
 def make_model(passages: list[str]) -> Any:
@@ -87,47 +121,52 @@ def make_model(passages: list[str]) -> Any:
 
 def measure(
     ours: Any, theirs: Any, passages: list[str], words: list[str], n_rounds: int
-) -> dict[str, float]:
-    ids = theirs.tokenize(passages)
-    joined = np.concatenate([np.array(one, np.int64) for one in ids])
-    offsets = np.cumsum([0, *map(len, ids)])
-    tokenize = theirs.tokenize
-    cut = [passages[i : i + 1024] for i in range(0, len(passages), 1024)]
-
-    def pool_theirs() -> Any:
-        theirs.tokenize = lambda sentences: ids
-        try:
-            return theirs._encode_batch(passages, False)
-        finally:
-            theirs.tokenize = tokenize
-
-    def pool_ours() -> Any:
-        return embag.embedding_bag(joined, ours.table, offsets, include_last_offset=True)
-
-    np.testing.assert_allclose(pool_ours(), pool_theirs(), atol=1e-6)
-    ways: dict[str, Callable[[], Any]] = {
-        "passages, embag": lambda: ours.encode(passages),
-        "passages, tokenizer": lambda: [
-            ours.tokenizer.encode_batch_fast(texts, add_special_tokens=False) for texts in cut
-        ],
-        "passages, model2vec": lambda: theirs.encode(passages, use_multiprocessing=False),
-        "pooling, embag": pool_ours,
-        "pooling, model2vec": pool_theirs,
-        "words, embag": lambda: ours.encode(words),
-        "words, tokenizer": lambda: ours.tokenizer.encode_batch_fast(
-            words, add_special_tokens=False
-        ),
-        "words, model2vec": lambda: theirs.encode(words, use_multiprocessing=False),
-        "one word, embag": lambda: [ours.encode("sky") for _ in range(100)],
-        "one word, model2vec": lambda: [theirs.encode("sky") for _ in range(100)],
-    }
+) -> dict[str, list[float]]:
+    """Return the seconds of each way in each round."""
+    ways: dict[str, Callable[[], Any]] = {}
+    for row, texts in (("passages", passages), ("words", words)):
+        ways |= ways_to_encode(row, ours, theirs, texts)
+    for row, texts in (("pooling", passages), ("pooling words", words)):
+        ways |= ways_to_pool(row, ours, theirs, texts)
+    ways["one word, embag"] = lambda: [ours.encode("sky") for _ in range(100)]
+    ways["one word, model2vec"] = lambda: [theirs.encode("sky") for _ in range(100)]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(n_rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return seconds
+
+
+def ways_to_encode(row: str, ours: Any, theirs: Any, texts: list[str]) -> dict[str, Any]:
+    batches = [texts[i : i + 1024] for i in range(0, len(texts), 1024)]  # as both make them
+    tokenize = functools.partial(ours.tokenizer.encode_batch_fast, add_special_tokens=False)
+    return {
+        f"{row}, embag": lambda: ours.encode(texts),
+        f"{row}, tokenizer": lambda: [tokenize(batch) for batch in batches],
+        f"{row}, model2vec": lambda: theirs.encode(texts),
+    }
+
+
+def ways_to_pool(row: str, ours: Any, theirs: Any, texts: list[str]) -> dict[str, Any]:
+    tokens = theirs.tokenize(texts)
+    ids = np.concatenate([np.array(one, np.int32) for one in tokens])
+    offsets = np.cumsum([0, *map(len, tokens)])
+    tokenize = theirs.tokenize
+
+    def pool_theirs() -> Any:
+        theirs.tokenize = lambda sentences: tokens
+        try:
+            return theirs._encode_batch(texts, normalize=False)
+        finally:
+            theirs.tokenize = tokenize
+
+    def pool_ours() -> Any:
+        return embag.embedding_bag(ids, ours.table, offsets, include_last_offset=True)
+
+    np.testing.assert_allclose(pool_ours(), pool_theirs(), rtol=0, atol=1e-6)
+    return {f"{row}, embag": pool_ours, f"{row}, model2vec": pool_theirs}
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ Tested in tests/text/.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -277,7 +276,7 @@ class StaticModel:
         for start in range(0, max(1, len(given)), batch_size):  # once for no texts, as a check
             batch = slice(start, start + batch_size)
             ids, offsets = self._tokenize(given[batch], start, max_length)
-            pooled, n_pooled = embedding_bag(
+            found = embedding_bag(
                 ids,
                 table,
                 offsets,
@@ -287,12 +286,15 @@ class StaticModel:
                 num_threads=num_threads,
                 out_dtype=out_dtype,
                 invalid=self._invalid,
-                return_n_valid=True,
+                return_n_valid=return_n_valid,
                 normalize=normalized,
             )
+            pooled = found[0] if return_n_valid else found
             if start == 0:
                 vectors = np.empty((len(given), self.dim), pooled.dtype)
-            vectors[batch], n_valid[batch] = pooled[:, : self.dim], n_pooled
+            vectors[batch] = pooled[:, : self.dim]
+            if return_n_valid:
+                n_valid[batch] = found[1]
             if progress is not None:
                 progress(min(batch.stop, len(given)), len(given))
         if isinstance(texts, str):
@@ -312,21 +314,25 @@ class StaticModel:
             n_characters = max_length * self._token_characters
             texts = [text[:n_characters] for text in texts]
         try:
-            with _tokenizer_errors(f"tokenizer must encode texts[{start}:{start + len(texts)}]"):
-                encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             i = _find_surrogate(texts)
             raise ValueError(f"texts[{start + i}] must be valid text, got a surrogate") from None
+        except BaseException as error:
+            _raise_if_of_tokenizers(
+                error, f"tokenizer must encode texts[{start}:{start + len(texts)}]"
+            )
+            raise
         tokens = [encoding.ids for encoding in encodings]
         if max_length is not None:
-            for i, ids in enumerate(tokens):
-                if len(ids) > max_length:
-                    first = len(ids) - max_length if self._keeps_last_tokens else 0
-                    tokens[i] = ids[first : first + max_length]
-        offsets = np.zeros(len(tokens) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, tokens), np.int64, len(tokens)), out=offsets[1:])
-        joined = itertools.chain.from_iterable(tokens)
-        return np.fromiter(joined, np.int32, int(offsets[-1])), offsets
+            for i, one in enumerate(tokens):
+                if len(one) > max_length:
+                    first = len(one) - max_length if self._keeps_last_tokens else 0
+                    tokens[i] = one[first : first + max_length]
+        ends = itertools.accumulate(map(len, tokens), initial=0)
+        offsets = np.fromiter(ends, np.int64, len(tokens) + 1)
+        ids = np.fromiter(itertools.chain.from_iterable(tokens), np.int32, int(offsets[-1]))
+        return ids, offsets
 
     def __repr__(self) -> str:
         return f"StaticModel({len(self.table)} tokens, dim={self.dim}, made by {self.library})"
@@ -361,8 +367,11 @@ def _cut_vectors(table: Any, dim: int) -> Any:
 
 def _load_tokenizer(path: Path) -> tokenizers.Tokenizer:
     data = read_tokenizer(path)
-    with _arguments.prefix_errors(str(path)), _tokenizer_errors("file must be a tokenizer"):
+    try:
         return tokenizers.Tokenizer.from_buffer(data)
+    except BaseException as error:
+        _raise_if_of_tokenizers(error, f"{path}: file must be a tokenizer")
+        raise
 
 
 def _find_unknown_token(tokenizer: tokenizers.Tokenizer) -> int | None:
@@ -374,16 +383,11 @@ def _find_unknown_token(tokenizer: tokenizers.Tokenizer) -> int | None:
     return unknown
 
 
-@contextlib.contextmanager
-def _tokenizer_errors(rule: str) -> Iterator[None]:
-    """Make errors of the library of tokenizers ValueErrors.
+def _raise_if_of_tokenizers(error: BaseException, rule: str) -> None:
+    """Raise a ValueError for an error of the library of tokenizers.
 
     It raises plain Exceptions, and for a panic in its Rust code a PanicException, which is only a
     BaseException and cannot be imported.
     """
-    try:
-        yield
-    except BaseException as error:
-        if type(error) in (Exception, ValueError) or type(error).__name__ == "PanicException":
-            raise ValueError(f"{rule}, got an error: {error!s:.200}") from error
-        raise
+    if type(error) in (Exception, ValueError) or type(error).__name__ == "PanicException":
+        raise ValueError(f"{rule}, got an error: {error!s:.200}") from error
