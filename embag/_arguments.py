@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embag._kernels.dispatch import kernels
+from embag._tensors import as_ndarray
 
 AnyArray = NDArray[Any]
 
@@ -113,9 +114,10 @@ def as_table(weight: Any) -> AnyArray:
 
 
 def _as_array(value: Any, name: str, kind: str) -> AnyArray:
-    """Return an ndarray as it is (without a mask), anything else through `np.asarray`."""
+    """Return an ndarray as it is (without a mask), tensors in place, others by `np.asarray`."""
     if type(value) is np.ndarray:
         return value
+    value = as_ndarray(value, name)
     if is_array(value):
         return np.ndarray.view(value, np.ndarray)
     package = str(type(value).__module__).partition(".")[0]
@@ -124,8 +126,7 @@ def _as_array(value: Any, name: str, kind: str) -> AnyArray:
         raise TypeError(f"{name} must be an array of {kind}, got {describe(value)} of {value.type}")
     try:
         n_nulls = count_nulls(value)
-        by_dlpack = hasattr(type(value), "__dlpack__") and not hasattr(type(value), "__array__")
-        array = np.from_dlpack(value) if by_dlpack else np.asarray(value)
+        array = np.asarray(value)
     except MemoryError:
         raise
     except Exception as error:
@@ -586,6 +587,7 @@ def check_offsets(
 
 def integer_at(given: Any, place: int | tuple[int, ...]) -> int:
     """Return an integer of an argument as it was before conversion."""
+    given = as_ndarray(given, "given")
     # Without `object`, NumPy would round large integers of a list.
     dtype = None if hasattr(type(given), "__array__") else object
     return int(np.asarray(given, dtype)[place])

@@ -24,6 +24,7 @@ from embag._encodings import Table
 from embag._kernels.dispatch import kernels
 from embag._modes import Mode
 from embag._process import threads
+from embag._tensors import as_ndarray
 
 AnyArray = NDArray[Any]
 
@@ -310,6 +311,7 @@ def embedding_bag(
         return_n_invalid=return_n_invalid,
         return_n_valid=return_n_valid,
     )
+    weight = as_ndarray(weight, "weight")
     call = make(
         input,
         _encodings.as_table(weight),

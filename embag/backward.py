@@ -28,6 +28,7 @@ from embag._call import Call
 from embag._entries import at_positions, counting_entries, divide, with_arrays
 from embag._kernels.dispatch import kernels
 from embag._process import threads
+from embag._tensors import as_ndarray
 from embag._terms import Terms
 from embag._types import Ids, Invalid, Mode, SampleWeights
 from embag.remapped import RemappedTable
@@ -236,6 +237,7 @@ def embedding_bag_backward(
     array([ -27.5,    0. ,    0. , -275. ], dtype=float32)
     """
     _arguments.check_flags(sparse=sparse)
+    weight = as_ndarray(weight, "weight")
     call = call_of(
         input,
         weight,

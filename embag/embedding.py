@@ -21,6 +21,7 @@ from embag._columns import readers, vectors
 from embag._columns.pieces import Column
 from embag._kernels.dispatch import kernels
 from embag._process import threads
+from embag._tensors import as_ndarray
 from embag._types import Invalid, Table
 from embag.backward import embedding_bag_backward
 from embag.functional import embedding_bag
@@ -247,9 +248,10 @@ def embedding_backward(
            [11., 22.]], dtype=float32)
     """
     ids = as_ids(input)
+    weight = as_ndarray(weight, "weight")
     _arguments.check_table(weight)
     dim = weight.shape[1]
-    grad = np.asarray(grad_output)
+    grad = np.asarray(as_ndarray(grad_output, "grad_output"))
     if grad.shape != (*ids.shape, dim):
         raise ValueError(f"grad_output must have shape {(*ids.shape, dim)}, got {grad.shape}")
     with _name_places(input, ids, _encodings.shape_of(weight)):

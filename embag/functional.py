@@ -109,7 +109,8 @@ def embedding_bag(
         arrays are read in place; other integers are converted. Each list of a ragged input is a
         bag. Ragged inputs are list and map columns of Arrow (from any library), CSR matrices of
         SciPy, awkward arrays, nested tensors of torch, ragged tensors of TensorFlow, and sequences
-        of lists, arrays, series or tensors.
+        of lists, arrays, series or tensors. Tensors of other libraries in host memory (of torch,
+        JAX, any with DLPack) are read in place here and as any other argument except `out`.
     weight : ndarray, QuantizedTable or RemappedTable
         The table, of shape (n_rows, dim): an array of float32, float64, float16, bfloat16, int8,
         uint8, float8_e4m3fn or float8_e5m2, or an object of these classes. An array is read in

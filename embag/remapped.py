@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from embag import _arguments, _encodings
 from embag._kernels.dispatch import kernels
+from embag._tensors import as_ndarray
 from embag.quantized import QuantizedTable
 
 RowsTable: TypeAlias = NDArray[Any] | QuantizedTable
@@ -114,6 +115,7 @@ class RemappedTable:
     ) -> None:
         if issubclass(type(table), RemappedTable):
             raise TypeError("table must be an array or a QuantizedTable, got a RemappedTable")
+        table = as_ndarray(table, "table")
         rows = _encodings.as_table(table, "table", kept=True).to_keep()
         n_ids = len(rows.rows)
         ids_to_rows = None

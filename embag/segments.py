@@ -14,6 +14,7 @@ from embag import _arguments, _bags, _call, _encodings, _modes
 from embag._arguments import SegmentsLabel
 from embag._bags import ArrayBags, IdsLabel
 from embag._call import Call
+from embag._tensors import as_ndarray
 from embag._types import Mode, Table
 from embag.backward import gradients_of_arrays
 
@@ -116,6 +117,7 @@ def segment_reduce(
            [25. , 26. ]], dtype=float32)
     """
     _arguments.check_flags(return_max_indices=return_max_indices)
+    data = as_ndarray(data, "data")
     table = _encodings.as_table(data, "data")
     if table.mapping is not None:
         raise TypeError("data must be an array or a QuantizedTable, got a RemappedTable")
@@ -195,6 +197,7 @@ def segment_reduce_backward(
            [ 1.,  2.],
            [10., 20.]], dtype=float32)
     """
+    data = as_ndarray(data, "data")
     _arguments.check_table(data, "data")
     table = _encodings.shape_of(data)
     call = _make(table, segment_ids, n_segments, mode, per_sample_weights, num_threads)

@@ -7,6 +7,7 @@ Tested in tests/bridges/test_sklearn.py.
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -29,6 +30,8 @@ from embag.tables import load_table
 
 __all__ = ["EmbeddingBagTransformer"]
 
+_FITTED = {"_loaded", "_n_features_out", "n_features_in_", "feature_names_in_"}
+
 
 class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Pool rows of a table per sample: word vectors of texts, items of users.
@@ -40,7 +43,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         pickle of the pipeline has its path only.
     mode : {"mean", "sum", "sqrtn", "max", "min"}, default="mean"
         How the rows of a sample are reduced.
-    padding_idx, invalid, default_idx, normalize : optional
+    padding_idx, invalid, default_idx, normalize, num_threads : optional
         As in `embag.embedding_bag`.
 
     Attributes
@@ -60,9 +63,9 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     fewer columns than the table has rows.
 
     Other input has the ids of tokens: lists of integers, or a list column of Arrow, polars or
-    pandas, or a frame with one column.
+    pandas, or a frame with one column. A 2-D array is a matrix even if its entries are integers.
 
-    Cloning, as grid search does, copies an array. Pass a path to a large table.
+    Clones, as grid search makes them, share the table.
 
     Examples
     --------
@@ -88,6 +91,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         invalid: Invalid = "raise",
         default_idx: int | None = None,
         normalize: bool = False,
+        num_threads: int | None = None,
     ) -> None:
         self.table = table
         self.mode = mode
@@ -95,6 +99,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.invalid = invalid
         self.default_idx = default_idx
         self.normalize = normalize
+        self.num_threads = num_threads
 
     def fit(self, X: Any, y: Any = None) -> EmbeddingBagTransformer:
         """Check the table and the options; nothing is learned.
@@ -153,6 +158,12 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             self._loaded = load_table(self.table)
         return self._loaded
 
+    def __sklearn_clone__(self) -> EmbeddingBagTransformer:
+        twin = copy.deepcopy(self, {id(self.table): self.table})  # the default copies the table
+        for name in vars(twin).keys() & _FITTED:
+            delattr(twin, name)
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         return {**state, "_loaded": None} if "_loaded" in state else state
@@ -186,6 +197,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             invalid=self.invalid,
             default_idx=self.default_idx,
             normalize=self.normalize,
+            num_threads=self.num_threads,
         )
         return pooled
 

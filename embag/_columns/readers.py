@@ -23,6 +23,7 @@ from embag._columns.arrow_types import NotReadableError, read_arrow
 from embag._columns.pieces import Chunk, Column, Mask
 from embag._kernels.dispatch import kernels
 from embag._modes import Mode, check_weighted
+from embag._tensors import as_ndarray, is_tensor
 
 _chain = itertools.chain.from_iterable
 
@@ -105,6 +106,7 @@ def is_number_array(array: Any) -> bool:
 
 def as_ragged_weights(value: Any) -> Column | None:
     """Return ragged weights as a `Column`; None for anything else."""
+    value = as_ndarray(value, "per_sample_weights")
     if is_number_array(value):
         return None
     try:
@@ -161,6 +163,9 @@ def as_column(value: Any, name: str, weights: bool = False, flat: bool = False) 
     column_read = None if read is None else read(value, name, flat)
     if column_read is not None:
         return column_read
+    array = as_ndarray(value, name)
+    if _arguments.is_array(array):
+        return _read_sequence(array, name, weights)
     dtype = getattr(value, "dtype", None)
     if isinstance(dtype, np.dtype):  # such as a pandas Series
         if not weights and dtype.kind != "O":
@@ -200,6 +205,9 @@ def _collect_lists(
     entries: Sequence[Any], kinds: set[type], name: str, items: str
 ) -> Sequence[Any] | None:
     """Return the entries, which are lists, with () for nulls; None if they are numbers."""
+    if any(map(is_tensor, kinds)):
+        entries = [as_ndarray(entry, f"{name}[{b}]") for b, entry in enumerate(entries)]
+        kinds = set(map(type, entries))
     sequences = {kind for kind in kinds if _is_sequence(kind)}
     is_list = [type(entry) in sequences and getattr(entry, "ndim", 1) != 0 for entry in entries]
     if all(is_list):
@@ -438,11 +446,13 @@ def _read_torch(value: Any, name: str, flat: bool) -> Column | None:
         return None
     if value.layout != torch.jagged or value.dim() != 2:
         raise TypeError(f"{name} must be nested with torch.jagged, and 2-D, got another layout")
-    items, offsets = value.values().detach().numpy(), value.offsets().numpy()
-    lengths = value.lengths()
+    items = as_ndarray(value.values().detach(), name)
+    offsets, lengths = as_ndarray(value.offsets(), name), value.lengths()
     if lengths is None:
         return Column([Chunk(len(offsets) - 1, items, offsets)], name)
-    return Column([Chunk(len(lengths), items, offsets[: len(lengths)], lengths.numpy())], name)
+    return Column(
+        [Chunk(len(lengths), items, offsets[: len(lengths)], as_ndarray(lengths, name))], name
+    )
 
 
 def _read_tensorflow(value: Any, name: str, flat: bool) -> Column | None:

@@ -1,4 +1,4 @@
-"""Tables given as a column of vectors, as a frame of numbers, or as an array of another library.
+"""Tables given as a tensor, as a column of vectors or as a frame of numbers.
 
 A FixedSizeList column of Arrow (an Array column of polars) in one chunk is read in place, as a
 view that keeps its memory alive. pandas frames are read through `to_numpy`, which copies nothing
@@ -13,10 +13,11 @@ import numpy as np
 
 from embag import _performance
 from embag._arguments import describe, is_array
-from embag._columns import _cdata, dlpack
+from embag._columns import _cdata
 from embag._columns.arrow_types import get_field, is_list, is_table
 from embag._columns.pieces import Mask
 from embag._columns.readers import check_pyarrow
+from embag._tensors import as_ndarray
 
 # NumPy's names of Arrow's formats.
 _DTYPES = {
@@ -26,18 +27,19 @@ _DTYPES = {
 
 
 def as_array(value: Any, name: str, kept: bool = False) -> Any:
-    """Return a column of vectors, a frame or a tensor as an array, and anything else unchanged.
+    """Return a tensor, a column of vectors or a frame as an array; anything else unchanged.
 
     Warns if several chunks are joined to a large copy, unless the caller keeps it (`kept`).
     """
-    kind = type(value)
+    value = as_ndarray(value, name)
     if is_array(value):
         return value
+    kind = type(value)
     package = str(kind.__module__).partition(".")[0]
     if package == "pandas" and getattr(value, "ndim", None) == 2:
         return _read_frame(value, name, kept)
     if not (hasattr(kind, "__arrow_c_stream__") or hasattr(kind, "__arrow_c_array__")):
-        return dlpack.as_array(value, name) if dlpack.exports(value) else value
+        return value
     if package == "pyarrow":
         check_pyarrow(value, name)
     try:

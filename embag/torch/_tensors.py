@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from embag._arguments import describe
 from embag._files.headers import numpy_dtype
 from embag._process import threads
+from embag._tensors import check_storage
 from embag.sparse_rows import SparseRows
 
 AnyArray = NDArray[Any]
@@ -63,7 +64,7 @@ def as_array(
         and tensor.storage_offset() == 0
         and tensor.untyped_storage().nbytes() >= tensor.nbytes
     ):
-        _check_storage(tensor)
+        check_storage(tensor)
     if tensor.requires_grad:
         tensor = tensor.detach()
     if dtype is not None:
@@ -97,17 +98,3 @@ def num_threads() -> int:
     """Return the largest number of threads of a call: both libraries limit it."""
     limit: int = torch.get_num_threads()
     return 1 if limit == 1 else min(limit, threads.get_num_threads())
-
-
-def _check_storage(tensor: torch.Tensor) -> None:
-    """Raise if the storage of a tensor has become too small (`resize_` of the storage)."""
-    extent = tensor.numel()  # in entries, from the first in memory to the last
-    if not tensor.is_contiguous() and extent:
-        extent = 1 + sum(
-            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        )
-    needed = (tensor.storage_offset() + extent) * tensor.itemsize
-    if extent and tensor.untyped_storage().nbytes() < needed:
-        raise RuntimeError(
-            f"a tensor must have storage of {needed} bytes, got {tensor.untyped_storage().nbytes()}"
-        )

@@ -5,12 +5,15 @@ import pickle
 import numpy as np
 import pytest
 import scipy.sparse
+from processes import run_python
 
 import embag
 
 sklearn = pytest.importorskip("sklearn")
 
 from sklearn.base import clone  # noqa: E402
+from sklearn.compose import ColumnTransformer  # noqa: E402
+from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402
@@ -46,7 +49,7 @@ def widened(X):
 
 
 def test_lists_of_ids():
-    options = {"mode": "mean", "padding_idx": 2, "default_idx": 5, "normalize": True}
+    options = {"padding_idx": 2, "default_idx": 5, "normalize": True, "num_threads": 1}
     expected = embag.embedding_bag(LISTS, TABLE, **options)
     transformer = EmbeddingBagTransformer(TABLE, **options).fit(LISTS)
     np.testing.assert_array_equal(transformer.transform(LISTS), expected)
@@ -127,3 +130,59 @@ def test_errors_of_transform():
     transformer.fit(np.ones((2, 5)))
     with pytest.raises(ValueError, match="X must be a matrix, as in fit, got list"):
         transformer.transform(LISTS)
+
+
+def test_columns_of_a_frame():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"items": LISTS, "bought": LISTS[::-1]})
+    columns = ColumnTransformer(
+        [
+            ("items", EmbeddingBagTransformer(TABLE), "items"),
+            ("bought", EmbeddingBagTransformer(TABLE, mode="max"), ["bought"]),
+        ]
+    )
+    expected = [
+        embag.embedding_bag(LISTS, TABLE),
+        embag.embedding_bag(LISTS[::-1], TABLE, mode="max"),
+    ]
+    np.testing.assert_array_equal(columns.fit_transform(frame), np.hstack(expected))
+
+
+@pytest.mark.parametrize("form", ["csc", "coo", "lil"])
+def test_sparse_matrices_of_other_forms(form):
+    X = scipy.sparse.random_array((6, 100), density=0.1, rng=np.random.default_rng(2)).tocsr()
+    transformer = EmbeddingBagTransformer(TABLE, mode="sum")
+    found = transformer.fit_transform(X.asformat(form))
+    np.testing.assert_array_equal(found, transformer.transform(X))
+
+
+def test_clones_share_the_table_and_are_not_fitted():
+    pytest.importorskip("pandas")
+    transformer = EmbeddingBagTransformer(TABLE, mode="max", padding_idx=1)
+    transformer.set_output(transform="pandas").fit(np.ones((2, 5)))
+    twin = clone(transformer)
+    assert twin.table is TABLE
+    assert twin.get_params() == transformer.get_params()
+    with pytest.raises(NotFittedError):
+        twin.transform(LISTS)
+    assert list(twin.fit_transform(LISTS).columns) == list(transformer.get_feature_names_out())
+    twin.set_output(transform="default")
+    assert type(twin.transform(LISTS)) is np.ndarray
+    assert type(transformer.transform(np.ones((2, 5)))) is not np.ndarray
+
+
+def test_transform_before_fit():
+    with pytest.raises(NotFittedError):
+        EmbeddingBagTransformer(TABLE).transform(LISTS)
+    with pytest.raises(NotFittedError):
+        EmbeddingBagTransformer(TABLE).get_feature_names_out()
+
+
+def test_the_missing_extra_is_named():
+    run_python(
+        "-c",
+        "import sys; sys.modules['sklearn'] = None\n"
+        "try: import embag.sklearn\n"
+        "except ImportError as error: assert \"'embag-cpu[sklearn]'\" in str(error), error\n"
+        "else: raise AssertionError",
+    )
