@@ -32,7 +32,7 @@ The rest of the public API:
     layers.py              `EmbeddingBag`: a table with the options of its lookups
     collection.py          `EmbeddingBagCollection`: many tables and features in one call
                            (_collection_gradients.py has its gradients,
-                           _collection_files.py saves it to a folder)
+                           _collection_files.py saves and loads it)
     quantized.py           `quantize`, `QuantizedTable`: tables of 8, 4 or 2 bits an entry
     remapped.py            `RemappedTable`: a table with a map from ids to rows
     memory.py              `aligned_empty`, `aligned_copy`: memory that is fast to gather from

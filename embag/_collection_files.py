@@ -1,124 +1,239 @@
-"""A collection in a folder: a file for each table, and `collection.json`, which names them.
+"""A collection in a folder: a file for each table, and an index that names them.
 
-    {"format": "embag collection 1",
+The index is JSON, for people too:
+
+    {
+     "format": 1,
      "invalid": "raise",
-     "tables": {"items": {"file": "items-3f2a91c0.safetensors", "shape": [1000, 64]}},
-     "features": [{"name": "clicked", "table": "items", "mode": "mean", "padding_idx": null, ...}]}
+     "tables": {
+      "items": {"file": "items-3c6ef372fe94f82b.safetensors", "shape": [9, 4], "rows": "8 bits"}
+     },
+     "features": [
+      {"name": "clicked", "table": "items", "mode": "mean", "padding_idx": 0}
+     ]
+    }
 
-Each save writes files of new names, then replaces `collection.json`, then deletes the files that
-the old one named. So the folder holds one whole collection at any moment, and a process that has
-mapped the old files keeps them.
+A save writes the files of its tables under new names. Then it replaces the index, so the folder
+holds a whole collection at any moment. Then it deletes the files that the old index named.
 
 Tested in tests/collection/test_saving.py.
 """
 
 import contextlib
 import json
+import operator
 import os
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from embag._arguments import describe, prefix_errors
+from embag._files.headers import check_regular, parse_object
 from embag._files.replacement import replacement
 from embag._types import Table
-from embag.tables import load_table, save_table
+from embag.quantized import QuantizedTable
+from embag.remapped import RemappedTable
+from embag.tables import add_path_to_errors, load_table, save_table
 
-INDEX = "collection.json"
-_FORMAT = "embag collection 1"
-_LONGEST_NAME = 100  # of a table, in the name of its file
+INDEX = "embag-collection.json"
+_FORMAT = 1
+_MOST_BYTES = 64 << 20  # of an index: some 500,000 features
+_OUR_FILES = re.compile(r"[\w.-]*-[0-9a-f]{16}\.safetensors", re.ASCII)
 
-
-class Saved(NamedTuple):
-    """What a folder holds."""
-
-    tables: dict[str, Table]
-    features: list[dict[str, Any]]
-    invalid: Any
+Record = dict[str, Any]  # the fields of a feature
 
 
 def save(
-    folder: str, tables: Mapping[str, Table], features: list[dict[str, Any]], invalid: Any
+    folder: Any, tables: Mapping[str, Table], features: Sequence[Record], invalid: Any
 ) -> None:
-    """Save tables, and what else a collection is made of, to a folder that may not exist yet."""
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, INDEX)
-    old = _files_of(path)
-    places: dict[str, dict[str, Any]] = {}
+    """Write the tables and the index of a collection."""
+    target = _as_folder(folder)
+    for name in tables:
+        if not isinstance(name, str):
+            raise TypeError(f"tables must have names of type str, got {describe(name)}")
+    files = {name: _new_file_name(name) for name in tables}
+    entries = {
+        name: {"file": files[name], "shape": list(table.shape), "rows": describe_rows(table)}
+        for name, table in tables.items()
+    }
+    index = _as_json(entries, features, invalid)
+    os.makedirs(target, exist_ok=True)
+    path = os.path.join(target, INDEX)
     try:
         for name, table in tables.items():
-            file = f"{quote(name, safe='')[:_LONGEST_NAME]}-{os.urandom(4).hex()}.safetensors"
-            places[name] = {"file": file, "shape": [len(table), _dim_of(table)]}
-            save_table(os.path.join(folder, file), table)
-        index = {"format": _FORMAT, "invalid": invalid, "tables": places, "features": features}
-        text = json.dumps(index, indent=1) + "\n"
-        with replacement(path) as written:
-            written.write(text.encode())
+            with prefix_errors(f"table {describe(name)}"):
+                save_table(os.path.join(target, files[name]), table)
+        before = _files_of_old_index(path)
+        with add_path_to_errors(path), replacement(path) as file:
+            file.write(index)
     except BaseException:
-        _delete(folder, [place["file"] for place in places.values()])
+        if _is_replaced(path, index):
+            _delete(target, files.values())
         raise
-    _delete(folder, old)
+    _delete(target, before)
 
 
-def load(folder: str, memory: Literal["map", "copy"]) -> Saved:
-    """Load what `save` wrote; ValueError if the folder does not hold that."""
-    path = os.path.join(folder, INDEX)
-    with prefix_errors(path):
+def load(folder: Any, memory: Any) -> tuple[str, dict[str, Table], list[Record], Any]:
+    """Return the path of the index, the tables, the features and what to do with invalid ids.
+
+    A save may delete files between the moments at which the index and a file are opened. Then the
+    new index is read.
+    """
+    target = _as_folder(folder)
+    path = os.path.join(target, INDEX)
+    while True:
         index = _read(path)
-        places, features, invalid = index["tables"], index["features"], index["invalid"]
-        if type(features) is not list or not all(type(one) is dict for one in features):
-            raise ValueError("features must be a list of objects, got others")
-        tables: dict[str, Table] = {}
-        for name, place in _check_places(places).items():
-            table = load_table(os.path.join(folder, place["file"]), memory)
-            shape = [len(table), _dim_of(table)]
-            if shape != place["shape"]:
-                raise ValueError(
-                    f"table {name!r} must have shape {place['shape']}, got {shape} in "
-                    f"{place['file']}"
-                )
-            tables[name] = table
-    return Saved(tables, features, invalid)
+        with errors_of(path):
+            entries, features, invalid = _parse(index)
+        try:
+            return path, _load_tables(target, path, entries, memory), features, invalid
+        except FileNotFoundError:
+            if not _is_replaced(path, index):
+                raise
 
 
-def _read(path: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def errors_of(path: str) -> Iterator[None]:
+    """Raise a ValueError that names the index for what is wrong in it."""
     try:
-        with open(path, "rb") as file:
-            index = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"file must be JSON, got {error!s:.100}") from None
-    keys = {"format", "invalid", "tables", "features"}
-    if type(index) is not dict or index.get("format") != _FORMAT or index.keys() != keys:
-        raise ValueError(f"file must be a collection of the format {_FORMAT!r}, got another")
+        yield
+    except (ValueError, TypeError) as error:
+        # The message is cut, since it may quote the file at any length.
+        raise ValueError(f"{path}: {error!s:.300}") from error
+
+
+def describe_rows(table: Table) -> str:
+    """Return how the rows of a table are stored, such as "float32" or "8 bits"."""
+    rows = table.table if isinstance(table, RemappedTable) else table
+    if isinstance(rows, QuantizedTable):
+        return f"{rows.bits} bits" if rows.scales is None else f"{rows.packed.dtype} with scales"
+    return str(rows.dtype)
+
+
+def _as_folder(folder: Any) -> str:
+    target = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
+    if not isinstance(target, str):
+        raise TypeError(f"folder must be a str or an os.PathLike of one, got {describe(folder)}")
+    return target
+
+
+# --- Saving -------------------------------------------------------------------
+
+
+def _new_file_name(table: str) -> str:
+    """Return a name that no other file has: the table's, as far as file systems take it."""
+    readable = re.sub(r"[^\w.-]+", "_", table, flags=re.ASCII).lstrip(".")[:80]
+    return f"{readable}-{os.urandom(8).hex()}.safetensors"
+
+
+def _as_json(entries: Mapping[str, Any], features: Sequence[Record], invalid: Any) -> bytes:
+    """Return an index, with a line for each table and each feature."""
+    tables = ",\n".join(f"  {_dump(name)}: {_dump(entry)}" for name, entry in entries.items())
+    lines = ",\n".join(f"  {_dump(feature)}" for feature in features)
+    text = (
+        f'{{\n "format": {_FORMAT},\n "invalid": {_dump(invalid)},\n'
+        f' "tables": {{\n{tables}\n }},\n "features": [\n{lines}\n ]\n}}\n'
+    )
+    try:
+        index = text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"names must be ones that UTF-8 can encode, got {error}") from None
+    if len(index) > _MOST_BYTES:
+        raise ValueError(f"names must take at most {_MOST_BYTES} bytes, got {len(index)}")
     return index
 
 
-def _check_places(places: Any) -> dict[str, dict[str, Any]]:
-    if type(places) is not dict:
-        raise ValueError(f"tables must be an object, got {describe(places)}")
-    for name, place in places.items():
-        if type(place) is not dict or place.keys() != {"file", "shape"}:
-            raise ValueError(f"table {name!r} must have a file and a shape, got others")
-        file = place["file"]
-        # A file of another folder is no part of a collection.
-        if type(file) is not str or os.path.basename(file) != file or "\\" in file or "\0" in file:
-            raise ValueError(f"table {name!r} must be a file of the folder, got {describe(file)}")
-    return places
+def _dump(value: Any) -> str:
+    # operator.index: an integer of NumPy.
+    return json.dumps(value, ensure_ascii=False, default=operator.index)
 
 
-def _files_of(path: str) -> list[str]:
-    """Return the files that an index names; none if there is no index, or a broken one."""
-    with contextlib.suppress(OSError, ValueError):
-        return [place["file"] for place in _check_places(_read(path)["tables"]).values()]
-    return []
+def _files_of_old_index(path: str) -> list[str]:
+    """Return the files of an earlier save; none if there is no index, or an invalid one."""
+    try:
+        entries, _, _ = _parse(_read(path))
+    except (OSError, ValueError, TypeError):
+        return []
+    # A person may have written other names into the index. Those files are not ours.
+    return [file for file, _, _ in entries.values() if _OUR_FILES.fullmatch(file)]
 
 
-def _delete(folder: str, files: list[str]) -> None:
+def _is_replaced(path: str, index: bytes) -> bool:
+    """Return whether the folder certainly has another index than this one, or none."""
+    try:
+        return _read(path) != index
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _delete(folder: str, files: Any) -> None:
     for file in files:
-        with contextlib.suppress(OSError):
-            os.remove(os.path.join(folder, file))
+        with contextlib.suppress(OSError):  # it may not exist, or be open where systems forbid it
+            os.unlink(os.path.join(folder, file))
 
 
-def _dim_of(table: Any) -> int:
-    dim: int = table.shape[1]
-    return dim
+# --- Loading ------------------------------------------------------------------
+
+Entry = tuple[str, tuple[Any, ...], Any]  # the file of a table, its shape, and `describe_rows`
+
+
+def _read(path: str) -> bytes:
+    check_regular(path)
+    with add_path_to_errors(path), open(path, "rb") as file:
+        index = file.read(_MOST_BYTES + 1)
+    if len(index) > _MOST_BYTES:
+        raise ValueError(f"{path}: index must have at most {_MOST_BYTES} bytes, got more")
+    return index
+
+
+def _parse(index: bytes) -> tuple[dict[str, Entry], list[Record], Any]:
+    """Return the tables, the features and `invalid` of an index, of which the types are right."""
+    parsed = parse_object(index, "index of a collection")
+    if parsed.get("format") != _FORMAT:
+        raise ValueError(
+            f"format must be {_FORMAT}, as EmbeddingBagCollection.save writes it, "
+            f"got {describe(parsed.get('format'))}"
+        )
+    if parsed.keys() != {"format", "invalid", "tables", "features"}:
+        raise ValueError("index must be format, invalid, tables and features, got others")
+    tables, features = parsed["tables"], parsed["features"]
+    if type(tables) is not dict or type(features) is not list:
+        raise ValueError("tables must be an object and features a list, got others")
+    entries = {}
+    for name, entry in tables.items():
+        with prefix_errors(f"table {describe(name)}"):
+            if type(entry) is not dict or entry.keys() != {"file", "shape", "rows"}:
+                raise ValueError("entry must be file, shape and rows, got others")
+            _check_file(entry["file"])
+            if type(entry["shape"]) is not list:
+                raise ValueError(f"shape must be a list, got {describe(entry['shape'])}")
+            entries[name] = entry["file"], tuple(entry["shape"]), entry["rows"]
+    for i, feature in enumerate(features):
+        if type(feature) is not dict:
+            raise ValueError(f"features[{i}] must be an object, got {describe(feature)}")
+    return entries, features, parsed["invalid"]
+
+
+def _check_file(file: Any) -> None:
+    """Raise unless this is the name of a file in the folder itself."""
+    if type(file) is not str or not file or any(part in file for part in "/\\:\0"):
+        raise ValueError(f"file must be the name of a file in the folder, got {describe(file)}")
+
+
+def _load_tables(
+    folder: str, path: str, entries: Mapping[str, Entry], memory: Any
+) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
+    for name, (file, shape, rows) in entries.items():
+        table = load_table(os.path.join(folder, file), memory=memory)
+        seen = table.shape, describe_rows(table)
+        with errors_of(path):
+            if seen != (shape, rows):
+                raise ValueError(
+                    f"{file} must have shape {shape} and rows of {describe(rows)}, "
+                    f"as the index says of table {describe(name)}, got {seen[0]} and {seen[1]!r}"
+                )
+        tables[name] = table
+    return tables

@@ -34,6 +34,7 @@ from embag._process import threads
 from embag._types import Invalid, Mode, Table
 from embag._unpooled import Unpooled
 from embag.backward import EmbeddingBagGrads
+from embag.tables import check_memory
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -329,7 +330,7 @@ class EmbeddingBagCollection:
                     return
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save the collection to a folder: its tables and its features.
+        """Save the collection in a folder, atomically.
 
         Parameters
         ----------
@@ -340,19 +341,24 @@ class EmbeddingBagCollection:
         ------
         TypeError
             If `folder` has the wrong kind.
+        ValueError
+            If UTF-8 cannot encode a name.
         OSError
-            If the folder or a file cannot be written. The folder holds what it held before.
+            If the folder cannot be written to. The save before is unchanged then.
 
         See Also
         --------
-        load : Load it.
+        load : Load the folder.
+        save_table : How a table is written.
 
         Notes
         -----
-        Each table becomes a ``.safetensors`` file, whose name is new each time, as by `save_table`.
-        ``collection.json``, which a person can read, names these files and the features. It is
-        replaced last, so that the folder holds one whole collection at any moment. Then the files
-        of the old one are deleted; processes that have mapped them keep them.
+        Each table gets a file of its own, with a new name at each save. Then the index,
+        ``embag-collection.json``, is replaced, and then the files of the save before are deleted.
+        So the folder holds a whole collection at any moment, even after a crash, and processes
+        that have the old tables mapped keep them. Until the end, both saves take space.
+
+        A process that is killed may leave files that the index does not name.
 
         Examples
         --------
@@ -364,52 +370,68 @@ class EmbeddingBagCollection:
         ... )
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     ebc.save(folder)
-        ...     ebc = embag.EmbeddingBagCollection.load(folder)
-        >>> ebc({"clicked": [[0, 2]]})
+        ...     loaded = embag.EmbeddingBagCollection.load(folder)
+        >>> loaded({"clicked": [[0, 2]]})
         array([[1., 0., 1.]], dtype=float32)
         """
-        path = _as_folder(folder)
-        features = [feature._asdict() for feature in self.features]
-        _collection_files.save(path, self.tables, features, self.invalid)
+        _collection_files.save(
+            folder, self.tables, [_as_record(feature) for feature in self.features], self.invalid
+        )
 
     @classmethod
     def load(
         cls, folder: str | os.PathLike[str], memory: Literal["map", "copy"] = "map"
     ) -> "EmbeddingBagCollection":
-        """Load a collection from a folder of `save`.
+        """Load a collection that `save` wrote.
 
         Parameters
         ----------
         folder : str or path-like
             The folder.
         memory : {"map", "copy"}, optional
-            Map the tables, or copy them into memory: see `load_table`.
+            "map": rows stay in the files and are read when lookups touch them; processes share
+            them. "copy": rows are read into memory, and can be trained.
 
         Returns
         -------
         EmbeddingBagCollection
-            The collection.
+            The collection, with the same tables, features and `invalid`.
 
         Raises
         ------
         TypeError
             If `folder` has the wrong kind.
         ValueError
-            If the folder does not hold a whole collection.
+            If `memory` is unknown, or the index or a table is invalid: truncated, malformed, of
+            another program, or if they do not belong together.
         OSError
-            If a file is missing or cannot be read.
+            If a file cannot be read, such as FileNotFoundError.
+        ImportError
+            If a table is of bfloat16 or 8-bit floats and ml_dtypes is not installed.
+        MemoryError
+            If there is not enough memory.
 
         See Also
         --------
         save : Save a collection.
+        load_table : How a table is mapped or copied.
+
+        Notes
+        -----
+        A save of another process at the same time does no harm: the result is the collection
+        before it, or after it. Nothing in a file is executed, and the index can only name files in
+        its own folder. A person may edit the index, for example to change `invalid` or the name
+        of a feature.
         """
-        saved = _collection_files.load(_as_folder(folder), memory)
-        with _arguments.prefix_errors(os.path.join(_as_folder(folder), _collection_files.INDEX)):
-            try:
-                features = [Feature(**fields) for fields in saved.features]
-                return cls(saved.tables, features, invalid=saved.invalid)
-            except (TypeError, IndexError) as error:  # the file's fault, not the caller's
-                raise ValueError(str(error)) from None
+        check_memory(memory)
+        path, tables, records, invalid = _collection_files.load(folder, memory)
+        with _collection_files.errors_of(path):
+            features = []
+            for i, record in enumerate(records):
+                if not {"name", "table"} <= record.keys() <= set(Feature._fields):
+                    raise ValueError(f"features[{i}] must have the fields of a Feature, got others")
+                features.append(Feature(**record))
+            return cls(tables, features, invalid=invalid)
 
     def _compile(self, tables: Mapping[str, Table], encoded: dict[str, _encodings.Table]) -> _State:
         """Return the state for some tables."""
@@ -1079,6 +1101,17 @@ class EmbeddingBagCollection:
         )
 
 
+def _as_record(feature: Feature) -> dict[str, Any]:
+    """Return the fields of a feature that are not defaults, and its mode."""
+    fields = feature._asdict() | {"normalize": bool(feature.normalize)}
+    defaults = Feature._field_defaults
+    return {
+        name: value
+        for name, value in fields.items()
+        if name == "mode" or name not in defaults or value != defaults[name]
+    }
+
+
 def _has_bags(feature: Feature) -> bool:
     return type(feature.mode) is not str or feature.mode != "none"
 
@@ -1170,15 +1203,6 @@ def _in_float32(mapping: _encodings.Mapping | None) -> _encodings.Mapping | None
     if mapping is None or mapping.scales is None:
         return mapping
     return mapping._replace(scales=_arguments.cast(mapping.scales, _FLOAT32))
-
-
-def _as_folder(folder: Any) -> str:
-    path = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
-    if not isinstance(path, str):
-        raise TypeError(
-            f"folder must be a str or an os.PathLike of one, got {_arguments.describe(folder)}"
-        )
-    return path
 
 
 def _check_policy(invalid: Any) -> None:

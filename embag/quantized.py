@@ -440,23 +440,34 @@ class QuantizedTable:
         floats = _as_floats(weight)
         if floats.shape != self.shape:
             raise ValueError(f"weight must have shape {self.shape}, got {floats.shape}")
-        n_rows, dim = floats.shape
-        if floats.size == 0:
-            return QuantizationError(0.0, 0.0, 1.0)
-        largest, total, cosines = np.float64(0), np.float64(0), np.float64(0)
-        for start, stop in _cut_rows(n_rows, dim, SMALL_CHUNK_ENTRIES):
-            values = np.empty((stop - start, dim), np.float32)
-            self._decode(np.arange(start, stop), values, None)
-            with np.errstate(all="ignore"):
-                stand_ins = values.astype(np.float64)
-                given = floats[start:stop].astype(np.float64)
-                differences = np.abs(stand_ins - given)
-                largest = np.maximum(largest, differences.max())
-                total += differences.sum()
-                cosines += _compute_cosines(given, stand_ins).sum()
-        return QuantizationError(
-            float(largest), float(total / n_rows / dim), float(cosines / n_rows)
-        )
+        return compare_rows(floats, self._decode_rows)
+
+    def _decode_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        values = np.empty((stop - start, self.dim), np.float32)
+        self._decode(np.arange(start, stop), values, None)
+        return values
+
+
+def compare_rows(
+    floats: NDArray[Any], read: Callable[[int, int], NDArray[Any]]
+) -> QuantizationError:
+    """Return the difference between a table of floats and the rows that `read(start, stop)` gives.
+
+    The rows are read in chunks.
+    """
+    n_rows, dim = floats.shape
+    if floats.size == 0:
+        return QuantizationError(0.0, 0.0, 1.0)
+    largest, total, cosines = np.float64(0), np.float64(0), np.float64(0)
+    for start, stop in _cut_rows(n_rows, dim, SMALL_CHUNK_ENTRIES):
+        with np.errstate(all="ignore"):
+            stand_ins = read(start, stop).astype(np.float64)
+            given = floats[start:stop].astype(np.float64)
+            differences = np.abs(stand_ins - given)
+            largest = np.maximum(largest, differences.max())
+            total += differences.sum()
+            cosines += _compute_cosines(given, stand_ins).sum()
+    return QuantizationError(float(largest), float(total / n_rows / dim), float(cosines / n_rows))
 
 
 def quantize(

@@ -213,13 +213,18 @@ def load_table(
     >>> table.flags.writeable
     False
     """
-    if type(memory) is not str or memory not in ("map", "copy"):
-        raise ValueError(f"memory must be 'map' or 'copy', got {describe(memory)}")
+    check_memory(memory)
     if num_threads is not None:
         num_threads = as_count(num_threads, "num_threads")
     with open_table(path, name) as (file, place):
         rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
         return _as_table(rows, place)
+
+
+def check_memory(memory: Any) -> None:
+    """Raise unless this is an option of `load_table`."""
+    if type(memory) is not str or memory not in ("map", "copy"):
+        raise ValueError(f"memory must be 'map' or 'copy', got {describe(memory)}")
 
 
 def _as_table(rows: AnyArray, place: Place) -> Table:

@@ -9,8 +9,16 @@ tensors to embag, and returns the results as tensors. Tables, results and gradie
     _operators.py   operators of torch, for compilers, export and fake tensors
     _errors.py      errors that are RuntimeErrors as well
     _layers.py      `EmbeddingBag`, the module, whose table may have an optimizer of `embag.optim`
-    _conversion.py  `to_collection`, `replace_embeddings`: from a model of torch
     optim.py        `SparseAdam` and `Adagrad`, optimizers of torch for sparse gradients
+
+From models of torch:
+
+    _conversion.py         `to_collection`: the embeddings of a model as a collection
+    _replacement.py        `replace_embeddings`: embag's layers inside a model
+    _layers_of_models.py   the embedding layers of a model
+    _tables_of_layers.py   their rows as tables, quantized or not
+    _quantized_layers.py   layers of few bits, for inference
+    _report.py             what became of a model's embeddings
 
 Importing `embag` does not import torch. Importing this package does.
 
@@ -23,19 +31,16 @@ except ImportError as error:
     raise ImportError("embag.torch needs torch: pip install 'embag-cpu[torch]'") from error
 
 from embag.torch import optim
-from embag.torch._conversion import (
-    ConversionReport,
-    QuantizedEmbeddingBag,
-    replace_embeddings,
-    to_collection,
-)
+from embag.torch._conversion import to_collection
 from embag.torch._layers import EmbeddingBag
 from embag.torch._lookups import embedding_bag
+from embag.torch._replacement import replace_embeddings
+from embag.torch._report import ConversionReport, ConvertedTable
 
 __all__ = [
     "ConversionReport",
+    "ConvertedTable",
     "EmbeddingBag",
-    "QuantizedEmbeddingBag",
     "embedding_bag",
     "optim",
     "replace_embeddings",

@@ -90,16 +90,17 @@ async def watch(folder, served, model):
                 logging.exception("%s is invalid: the old table is still served", path.name)
 
 
-def service(make_model, folder):
-    """Serve a model over HTTP."""
+def service(make_model, folder, watches=True):
+    """Serve a model over HTTP; by default, watch its folder for new tables."""
     served = table_files(folder)  # before loading, so that later changes are noticed
     model = make_model(folder)
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
-        watching = asyncio.create_task(watch(folder, served, model))
+        watching = asyncio.create_task(watch(folder, served, model)) if watches else None
         yield
-        watching.cancel()
+        if watching:
+            watching.cancel()
 
     app = FastAPI(lifespan=lifespan)
 

@@ -20,7 +20,7 @@ PAGES = [
     [
         ("README.md", 10),
         ("docs/tables.md", 8),
-        ("docs/collections.md", 15),
+        ("docs/collections.md", 20),
         ("docs/training.md", 9),
         ("docs/serving.md", 2),
         ("docs/columns.md", 17),

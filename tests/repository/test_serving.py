@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_python
 
 import embag
 
@@ -28,7 +29,7 @@ def example():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLE))
         yield importlib.import_module
-        for name in ("app", "load", "make_tables", "measure"):
+        for name in ("app", "app_dlrm", "load", "make_tables", "measure", "train_dlrm"):
             sys.modules.pop(name, None)
 
 
@@ -239,3 +240,25 @@ def test_a_service_that_fails_to_start_reports_the_reason(example, tmp_path):
     service = example("measure").running("app", tmp_path)
     with pytest.raises(RuntimeError, match=r"dense\.npz"):
         service.__enter__()
+
+
+@pytest.mark.torch
+def test_a_model_trained_with_torch_is_served_without_it(example, tmp_path):
+    torch = pytest.importorskip("torch")
+    import embag.torch  # noqa: PLC0415
+
+    train_dlrm = example("train_dlrm")
+    model = train_dlrm.train(n_requests=2_000, n_epochs=1)
+    train_dlrm.save(model, tmp_path / "model")
+    embag.torch.replace_embeddings(model, bits=8)  # as in the folder
+    requests, _ = train_dlrm.make_requests(20, seed=1)
+    with torch.no_grad():
+        expected = model(train_dlrm.as_bags(requests)).numpy()
+    with example("measure").running("app_dlrm", tmp_path / "model") as (port, _):
+        bodies = [json.dumps(request).encode() for request in requests]
+        result = asyncio.run(example("load").load(port, bodies, connections=2))
+        assert post(port, json.dumps({**requests[0], "user": [10**6]}))[0] == 200
+        assert count_invalid(port)["user"] == 1
+    np.testing.assert_allclose(result.scores, expected, rtol=1e-4, atol=1e-5)
+    assert len(set(result.scores)) > 10
+    run_python("-c", "import app_dlrm, sys; assert 'torch' not in sys.modules", cwd=EXAMPLE)
