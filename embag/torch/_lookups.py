@@ -45,9 +45,11 @@ def embedding_bag(
     Parameters
     ----------
     input : Tensor of int, shape (n_indices,) or (n_bags, bag_size)
-        The ids: which rows to gather. 1-D ids need `offsets`; each row of 2-D ids is a bag.
-    weight : Tensor of float32, float64, float16 or bfloat16, shape (n_rows, dim)
-        The table. bfloat16 needs the package ``ml_dtypes``.
+        The ids: which rows to gather. 1-D ids need `offsets`; each row of 2-D ids is a bag, and
+        each row of a nested tensor with ``torch.jagged``.
+    weight : Tensor of float32, float64, float16 or bfloat16, or QuantizedTable
+        The table, of shape (n_rows, dim). bfloat16 needs the package ``ml_dtypes``. A
+        `QuantizedTable` has no gradient, and its results are of float32.
     offsets : Tensor of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`.
     max_norm : float, optional
@@ -62,7 +64,8 @@ def embedding_bag(
         How the rows of a bag are reduced.
     sparse : bool, optional
         If True, the gradient of `weight` is a coalesced sparse tensor of the rows that occur. Not
-        with ``mode="max"`` and ``mode="min"``.
+        with ``mode="max"`` and ``mode="min"``. In ``weight.grad``, torch keeps the rows and drops
+        the mark that they are coalesced.
     per_sample_weights : Tensor, shape of `input`, optional
         A factor for each gathered row, computed in the dtype of sums. Not with ``mode="max"`` and
         ``mode="min"``. Its gradient has its own dtype.
@@ -113,7 +116,14 @@ def embedding_bag(
     Tensors are read in place like arrays. The result and the gradients are in the memory that
     embag returned; only the row numbers of a sparse gradient are copied. Weights of another
     dtype are converted first. A call uses at most ``torch.get_num_threads()`` threads, and at
-    most `embag.get_num_threads`. ``torch.compile`` makes a graph break at a call.
+    most `embag.get_num_threads`.
+
+    Where torch traces (``torch.compile``, ``torch.export``, ``torch.fx``, fake and meta tensors), a
+    lookup is an operator of torch. A compiled graph cannot contain sparse gradients, nor the steps
+    of a layer with an optimizer: these make a graph break. Under ``vmap`` the examples are looked
+    up one by one. Autocast changes nothing.
+
+    An IndexError or a ValueError raised here is a RuntimeError as well, as torch's are.
 
     Rows of float16 and bfloat16 are summed in float32, and the result is rounded once. The
     gradient of such a table is summed in float32 as well, and rounded once to the dtype of
@@ -177,7 +187,7 @@ def look_up(
             _check_tensors(input, offsets, options[_SAMPLE], device)
             if update is None and (on_meta or _is_traced(*tensors)):
                 return _operators.look_up(input, weight, offsets, *options)
-            if torch.is_inference_mode_enabled():
+            if torch.is_inference_mode_enabled() and not _transforms():
                 # No gradient can be needed. A small call takes half the time this way.
                 return reduce(False, input, weight, offsets, *options)[0]
             return _look_up_with_gradients(update, input, weight, offsets, *options)
