@@ -39,7 +39,7 @@ from embag.ray._messages import (
     Version,
 )
 from embag.ray._plan import Block, TableSpec, spec_of
-from embag.ray._rows import copy_table, cut_block, take_rows
+from embag.ray._rows import copy_table, cut_block, round_rows, take_rows
 from embag.tables import load_table
 
 Key = tuple[str, int]  # the name of a table, and the number of a block
@@ -232,7 +232,10 @@ class Shard:
         table, rows = loaded.tables[key], piece.ids - loaded.held[key].block.start
         if piece.reduction == "rows":
             return take_rows(table, rows)
-        found = embag.embedding_bag(
+        if isinstance(table, np.ndarray) and table.dtype == np.float64:
+            # A collection rounds entries before it adds them.
+            table, rows = round_rows(take_rows(table, rows)), np.arange(len(rows))
+        return embag.embedding_bag(
             rows,
             table,
             piece.offsets,
@@ -240,7 +243,6 @@ class Shard:
             per_sample_weights=piece.weights,
             include_last_offset=True,
         )
-        return found.astype(np.float32, copy=False)
 
     # --- Training ---
 
