@@ -37,7 +37,7 @@ from embag.optim import Optimizer
 from embag.ray._actors import Actors, ShardError, TimeLimit, nodes, store
 from embag.ray._lookups import Layout, Lookup, collection_of_shapes
 from embag.ray._messages import FIXED, Lost, Missing, OptimizerSpec, PrepareRequest, Saved, Version
-from embag.ray._plan import Plan, TableSpec, spec_of
+from embag.ray._plan import Plan, TableSpec, check_plan, spec_of
 from embag.ray._plan import plan as make_plan
 from embag.ray._rows import cut_block
 from embag.ray._updates import Update
@@ -100,8 +100,9 @@ class ShardedCollection:
     ImportError
         If Ray is not installed.
     TypeError, ValueError
-        As in `EmbeddingBagCollection` and `embag.ray.plan`; if `plan` is for other tables or names
-        a node that the cluster does not have; if a node has fewer CPUs than its shards reserve.
+        As in `EmbeddingBagCollection` and `embag.ray.plan`; if `plan` is for other tables,
+        lacks rows of one, or names a node that the cluster does not have; if a node has fewer CPUs
+        than its shards reserve.
     OSError
         If there is no plan, and a file cannot be read here.
     ShardError
@@ -841,6 +842,7 @@ def _check_plan(plan: Any, n_shards: Any, tables: dict[str, Any]) -> None:
         raise TypeError(f"plan must be a Plan, got {describe(plan)}")
     if n_shards is not None:
         raise ValueError(f"n_shards must be None with a plan, got {describe(n_shards)}")
+    check_plan(plan)
     if plan.tables.keys() != tables.keys():
         raise ValueError(
             f"plan must be for the tables {', '.join(map(repr, tables)) or 'none'}, "

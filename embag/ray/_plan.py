@@ -313,6 +313,55 @@ def block_rows(spec: TableSpec, n_blocks: int) -> int:
     return max(1, -(-spec.n_rows // n_blocks))
 
 
+def check_plan(plan: Plan) -> None:
+    """Raise unless a plan, which may be made by hand, has every row on shards."""
+    with _arguments.prefix_errors("plan"):
+        n_shards = len(_as_nodes(plan.nodes))
+        specs = _as_specs(plan.tables)
+        for field in ("blocks", "traffic"):
+            given = getattr(plan, field)
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{field} must be a mapping, got {describe(given)}")
+            if given.keys() != specs.keys():
+                raise ValueError(
+                    f"{field} must have the keys of tables, {', '.join(map(repr, specs))}, "
+                    f"got {', '.join(map(repr, given)) or 'none'}"
+                )
+        for name, spec in specs.items():
+            if type(plan.tables[name]) is not TableSpec:
+                raise TypeError(
+                    f"tables[{name!r}] must be a TableSpec, got {describe(plan.tables[name])}"
+                )
+            _check_blocks(plan.blocks[name], f"blocks[{name!r}]", spec, n_shards)
+
+
+def _check_blocks(blocks: Any, name: str, spec: TableSpec, n_shards: int) -> None:
+    if not isinstance(blocks, tuple):
+        raise TypeError(f"{name} must be a tuple, got {describe(blocks)}")
+    if not blocks:
+        raise ValueError(f"{name} must be at least one block, got none")
+    if spec.is_remapped and len(blocks) > 1:
+        raise ValueError(
+            f"{name} must be one block, since a RemappedTable is not cut, got {len(blocks)}"
+        )
+    # Lookups divide ids by the number of rows of a block.
+    for i, (block, (start, stop)) in enumerate(zip(blocks, _cut(spec, len(blocks)), strict=True)):
+        if not isinstance(block, Block):
+            raise TypeError(f"{name}[{i}] must be a Block, got {describe(block)}")
+        if block[:2] != (spec.first_id + start, spec.first_id + stop):
+            raise ValueError(
+                f"{name}[{i}] must have the ids {spec.first_id + start}:{spec.first_id + stop}, "
+                f"since each block but the last has {block_rows(spec, len(blocks))} rows, "
+                f"got {block.start}:{block.stop}"
+            )
+        known = [shard for shard in range(n_shards) if shard in block.shards]
+        if not known or len(known) < len(block.shards):
+            raise ValueError(
+                f"{name}[{i}] must be on different shards from 0 to {n_shards - 1}, "
+                f"got {block.shards}"
+            )
+
+
 def _share(n_bytes: int, n_rows: int, n_all: int) -> int:
     return n_bytes if n_rows == n_all else -(-n_bytes * n_rows // n_all)
 
