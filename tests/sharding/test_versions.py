@@ -407,17 +407,6 @@ def test_a_replaced_table_is_trained_anew(tmp_path):
     np.testing.assert_array_equal(sharded(VALUES)[:, slices], expected(VALUES)[:, slices])
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "3", '{"number": 1}', '{"number": "1", "blocks": {}}', "[" * 10**5],
-)
-def test_an_index_that_is_none(text, tmp_path):
-    (tmp_path / "embag-sharded.json").write_text(text)
-    sharded = make(memory="copy")
-    with pytest.raises(ValueError, match="folder must hold a save, got an index that is none"):
-        sharded.restore(tmp_path)
-
-
 def test_a_save_of_other_blocks(tmp_path):
     sharded = make(memory="copy")
     with pytest.raises(ValueError, match="folder must hold a save, got no "):
