@@ -338,7 +338,7 @@ def _gather(
     in_order = np.append(invert(cut.blocks, len(cut.ids)), -1)  # -1 is the last
     table = _encodings.as_table(rows, kept=True)
     skipping = unpooled._replace(table=table, refuse=False, stand_in=-1)
-    return skipping.gather(in_order[places], np.zeros(1, np.int64), None)
+    return skipping.gather(np.asarray(in_order[places]), np.zeros(1, np.int64), None)
 
 
 def _runs(slices: list[slice]) -> list[slice]:
