@@ -4,7 +4,7 @@ Tables are placed one after the other, the largest first, each on the shard wher
 the fullest of two: the bytes, and the rows read. A table that fits no shard is cut into blocks of
 equally many rows.
 
-Tested in tests/sharding/test_plan.py.
+Tested in tests/sharding/test_plan.py, test_any_plan.py and test_plans_made_by_hand.py.
 """
 
 from __future__ import annotations

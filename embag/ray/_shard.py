@@ -3,7 +3,7 @@
 It is an ordinary class: Ray makes an actor of it (_actors.py). After a restart it has loaded
 nothing; its callers notice that and send what is to be loaded (`Missing`).
 
-Tested in tests/sharding/test_shards.py.
+Tested in tests/sharding/test_versions.py, test_saves.py and test_copies.py.
 """
 
 from __future__ import annotations
