@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -343,7 +343,10 @@ class StaticModel:
 
 def _as_list(texts: Any) -> list[str]:
     """Return the texts of any iterable as a list, after checking each."""
-    if isinstance(texts, (bytes, bytearray, memoryview)) or not isinstance(texts, Iterable):
+    if hasattr(texts, "columns"):
+        raise TypeError(f"texts must be one column of texts, got {describe(texts)}")
+    kinds = (bytes, bytearray, memoryview, Mapping, Set)
+    if isinstance(texts, kinds) or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a str or an iterable of str, got {describe(texts)}")
     to_list = getattr(texts, "to_pylist", None)  # Arrow's columns iterate over scalars
     given = list(texts) if to_list is None else to_list()
