@@ -46,9 +46,16 @@ def as_ndarray(value: Any, name: str) -> Any:
     if is_torch and value.is_nested:
         return value
     try:
-        problem = _problem_of_torch(value, name) if is_torch else _problem_of_dlpack(value)
-        if problem is None:
-            return _read_torch(value) if is_torch else _read_dlpack(value)
+        if not is_torch:
+            problem = _problem_of_dlpack(value)
+            if problem is None:
+                return _read_dlpack(value)
+        else:
+            # Methods of a subclass, and functions that watch all calls, may return anything.
+            with sys.modules["torch"]._C.DisableTorchFunction():
+                problem = _problem_of_torch(value, name)
+                if problem is None:
+                    return _read_torch(value)
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # a library may raise anything
@@ -67,15 +74,20 @@ def _problem_of_dlpack(value: Any) -> str | None:
 def _read_dlpack(value: Any) -> Any:
     if getattr(getattr(value, "dtype", None), "name", None) in _NOT_IN_NUMPY:
         return np.asarray(value)
-    return np.from_dlpack(value)
+    array = np.from_dlpack(value)
+    if array.flags.owndata and array.size:  # NumPy allocates memory where a tensor has none
+        raise RuntimeError("the tensor has no memory")
+    return array
 
 
 def _problem_of_torch(tensor: Any, name: str) -> str | None:
-    if tensor.device.type != "cpu":
-        return f"be on the CPU, got device {tensor.device}: pass {name}.cpu()"
-    if tensor.layout is not sys.modules["torch"].strided:
-        return f"be dense, got layout {tensor.layout}: pass {name}.to_dense()"
-    if tensor.requires_grad:
+    of = sys.modules["torch"].Tensor
+    device, layout = of.device.__get__(tensor), of.layout.__get__(tensor)
+    if device.type != "cpu":
+        return f"be on the CPU, got device {device}: pass {name}.cpu()"
+    if layout is not sys.modules["torch"].strided:
+        return f"be dense, got layout {layout}: pass {name}.to_dense()"
+    if of.requires_grad.__get__(tensor):
         return (
             "not require a gradient, got a tensor that does: "
             f"pass {name}.detach(), or use embag.torch"
@@ -84,26 +96,33 @@ def _problem_of_torch(tensor: Any, name: str) -> str | None:
 
 
 def _read_torch(tensor: Any) -> Any:
-    check_storage(tensor)
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in _NOT_IN_NUMPY:
-        return tensor.numpy()
-    from embag._files.headers import numpy_dtype  # noqa: PLC0415  # it imports _arguments.py
-
     torch = sys.modules["torch"]
-    bits = torch.int16 if tensor.itemsize == 2 else torch.int8
-    return tensor.view(bits).numpy().view(numpy_dtype(dtype))
+    check_storage(tensor)
+    dtype = str(torch.Tensor.dtype.__get__(tensor)).removeprefix("torch.")
+    if dtype in _NOT_IN_NUMPY:
+        from embag._files.headers import numpy_dtype  # noqa: PLC0415  # it imports _arguments.py
+
+        like = numpy_dtype(dtype)
+        bits = torch.int16 if like.itemsize == 2 else torch.int8
+        return torch.Tensor.numpy(torch.Tensor.view(tensor, bits)).view(like)
+    return torch.Tensor.numpy(tensor)
 
 
 def check_storage(tensor: Any) -> None:
-    """Raise if the storage of a torch tensor has become too small (`resize_` of the storage)."""
-    extent = tensor.numel()  # in entries, from the first in memory to the last
-    if extent and not tensor.is_contiguous():
+    """Raise if the storage of a torch tensor is too small, or no memory of this process.
+
+    `resize_` of a storage makes it smaller, and functional tensors have none.
+    """
+    of = sys.modules["torch"].Tensor
+    extent = of.numel(tensor)  # in entries, from the first in memory to the last
+    if extent and not of.is_contiguous(tensor):
         extent = 1 + sum(
-            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+            (size - 1) * stride
+            for size, stride in zip(of.size(tensor), of.stride(tensor), strict=True)
         )
-    needed = (tensor.storage_offset() + extent) * tensor.itemsize
-    if extent and tensor.untyped_storage().nbytes() < needed:
-        raise RuntimeError(
-            f"a tensor must have storage of {needed} bytes, got {tensor.untyped_storage().nbytes()}"
-        )
+    needed = (of.storage_offset(tensor) + extent) * of.itemsize.__get__(tensor)
+    n_bytes = of.untyped_storage(tensor).nbytes()
+    if extent and n_bytes < needed:
+        raise RuntimeError(f"a tensor must have storage of {needed} bytes, got {n_bytes}")
+    if extent and of.data_ptr(tensor) == 0:
+        raise RuntimeError("the tensor has no memory")

@@ -24,6 +24,7 @@ except ImportError as error:
     )
 
 from embag import _encodings
+from embag._columns import readers
 from embag._types import Invalid, Mode, Table
 from embag.functional import embedding_bag
 from embag.tables import load_table
@@ -127,7 +128,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         OSError
             If the file of the table cannot be read.
         """
-        self._loaded: Any = None
+        self._loaded: tuple[Any, Any] | None = None
         self._n_features_out = _encodings.as_table(self._load(), "table").dim
         self._pool(np.zeros((0, 1), np.int64))  # raises for an invalid option
         self._read(X, reset=True)
@@ -158,9 +159,11 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """Return the table, mapped if it is a file."""
         if not isinstance(self.table, (str, os.PathLike)):
             return self.table
-        if getattr(self, "_loaded", None) is None:
-            self._loaded = load_table(self.table)
-        return self._loaded
+        path, table = getattr(self, "_loaded", None) or (None, None)
+        if path != self.table:
+            table = load_table(self.table)
+            self._loaded = self.table, table
+        return table
 
     def __sklearn_clone__(self) -> EmbeddingBagTransformer:
         twin = copy.deepcopy(self, {id(self.table): self.table})  # the default copies the table
@@ -174,28 +177,41 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     def _read(self, X: Any, reset: bool) -> Any:
         """Return the samples as `embedding_bag` takes them."""
-        if not _is_matrix(X):
+        lists = _as_lists(X)
+        if lists is not None:
             if reset:
                 self.n_features_in_ = 1
             elif self.n_features_in_ != 1:
                 raise ValueError(f"X must be a matrix, as in fit, got {type(X).__name__}")
-            return _as_lists(X)
+            return lists
         dtypes = (np.float64, np.float32)
         X = validate_data(self, X, accept_sparse="csr", dtype=dtypes, reset=reset)
         matrix = scipy.sparse.csr_array(X)
+        matrix.check_format()
         n_rows = len(self._load())
         if matrix.shape[1] > n_rows:
             raise ValueError(
                 f"X must have at most one column for each row of the table, {n_rows}, "
                 f"got {matrix.shape[1]}"
             )
+        if not matrix.has_canonical_format or matrix.count_nonzero() < matrix.nnz:
+            # Each token once, and none of weight 0: maxima ignore weights.
+            matrix = matrix.copy()
+            matrix.sum_duplicates()
+            matrix.eliminate_zeros()
         shape = matrix.shape[0], n_rows
         return scipy.sparse.csr_array((matrix.data, matrix.indices, matrix.indptr), shape)
 
     def _pool(self, bags: Any) -> NDArray[Any]:
+        table = self._load()
+        dim = _encodings.as_table(table, "table").dim
+        if dim != self._n_features_out:
+            raise ValueError(
+                f"table must have {self._n_features_out} columns, as in fit, got {dim}"
+            )
         pooled: NDArray[Any] = embedding_bag(
             bags,
-            self._load(),
+            table,
             mode=self.mode,
             padding_idx=self.padding_idx,
             invalid=self.invalid,
@@ -212,31 +228,20 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return tags
 
 
-def _is_matrix(X: Any) -> bool:
-    """Return whether samples are rows of a matrix, not lists of ids. Types decide."""
-    if scipy.sparse.issparse(X):
-        return True
+def _as_lists(X: Any) -> Any:
+    """Return lists of ids as `embedding_bag` takes them; None for a matrix. Types decide.
+
+    A column of integers has one id for each sample.
+    """
+    if scipy.sparse.issparse(X) or (getattr(X, "ndim", 1) != 1 and X.shape[1] != 1):
+        return None
     if isinstance(X, (list, tuple)):
+        if not X:
+            return np.zeros((0, 1), np.int64)
         # Lists of floats are the rows of a matrix; lists, arrays and series of integers are ids.
         first = next((row for row in X if not isinstance(row, (list, tuple)) or row), ())
-        return isinstance(first, (list, tuple)) and isinstance(
-            next(iter(first), None), (float, np.floating)
-        )
-    if hasattr(type(X), "__arrow_c_stream__") or hasattr(X, "columns"):
-        return getattr(X, "ndim", 1) == 2 and X.shape[1] != 1
-    array = np.asarray(X)
-    is_lists = array.dtype == object and array.ndim == 1
-    return not is_lists
-
-
-def _as_lists(X: Any) -> Any:
-    """Return lists of ids: the only column of a frame; of a column of integers, one id a list."""
-    if hasattr(X, "columns") and getattr(X, "shape", (0, 0))[1:] == (1,):
-        X = X[X.columns[0]] if hasattr(X, "iloc") else X.to_series()
-    if isinstance(X, (list, tuple)) and not X:
-        return np.zeros((0, 1), np.int64)
-    if hasattr(X, "dtype") and getattr(X, "ndim", 1) == 1:
-        ids = np.asarray(X)
-        if ids.dtype.kind in "iu":
-            return ids[:, np.newaxis]
-    return X
+        is_list = isinstance(first, (list, tuple))
+        return None if is_list and isinstance(next(iter(first), 0), (float, np.floating)) else X
+    if isinstance(X, np.ndarray) and X.ndim == 2:
+        return None
+    return readers.as_column(X, "X", flat=not isinstance(X, np.ndarray))

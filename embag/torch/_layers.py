@@ -374,9 +374,9 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
             return
         try:
             self._optimizer.load_state_dict(
-                {name: torch.as_tensor(value).numpy(force=True) for name, value in found.items()}
+                {name: as_array(torch.as_tensor(value)) for name, value in found.items()}
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"the states of {prefix}optimizer cannot be loaded: {error}")
 
 

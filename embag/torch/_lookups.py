@@ -17,7 +17,7 @@ from embag.torch import _operators
 from embag.torch._computation import gradients, map_one_by_one, reduce
 from embag.torch._errors import raise_as_torch
 from embag.torch._quantized_lookups import look_up_quantized
-from embag.torch._tensors import PLAIN, check_inputs, check_table, is_traced
+from embag.torch._tensors import PLAIN, check_inputs, check_table, has_transforms, is_traced
 
 
 def embedding_bag(
@@ -187,7 +187,7 @@ def look_up(
             check_inputs(input, offsets, options[_SAMPLE], device)
             if update is None and (on_meta or is_traced(*tensors)):
                 return _operators.look_up(input, weight, offsets, *options)
-            if torch.is_inference_mode_enabled() and not _transforms():
+            if torch.is_inference_mode_enabled() and not has_transforms():
                 # No gradient can be needed. A small call takes half the time this way.
                 return reduce(False, input, weight, offsets, *options)[0]
             return _look_up_with_gradients(update, input, weight, offsets, *options)
@@ -262,11 +262,6 @@ def _flatten(input: Any, offsets: Any, options: Any) -> tuple[Any, Any, Any]:
     return input.values(), bounds, flat
 
 
-def _transforms() -> bool:
-    """Return whether a transform of ``torch.func`` is active, which autograd functions know."""
-    return torch._C._are_functorch_transforms_active()  # type: ignore[no-any-return]
-
-
 # The indices of `weight` and `per_sample_weights` among the arguments of the function below.
 _DIFFERENTIABLE = (3, 10)
 
@@ -314,7 +309,7 @@ class _EmbeddingBag(torch.autograd.Function):
         needs = *(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE), ctx.shape
         arguments = *needs, grad_output, *ctx.saved_tensors, ctx.options
         has_memory = torch._C._dispatch_keys(grad_output).has(torch._C.DispatchKey.CPU)
-        if ctx.update is None and (is_traced(grad_output) or not (has_memory or _transforms())):
+        if ctx.update is None and (is_traced(grad_output) or not (has_memory or has_transforms())):
             # Also the batches of `torch.autograd.grad(..., is_grads_batched=True)`.
             found = _operators.gradients(*arguments)
         else:

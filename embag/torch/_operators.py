@@ -23,7 +23,7 @@ from embag._types import Invalid
 from embag.quantized import QuantizedTable
 from embag.torch import _computation
 from embag.torch._errors import raise_as_torch
-from embag.torch._tensors import as_array, num_threads, sums_dtype
+from embag.torch._tensors import TABLES, as_array, num_threads, sums_dtype
 
 
 def look_up(
@@ -161,6 +161,14 @@ def _n_bags(input: Tensor, offsets: Tensor | None, include_last_offset: bool) ->
     return offsets.shape[0] - bool(include_last_offset)
 
 
+def _check_table(weight: Tensor) -> None:
+    """Raise for a table that eager lookups refuse."""
+    if weight.dtype not in TABLES:
+        raise TypeError(f"weight must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be 2-D (n_rows, dim), got shape {tuple(weight.shape)}")
+
+
 def _check_device(like: Tensor, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != like.device:
@@ -187,6 +195,7 @@ def _embedding_bag(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the output, and the rows of the maxima or nothing."""
+    _check_table(weight)
     try:
         result, winners = _computation.reduce(
             True,
@@ -232,6 +241,7 @@ def _(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     as_mode(mode)
+    _check_table(weight)
     _check_device(weight, input=input, offsets=offsets, per_sample_weights=per_sample_weights)
     shape = _n_bags(input, offsets, include_last_offset), weight.shape[1]
     winners = shape if mode in ("max", "min") else (0,)
@@ -310,6 +320,8 @@ def _backward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the table and of the weights; nothing for one not needed."""
+    if weight is None and (needs_sample or normalize):
+        raise ValueError("weight must be given for these gradients, got None")
     of_weight, of_sample = _computation.gradients(
         None,
         needs_weight,
@@ -467,3 +479,12 @@ def _(
     _check_device(packed, input=input, offsets=offsets, per_sample_weights=per_sample_weights)
     shape = _n_bags(input, offsets, include_last_offset), dim
     return packed.new_empty(shape, dtype=torch.float32)
+
+
+def _refuse_gradient(ctx: Any, *_: Any) -> Any:
+    raise RuntimeError(
+        "per_sample_weights must not require a gradient with quantized rows, got requires_grad=True"
+    )
+
+
+_quantized.register_autograd(_refuse_gradient)

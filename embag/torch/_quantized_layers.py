@@ -6,6 +6,8 @@ pickles and state dicts need nothing else.
 Tested in tests/bridges/test_replacing_layers.py.
 """
 
+from typing import Any
+
 import torch
 
 from embag._types import Invalid
@@ -32,6 +34,15 @@ class QuantizedEmbedding(torch.nn.Module):
         self.register_buffer("packed", packed)
         self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
         self.bits = table.bits
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        found = state_dict.get(f"{prefix}packed")
+        if isinstance(found, torch.Tensor) and found.dtype is not torch.uint8:
+            # torch would convert numbers to bytes.
+            errors: list[str] = arguments[-1]
+            errors.append(f"{prefix}packed must be uint8, got {found.dtype}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @property
     def dtype(self) -> torch.dtype:

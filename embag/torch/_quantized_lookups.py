@@ -14,13 +14,14 @@ from embag._arguments import describe
 from embag.embedding import embedding
 from embag.quantized import QuantizedTable
 from embag.torch import _operators
-from embag.torch._computation import reduce_quantized
+from embag.torch._computation import map_one_by_one, reduce_quantized
 from embag.torch._errors import raise_as_torch
 from embag.torch._tensors import (
     as_array,
     as_tensor,
     check,
     check_inputs,
+    has_transforms,
     is_traced,
     num_threads,
 )
@@ -46,12 +47,13 @@ def look_up_quantized(
         raise ValueError(f"max_norm must be None for a QuantizedTable, got {describe(max_norm)}")
     lookup = offsets, mode, per_sample_weights, *options
     _check_quantized(input, offsets, per_sample_weights)
-    if not torch.compiler.is_compiling() and not is_traced(input, offsets, per_sample_weights):
+    is_eager = not torch.compiler.is_compiling()
+    if is_eager and not (has_transforms() or is_traced(input, offsets, per_sample_weights)):
         return reduce_quantized(input, table, *lookup)
     if table.scales is not None or table.layout != "fused":
         raise ValueError("weight must have bits=8, 4 or 2 and layout 'fused' to be compiled")
     packed = torch.from_numpy(table.packed)
-    return _operators.look_up_quantized(input, packed, table.bits, table.dim, *lookup)
+    return look_up_packed(input, packed, table.bits, table.dim, *lookup)
 
 
 def look_up_packed(
@@ -78,11 +80,29 @@ def look_up_packed(
             check(packed, "packed", frozenset({torch.uint8}), "uint8", device)
             _check_quantized(input, offsets, per_sample_weights, device)
             if device == "cpu" and not is_traced(*tensors):
+                if has_transforms():
+                    return _Transformed.apply(input, packed, bits, dim, *lookup)[0]
                 table = QuantizedTable.from_packed(as_array(packed), bits, dim)
                 return reduce_quantized(input, table, *lookup)
         return _operators.look_up_quantized(input, packed, bits, dim, *lookup)
     except (IndexError, ValueError) as error:
         raise_as_torch(error)
+
+
+class _Transformed(torch.autograd.Function):
+    """A lookup inside a transform of ``torch.func``."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[torch.Tensor, None]:
+        return look_up_packed(*arguments), None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return map_one_by_one(_Transformed.apply, info, in_dims, *arguments)
 
 
 def look_up_rows(input: Any, packed: Any, bits: int, dim: int) -> torch.Tensor:
@@ -94,7 +114,8 @@ def look_up_rows(input: Any, packed: Any, bits: int, dim: int) -> torch.Tensor:
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling:
         check_inputs(input, None, None, "meta" if packed.is_meta else "cpu")
-    if not (is_compiling or packed.is_meta or is_traced(input, packed)):
+    is_eager = not (is_compiling or packed.is_meta or has_transforms())
+    if is_eager and not is_traced(input, packed):
         table = QuantizedTable.from_packed(as_array(packed), bits, dim)
         try:
             return as_tensor(embedding(as_array(input), table, num_threads=num_threads()))

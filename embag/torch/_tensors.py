@@ -69,7 +69,18 @@ def is_traced(*tensors: Any) -> bool:
         not PLAIN.issuperset(map(type, tensors))
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
+        or (has_transforms() and any(map(_is_functional, tensors)))
     )
+
+
+def has_transforms() -> bool:
+    """Return whether a transform of ``torch.func`` is active, which autograd functions know."""
+    return torch._C._are_functorch_transforms_active()  # type: ignore[no-any-return]
+
+
+def _is_functional(tensor: torch.Tensor | None) -> bool:
+    """Return whether a tensor is one of ``torch.func.functionalize``, which have no memory."""
+    return tensor is not None and torch._is_functional_tensor(tensor)
 
 
 def as_array(
@@ -78,10 +89,14 @@ def as_array(
     """Return an array in the memory of a tensor, or of a converted copy."""
     if tensor is None:
         return None
+    if type(tensor) not in PLAIN:  # its methods may return anything
+        with torch._C.DisableTorchFunction():
+            tensor = torch.Tensor.as_subclass(tensor, torch.Tensor)
     if not (
         tensor.is_contiguous()
         and tensor.storage_offset() == 0
         and tensor.untyped_storage().nbytes() >= tensor.nbytes
+        and tensor.data_ptr()
     ):
         check_storage(tensor)
     if tensor.requires_grad:

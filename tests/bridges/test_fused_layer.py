@@ -372,7 +372,10 @@ def test_state_dicts_of_layers_without_optimizer():
 def test_states_that_do_not_fit_are_refused():
     bags = layer()
     make_steps(bags)
+    shrunk = torch.zeros(N_ROWS, DIM)
+    shrunk.untyped_storage().resize_(8)
     bad = [
+        ({"optimizer.sum": shrunk}, "a tensor must have storage of [0-9]+ bytes, got 8"),
         ({"optimizer.sum": torch.zeros(N_ROWS, 2)}, "sum must have shape"),
         ({"optimizer.sum": torch.zeros(N_ROWS, DIM, dtype=int)}, "sum must be float32, got int64"),
         ({"optimizer.step": torch.tensor(-1)}, "step must be a count"),

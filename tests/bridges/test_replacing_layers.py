@@ -301,3 +301,14 @@ def test_errors_of_quantized_layers_are_runtime_errors():
         with pytest.raises(IndexError, match=place) as raised:
             call()
         assert isinstance(raised.value, RuntimeError)
+
+
+def test_bytes_of_another_dtype_are_not_loaded():
+    model = Model()
+    replace_embeddings(model, bits=8)
+    state = model.state_dict()
+    before = state["items.packed"].clone()
+    state["items.packed"] = state["items.packed"].long() * 1000
+    with pytest.raises(RuntimeError, match=r"items\.packed must be uint8, got torch\.int64"):
+        model.load_state_dict(state)
+    assert torch.equal(model.items.packed, before)

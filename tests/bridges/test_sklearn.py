@@ -146,12 +146,51 @@ def test_samples_without_ids():
     assert transformer.transform([]).shape == (0, 8)
 
 
-def test_columns_of_single_ids():
-    pd, pl = map(pytest.importorskip, ("pandas", "polars"))
+@pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow"])
+def test_frames_of_one_column(package):
+    module = pytest.importorskip(package)
+    make = module.table if package == "pyarrow" else module.DataFrame
     transformer = EmbeddingBagTransformer(TABLE).fit(LISTS)
-    for frame in (pd.DataFrame({"last": [3, 1]}), pl.DataFrame({"last": [3, 1]})):
+    for frame in (make({"last": [3, 1]}), make({"last": [[3], [1]]})):
         np.testing.assert_array_equal(transformer.transform(frame), TABLE[[3, 1]])
         np.testing.assert_array_equal(transformer.transform(frame["last"]), TABLE[[3, 1]])
+
+
+def test_columns_of_fixed_size():
+    pl = pytest.importorskip("polars")
+    X = pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2))
+    found = EmbeddingBagTransformer(TABLE).fit_transform(X)
+    np.testing.assert_array_equal(found, embag.embedding_bag([[1, 2], [3, 4]], TABLE))
+
+
+@pytest.mark.parametrize("mode", ["max", "sum"])
+def test_entries_of_sparse_matrices_that_are_zero(mode):
+    data, columns = np.array([1.0, 0.0, 2.0, -2.0]), np.array([1, 2, 3, 3])
+    X = scipy.sparse.csr_array((data, columns, [0, 2, 4]), (2, 100))
+    transformer = EmbeddingBagTransformer(TABLE, mode=mode)
+    np.testing.assert_array_equal(transformer.fit_transform(X), [TABLE[1], np.zeros(8)])
+    np.testing.assert_array_equal(transformer.transform(X.toarray()), transformer.transform(X))
+    np.testing.assert_array_equal(X.indices, columns)  # unchanged
+
+
+def test_columns_out_of_range_in_a_sparse_matrix():
+    X = scipy.sparse.csr_array((1, 5))
+    X.indptr, X.indices, X.data = np.array([0, 1]), np.array([7]), np.ones(1)
+    with pytest.raises(ValueError, match="indices must be < 5"):
+        EmbeddingBagTransformer(TABLE).fit(X)
+
+
+def test_another_table_after_fit(tmp_path):
+    paths = tmp_path / "a.npy", tmp_path / "b.npy"
+    for path, table in zip(paths, (TABLE, TABLE + 1), strict=True):
+        embag.save_table(path, table)
+    transformer = EmbeddingBagTransformer(paths[0]).fit([[1]])
+    transformer.set_params(table=paths[1])
+    for fitted in (transformer, pickle.loads(pickle.dumps(transformer))):
+        np.testing.assert_array_equal(fitted.transform([[1]]), TABLE[1:2] + 1)
+    transformer.set_params(table=np.ones((3, 7), np.float32))
+    with pytest.raises(ValueError, match="table must have 8 columns, as in fit, got 7"):
+        transformer.transform([[1]])
 
 
 def test_columns_of_a_frame():

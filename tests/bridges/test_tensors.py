@@ -296,6 +296,56 @@ def test_tensors_of_torch_that_are_refused():
 
 
 @pytest.mark.torch
+def test_tensors_without_memory():
+    torch = pytest.importorskip("torch")
+    functional = torch._to_functional_tensor(torch.ones(4, 6))
+    refuse(functional, "{name} must be readable by NumPy, got Tensor: the tensor has no memory")
+    message = "weight must be readable by NumPy, got Tensor: the tensor has no memory"
+    with pytest.raises(ValueError, match=message):
+        torch.func.functionalize(lambda x: embag.embedding_bag([[1]], x))(torch.ones(4, 6))
+    empty = torch.zeros(4, 0)  # has none, and needs none
+    assert embag.embedding_bag([[1]], empty).shape == (1, 0)
+
+
+@pytest.mark.torch
+def test_methods_of_subclasses_are_not_asked():
+    torch = pytest.importorskip("torch")
+
+    class Lying(torch.Tensor):
+        def numel(self):
+            return 0
+
+        def is_contiguous(self):
+            return True
+
+    tensor = torch.arange(24.0).reshape(4, 6).as_subclass(Lying)
+    np.testing.assert_array_equal(embag.embedding_bag([[1]], tensor), [[6, 7, 8, 9, 10, 11]])
+    tensor.untyped_storage().resize_(8)
+    with pytest.raises(ValueError, match="must have storage of 96 bytes, got 8"):
+        embag.embedding_bag([[1]], tensor)
+    embedding_bag = pytest.importorskip("embag.torch").embedding_bag
+    with pytest.raises(RuntimeError, match="must have storage of 96 bytes, got 8"):
+        embedding_bag(torch.tensor([[1]]), tensor)
+
+
+@pytest.mark.torch
+def test_memory_that_dlpack_does_not_export():
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(4, 6)
+    tensor.untyped_storage().resize_(0)
+
+    class Exporter:
+        def __dlpack__(self, **options):
+            return tensor.__dlpack__()
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+    with pytest.raises(ValueError, match="got Exporter: the tensor has no memory"):
+        embag.embedding_bag([[1]], Exporter())
+
+
+@pytest.mark.torch
 def test_storage_stays_while_an_array_reads_it():
     tensor = of_torch(W.copy())
     array = as_ndarray(tensor, "weight")

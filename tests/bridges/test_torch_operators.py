@@ -185,7 +185,66 @@ def test_errors_from_compiled_graphs(compile_whole):
         )(table().detach())
 
 
+def test_tables_that_are_refused(compile_whole):
+    def lookup(weight):
+        return embedding_bag(INPUT, weight, OFFSETS, mode="sum") * 2
+
+    message = r"weight must be float32, float64, float16 or bfloat16, got torch\.int8"
+    for weight in (torch.ones(10, 4, dtype=torch.int8), torch.ones(10)):
+        with pytest.raises(Exception, match=message if weight.dim() == 2 else "must be 2-D"):
+            compile_whole(lookup)(weight)
+    options = "sum", False, False, False, None, None, "raise", None, False
+    with pytest.raises(TypeError, match=message):
+        torch.ops.embag.embedding_bag(INPUT, weight.char().view(10, 1), OFFSETS, None, *options)
+
+
+def test_gradients_that_need_the_table():
+    options = "sum", False, False, False, None, None, "raise", None, False
+    for needs_sample, normalize in ((True, False), (False, True)):
+        with pytest.raises(ValueError, match="weight must be given for these gradients, got None"):
+            torch.ops.embag.embedding_bag_backward(
+                torch.ones(3, 4), INPUT, OFFSETS, factors().detach(), None, None, [10, 4],
+                True, needs_sample, *options[:-1], normalize,
+            )  # fmt: skip
+
+
 # torch.func, autograd with batches, autocast
+
+
+def test_functional_tensors():
+    weight = table().detach()
+    lookup = partial(embedding_bag, INPUT, offsets=OFFSETS)
+    assert torch.equal(torch.func.functionalize(lookup)(weight=weight), lookup(weight=weight))
+    with pytest.raises(RuntimeError, match="the tensor has no memory"):
+        lookup(weight=torch._to_functional_tensor(weight))
+
+
+def test_quantized_rows_in_transforms():
+    rows, ids = quantized(), torch.stack([INPUT.view(2, 3), INPUT.view(2, 3) - 1])
+    expected = torch.stack([embedding_bag(input, rows) for input in ids])
+    assert torch.equal(torch.vmap(lambda x: embedding_bag(x, rows))(ids), expected)
+
+    def loss(scale):
+        return (scale * embedding_bag(ids[0], rows)).sum()
+
+    assert torch.equal(torch.func.grad(loss)(torch.tensor(2.0)), expected[0].sum())
+    assert torch.equal(
+        torch.func.functionalize(lambda x: embedding_bag(x, rows))(ids[0]), expected[0]
+    )
+
+
+def test_weights_of_quantized_rows_have_no_gradient(compile_whole):
+    rows = quantized()
+
+    def lookup(sample):
+        return embedding_bag(INPUT, rows, OFFSETS, mode="sum", per_sample_weights=sample)
+
+    message = "per_sample_weights must not require a gradient with quantized rows"
+    for call in (lookup, compile_whole(lookup)):
+        with pytest.raises(Exception, match=message):
+            call(factors())
+    with torch.no_grad():
+        lookup(factors())
 
 
 def test_vmap():
