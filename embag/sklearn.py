@@ -40,7 +40,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     ----------
     table : path, ndarray, QuantizedTable or RemappedTable
         The table: row i is the vector of token i. A file (.npy or .safetensors) is mapped, and a
-        pickle of the pipeline has its path only.
+        pickle of the pipeline has its path only: an absolute one if it is loaded elsewhere.
     mode : {"mean", "sum", "sqrtn", "max", "min"}, default="mean"
         How the rows of a sample are reduced.
     padding_idx, invalid, default_idx, normalize, num_threads : optional
@@ -62,8 +62,12 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     divides by the sum of the weights, and "max" takes the tokens whose entry is not 0. It may have
     fewer columns than the table has rows.
 
-    Other input has the ids of tokens: lists of integers, or a list column of Arrow, polars or
-    pandas, or a frame with one column. A 2-D array is a matrix even if its entries are integers.
+    Its columns must be in the order of the rows: pass the words of the table as ``vocabulary`` to a
+    vectorizer, which would make one of its own otherwise.
+
+    Other input has the ids of tokens: a list of lists or arrays of integers, a list column of
+    Arrow, polars or pandas, a column of integers (one id a sample), or a frame with one such
+    column. A 2-D array is a matrix even if its entries are integers, and so are lists of floats.
 
     Clones, as grid search makes them, share the table.
 
@@ -213,8 +217,11 @@ def _is_matrix(X: Any) -> bool:
     if scipy.sparse.issparse(X):
         return True
     if isinstance(X, (list, tuple)):
-        items = next((row for row in X if isinstance(row, (list, tuple)) and row), None)
-        return items is None or isinstance(items[0], (float, np.floating))
+        # Lists of floats are the rows of a matrix; lists, arrays and series of integers are ids.
+        first = next((row for row in X if not isinstance(row, (list, tuple)) or row), ())
+        return isinstance(first, (list, tuple)) and isinstance(
+            next(iter(first), None), (float, np.floating)
+        )
     if hasattr(type(X), "__arrow_c_stream__") or hasattr(X, "columns"):
         return getattr(X, "ndim", 1) == 2 and X.shape[1] != 1
     array = np.asarray(X)
@@ -223,7 +230,13 @@ def _is_matrix(X: Any) -> bool:
 
 
 def _as_lists(X: Any) -> Any:
-    """Return the only column of a frame, and anything else unchanged."""
+    """Return lists of ids: the only column of a frame; of a column of integers, one id a list."""
     if hasattr(X, "columns") and getattr(X, "shape", (0, 0))[1:] == (1,):
-        return X[X.columns[0]] if hasattr(X, "iloc") else X.to_series()
+        X = X[X.columns[0]] if hasattr(X, "iloc") else X.to_series()
+    if isinstance(X, (list, tuple)) and not X:
+        return np.zeros((0, 1), np.int64)
+    if hasattr(X, "dtype") and getattr(X, "ndim", 1) == 1:
+        ids = np.asarray(X)
+        if ids.dtype.kind in "iu":
+            return ids[:, np.newaxis]
     return X

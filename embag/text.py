@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,6 +276,7 @@ class StaticModel:
         for start in range(0, max(1, len(given)), batch_size):  # once for no texts, as a check
             batch = slice(start, start + batch_size)
             ids, offsets = self._tokenize(given[batch], start, max_length)
+            out = vectors[batch] if start > 0 and table is self.table else None
             found = embedding_bag(
                 ids,
                 table,
@@ -284,6 +285,7 @@ class StaticModel:
                 include_last_offset=True,
                 padding_idx=self._unknown,
                 num_threads=num_threads,
+                out=out,
                 out_dtype=out_dtype,
                 invalid=self._invalid,
                 return_n_valid=return_n_valid,
@@ -292,7 +294,8 @@ class StaticModel:
             pooled = found[0] if return_n_valid else found
             if start == 0:
                 vectors = np.empty((len(given), self.dim), pooled.dtype)
-            vectors[batch] = pooled[:, : self.dim]
+            if out is None:
+                vectors[batch] = pooled[:, : self.dim]
             if return_n_valid:
                 n_valid[batch] = found[1]
             if progress is not None:
@@ -323,14 +326,14 @@ class StaticModel:
                 error, f"tokenizer must encode texts[{start}:{start + len(texts)}]"
             )
             raise
-        tokens = [encoding.ids for encoding in encodings]
-        if max_length is not None:
-            for i, one in enumerate(tokens):
-                if len(one) > max_length:
-                    first = len(one) - max_length if self._keeps_last_tokens else 0
-                    tokens[i] = one[first : first + max_length]
-        ends = itertools.accumulate(map(len, tokens), initial=0)
-        offsets = np.fromiter(ends, np.int64, len(tokens) + 1)
+        # One list of ids at a time: many at once would start the garbage collector.
+        tokens: Iterable[list[int]] = (encoding.ids for encoding in encodings)
+        lengths = [len(encoding) for encoding in encodings]
+        if max_length is not None and max(lengths, default=0) > max_length:
+            lengths = [min(length, max_length) for length in lengths]
+            last = self._keeps_last_tokens
+            tokens = (one[-max_length:] if last else one[:max_length] for one in tokens)
+        offsets = np.fromiter(itertools.accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
         ids = np.fromiter(itertools.chain.from_iterable(tokens), np.int32, int(offsets[-1]))
         return ids, offsets
 
@@ -340,7 +343,10 @@ class StaticModel:
 
 def _as_list(texts: Any) -> list[str]:
     """Return the texts of any iterable as a list, after checking each."""
-    if isinstance(texts, (bytes, bytearray, memoryview)) or not isinstance(texts, Iterable):
+    if hasattr(texts, "columns"):
+        raise TypeError(f"texts must be one column of texts, got {describe(texts)}")
+    kinds = (bytes, bytearray, memoryview, Mapping, Set)
+    if isinstance(texts, kinds) or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a str or an iterable of str, got {describe(texts)}")
     to_list = getattr(texts, "to_pylist", None)  # Arrow's columns iterate over scalars
     given = list(texts) if to_list is None else to_list()

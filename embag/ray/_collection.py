@@ -36,8 +36,17 @@ from embag.collection import Feature
 from embag.optim import Optimizer
 from embag.ray._actors import Actors, ShardError, TimeLimit, nodes, store
 from embag.ray._lookups import Layout, Lookup, collection_of_shapes
-from embag.ray._messages import FIXED, Lost, Missing, OptimizerSpec, PrepareRequest, Saved, Version
-from embag.ray._plan import Plan, TableSpec, spec_of
+from embag.ray._messages import (
+    FIXED,
+    Lost,
+    Missing,
+    OptimizerSpec,
+    PrepareRequest,
+    Saved,
+    SaveRequest,
+    Version,
+)
+from embag.ray._plan import Plan, TableSpec, check_plan, spec_of
 from embag.ray._plan import plan as make_plan
 from embag.ray._rows import cut_block
 from embag.ray._updates import Update
@@ -100,8 +109,9 @@ class ShardedCollection:
     ImportError
         If Ray is not installed.
     TypeError, ValueError
-        As in `EmbeddingBagCollection` and `embag.ray.plan`; if `plan` is for other tables or names
-        a node that the cluster does not have; if a node has fewer CPUs than its shards reserve.
+        As in `EmbeddingBagCollection` and `embag.ray.plan`; if `plan` is for other tables,
+        lacks rows of one, or names a node that the cluster does not have; if a node has fewer CPUs
+        than its shards reserve.
     OSError
         If there is no plan, and a file cannot be read here.
     ShardError
@@ -662,7 +672,11 @@ return_n_valid, timeout
         Raises
         ------
         ShardError
-            If a shard cannot save. The folder still holds a whole save: this one or the one before.
+            If a shard cannot save, was restarted without the latest updates, or has a block of a
+            table of which only other blocks were updated. The folder still holds a whole save: this
+            one or the one before.
+        ValueError
+            If the folder has an index, ``embag-sharded.json``, that `save` did not write.
         OSError
             If the folder cannot be written to.
         RuntimeError
@@ -681,21 +695,18 @@ return_n_valid, timeout
         with self._owned():
             target = os.path.abspath(os.fspath(folder))
             version = self._layout.version
-            number, before = 1, []
+            number, before = 1, {}
             if os.path.exists(os.path.join(target, _INDEX)):
                 old = _read_index(target)
-                number, before = old.number + 1, list(old.blocks)
+                number, before = old.number + 1, old.blocks
             shards = range(len(version.plan.nodes))
             limit = TimeLimit(self._load_timeout)
-            saved = self._run(_one_step("save", shards, target, number), limit)
-            names = sorted({name for found in saved.values() for name in found})
-            blocks = {
-                name: [[block.start, block.stop] for block in version.plan.blocks[name]]
-                for name in names
-            }
+            requests = dict.fromkeys(shards, SaveRequest(version.generation, 0, target, number))
+            saved = self._run(self._ask(self._layout, "save", requests), limit)
+            blocks = _saved_blocks(version.plan, {key for keys in saved.values() for key in keys})
             with replacement(os.path.join(target, _INDEX)) as file:
                 file.write(json.dumps({"number": number, "blocks": blocks}, indent=1).encode())
-            sources = {**version.sources, **dict.fromkeys(names, Saved(target, number))}
+            sources = {**version.sources, **dict.fromkeys(blocks, Saved(target, number))}
             n_updates = tuple(self._known)
             # A generation with the same tables, so that copies of the collection get the sources.
             self._change(version._replace(sources=sources, n_updates=n_updates), [])
@@ -841,6 +852,7 @@ def _check_plan(plan: Any, n_shards: Any, tables: dict[str, Any]) -> None:
         raise TypeError(f"plan must be a Plan, got {describe(plan)}")
     if n_shards is not None:
         raise ValueError(f"n_shards must be None with a plan, got {describe(n_shards)}")
+    check_plan(plan)
     if plan.tables.keys() != tables.keys():
         raise ValueError(
             f"plan must be for the tables {', '.join(map(repr, tables)) or 'none'}, "
@@ -889,6 +901,24 @@ def _as_optimizer(given: Any, dim: int) -> OptimizerSpec:
     return OptimizerSpec(kind, empty._options() | rounding)
 
 
+def _saved_blocks(plan: Plan, saved: set[tuple[str, int]]) -> dict[str, list[list[int]]]:
+    """Return the ids of each block of the tables that were saved, all of whose blocks must be."""
+    found = {}
+    for name in sorted({name for name, _ in saved}):
+        blocks = plan.blocks[name]
+        missing = [
+            s for i, block in enumerate(blocks) if (name, i) not in saved for s in block.shards
+        ]
+        if missing:
+            raise ShardError(
+                f"table {name!r} must be updated in all its blocks to be saved, got no update in "
+                f"shards {', '.join(map(str, missing))}: call update or restore",
+                missing,
+            )
+        found[name] = [[block.start, block.stop] for block in blocks]
+    return found
+
+
 class _Index(NamedTuple):
     """The index of a save."""
 
@@ -902,11 +932,20 @@ def _read_index(folder: str) -> _Index:
         with open(path, "rb") as file:
             found = json.load(file)
         index = _Index(**found)
-        is_valid = type(index.number) is int and type(index.blocks) is dict
+        is_valid = type(index.number) is int and _are_blocks(index.blocks)
     except FileNotFoundError:
         raise ValueError(f"folder must hold a save, got no {path}") from None
     except (ValueError, TypeError, RecursionError):
         is_valid = False
     if not is_valid:
-        raise ValueError(f"folder must hold a save, got an index that is none: {path}")
+        raise ValueError(f"folder must hold a save, got an invalid index: {path}")
     return index
+
+
+def _are_blocks(found: Any) -> bool:
+    """Return whether this is the blocks of tables in JSON."""
+    return type(found) is dict and all(
+        type(blocks) is list
+        and all(type(block) is list and [*map(type, block)] == [int, int] for block in blocks)
+        for blocks in found.values()
+    )

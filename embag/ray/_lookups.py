@@ -27,7 +27,7 @@ from embag._unpooled import Unpooled
 from embag.collection import EmbeddingBagCollection, Feature
 from embag.ray._messages import Piece, Pooled, Reduction, Reply, Request, Version
 from embag.ray._plan import Plan, TableSpec, block_rows
-from embag.ray._rows import join_rows
+from embag.ray._rows import join_rows, round_rows
 from embag.ray._splitting import BlockIds, Cut, Pieces, invert, merge_pooled, split_features
 from embag.remapped import RemappedTable
 
@@ -319,7 +319,7 @@ def _pool_rows(cut: _CutLookup, answers: list[Any]) -> AnyArray:
         return np.zeros((bags.n_bags, cut.dim), np.float32)
     pooled: AnyArray = embag.embedding_bag(
         invert(cut.blocks, len(cut.ids)),
-        _as_read(join_rows(answers)),
+        round_rows(join_rows(answers)),
         bags.offsets,
         mode=cut.call.mode.name,
         per_sample_weights=cut.call.weights,
@@ -334,17 +334,11 @@ def _gather(
 ) -> AnyArray:
     """Return the row of each id of a feature without bags; zeros where the place is -1."""
     answers = cut.answers(replies)
-    rows = _as_read(join_rows(answers)) if answers else np.zeros((0, cut.dim), np.float32)
+    rows = round_rows(join_rows(answers)) if answers else np.zeros((0, cut.dim), np.float32)
     in_order = np.append(invert(cut.blocks, len(cut.ids)), -1)  # -1 is the last
     table = _encodings.as_table(rows, kept=True)
     skipping = unpooled._replace(table=table, refuse=False, stand_in=-1)
-    return skipping.gather(in_order[places], np.zeros(1, np.int64), None)
-
-
-def _as_read(rows: Any) -> Any:
-    """Return rows as a collection reads them: those of float64 are rounded to float32."""
-    is_wide = isinstance(rows, np.ndarray) and rows.dtype == np.float64
-    return _arguments.cast(rows, _FLOAT32) if is_wide else rows
+    return skipping.gather(np.asarray(in_order[places]), np.zeros(1, np.int64), None)
 
 
 def _runs(slices: list[slice]) -> list[slice]:

@@ -119,6 +119,15 @@ class UpdateRequest(NamedTuple):
     wrt: Literal["weight"] | None
 
 
+class SaveRequest(NamedTuple):
+    """Where a shard is to save its blocks. It returns those that updates have changed."""
+
+    generation: int
+    n_updates: int
+    folder: str
+    number: int
+
+
 class Missing(NamedTuple):
     """The shard has not loaded the generation that was asked for."""
 

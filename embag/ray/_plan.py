@@ -4,7 +4,7 @@ Tables are placed one after the other, the largest first, each on the shard wher
 the fullest of two: the bytes, and the rows read. A table that fits no shard is cut into blocks of
 equally many rows.
 
-Tested in tests/sharding/test_plan.py.
+Tested in tests/sharding/test_plan.py, test_any_plan.py and test_plans_made_by_hand.py.
 """
 
 from __future__ import annotations
@@ -247,19 +247,38 @@ def _pack(
         )
     n_blocks = dict.fromkeys(specs, 1)
     while True:
-        blocks, too_large = _place(specs, nodes, shares, n_copies, n_blocks)
-        if too_large is None:
-            return Plan(nodes, specs, blocks, shares)
-        spec = specs[too_large]
-        most = min(_MOST_BLOCKS * len(nodes), spec.n_rows)
-        if spec.is_remapped or n_blocks[too_large] >= most:
+        placed = _place(specs, nodes, shares, n_copies, n_blocks)
+        if not isinstance(placed, _TooLarge):
+            return Plan(nodes, specs, placed, shares)
+        name, free = placed
+        spec = specs[name]
+        most = 1 if spec.is_remapped else max(1, min(_MOST_BLOCKS * len(nodes), spec.n_rows))
+        # Numbers that do not fit now never do: tables that are placed before it stay there.
+        counts = range(n_blocks[name] + 1, most + 1)
+        found = next((n for n in counts if _may_fit(spec, n, n_copies[name], free)), None)
+        if found is None:
             cut = "and is not cut, since it is a RemappedTable" * spec.is_remapped
             raise ValueError(
-                f"tables must fit: {too_large!r} takes {_in_units(spec.n_bytes)} "
-                f"{cut or f'and was cut into {n_blocks[too_large]} blocks'}, "
+                f"tables must fit: {name!r} takes {_in_units(spec.n_bytes)} "
+                f"{cut or f'and may be cut into at most {most} blocks'}, "
                 f"got nodes with {', '.join(_in_units(node.n_bytes) for node in nodes)}"
             )
-        n_blocks[too_large] += 1
+        n_blocks[name] = found
+
+
+class _TooLarge(NamedTuple):
+    """A table that does not fit beside those that are placed before it."""
+
+    name: str
+    free: list[int]  # bytes of each shard
+
+
+def _may_fit(spec: TableSpec, n_blocks: int, n_copies: int, free: list[int]) -> bool:
+    """Return whether shards have room for the blocks of a table, without a shorter last one."""
+    n_rows = block_rows(spec, n_blocks)
+    n_bytes = _share(spec.n_bytes, n_rows, spec.n_rows)
+    n_full = spec.n_rows // n_rows
+    return sum(min(n_full, each // n_bytes) for each in free) >= n_full * n_copies
 
 
 def _place(
@@ -268,8 +287,8 @@ def _place(
     shares: dict[str, float],
     n_copies: dict[str, int],
     n_blocks: dict[str, int],
-) -> tuple[dict[str, tuple[Block, ...]], str | None]:
-    """Return the blocks of all tables, or the name of the first table that does not fit."""
+) -> dict[str, tuple[Block, ...]] | _TooLarge:
+    """Return the blocks of all tables, or the first table that does not fit."""
     used, read = [0] * len(nodes), [0.0] * len(nodes)
     total = max(1, sum(spec.n_bytes for spec in specs.values()))
 
@@ -279,6 +298,7 @@ def _place(
     placed: dict[str, tuple[Block, ...]] = {}
     for name in sorted(specs, key=size, reverse=True):
         spec, blocks = specs[name], []
+        free = [node.n_bytes - used[s] for s, node in enumerate(nodes)]
         for start, stop in _cut(spec, n_blocks[name]):
             n_bytes = _share(spec.n_bytes, stop - start, spec.n_rows)
             rows_read = shares[name] / n_blocks[name] / n_copies[name]
@@ -292,13 +312,13 @@ def _place(
 
             chosen = sorted(fits, key=fullness)[: n_copies[name]]
             if len(chosen) < n_copies[name]:
-                return {}, name
+                return _TooLarge(name, free)
             for s in chosen:
                 used[s] += n_bytes
                 read[s] += rows_read
             blocks.append(Block(spec.first_id + start, spec.first_id + stop, tuple(sorted(chosen))))
         placed[name] = tuple(blocks)
-    return {name: placed[name] for name in specs}, None
+    return {name: placed[name] for name in specs}
 
 
 def _cut(spec: TableSpec, n_blocks: int) -> Iterator[tuple[int, int]]:
@@ -311,6 +331,55 @@ def _cut(spec: TableSpec, n_blocks: int) -> Iterator[tuple[int, int]]:
 def block_rows(spec: TableSpec, n_blocks: int) -> int:
     """Return the rows of each block but the last: id ``i`` is in block ``i // block_rows``."""
     return max(1, -(-spec.n_rows // n_blocks))
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise unless a plan, which may be made by hand, has every row on shards."""
+    with _arguments.prefix_errors("plan"):
+        n_shards = len(_as_nodes(plan.nodes))
+        specs = _as_specs(plan.tables)
+        for field in ("blocks", "traffic"):
+            given = getattr(plan, field)
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{field} must be a mapping, got {describe(given)}")
+            if given.keys() != specs.keys():
+                raise ValueError(
+                    f"{field} must have the keys of tables, {', '.join(map(repr, specs))}, "
+                    f"got {', '.join(map(repr, given)) or 'none'}"
+                )
+        for name, spec in specs.items():
+            if type(plan.tables[name]) is not TableSpec:
+                raise TypeError(
+                    f"tables[{name!r}] must be a TableSpec, got {describe(plan.tables[name])}"
+                )
+            _check_blocks(plan.blocks[name], f"blocks[{name!r}]", spec, n_shards)
+
+
+def _check_blocks(blocks: Any, name: str, spec: TableSpec, n_shards: int) -> None:
+    if not isinstance(blocks, tuple):
+        raise TypeError(f"{name} must be a tuple, got {describe(blocks)}")
+    if not blocks:
+        raise ValueError(f"{name} must be at least one block, got none")
+    if spec.is_remapped and len(blocks) > 1:
+        raise ValueError(
+            f"{name} must be one block, since a RemappedTable is not cut, got {len(blocks)}"
+        )
+    # Lookups divide ids by the number of rows of a block.
+    for i, (block, (start, stop)) in enumerate(zip(blocks, _cut(spec, len(blocks)), strict=True)):
+        if not isinstance(block, Block):
+            raise TypeError(f"{name}[{i}] must be a Block, got {describe(block)}")
+        if block[:2] != (spec.first_id + start, spec.first_id + stop):
+            raise ValueError(
+                f"{name}[{i}] must have the ids {spec.first_id + start}:{spec.first_id + stop}, "
+                f"since each block but the last has {block_rows(spec, len(blocks))} rows, "
+                f"got {block.start}:{block.stop}"
+            )
+        known = [shard for shard in range(n_shards) if shard in block.shards]
+        if not known or len(known) < len(block.shards):
+            raise ValueError(
+                f"{name}[{i}] must be on different shards from 0 to {n_shards - 1}, "
+                f"got {block.shards}"
+            )
 
 
 def _share(n_bytes: int, n_rows: int, n_all: int) -> int:

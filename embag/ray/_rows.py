@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embag import _arguments
 from embag.memory import aligned_copy
 from embag.quantized import QuantizedTable
 from embag.remapped import RemappedTable, RowsTable
@@ -40,6 +41,13 @@ def take_rows(table: RowsTable, rows: NDArray[Any]) -> RowsTable:
         return _with_rows(table, table.packed[rows], scales)
     taken: RowsTable = np.asarray(table)[rows]
     return taken
+
+
+def round_rows(rows: RowsTable) -> RowsTable:
+    """Return rows as a collection reads them: those of float64 are rounded to float32."""
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.float64:
+        return rows
+    return _arguments.cast(rows, np.dtype(np.float32))
 
 
 def join_rows(tables: list[RowsTable]) -> RowsTable:

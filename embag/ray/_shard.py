@@ -3,7 +3,7 @@
 It is an ordinary class: Ray makes an actor of it (_actors.py). After a restart it has loaded
 nothing; its callers notice that and send what is to be loaded (`Missing`).
 
-Tested in tests/sharding/test_shards.py.
+Tested in tests/sharding/test_versions.py, test_saves.py and test_copies.py.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from embag.ray._messages import (
     Reply,
     Request,
     Saved,
+    SaveRequest,
     UpdateRequest,
     Version,
 )
 from embag.ray._plan import Block, TableSpec, spec_of
-from embag.ray._rows import copy_table, cut_block, take_rows
+from embag.ray._rows import copy_table, cut_block, round_rows, take_rows
 from embag.tables import load_table
 
 Key = tuple[str, int]  # the name of a table, and the number of a block
@@ -170,7 +171,7 @@ class Shard:
         """Return the table of a block, and its optimizer if it was saved with one."""
         start, stop, _ = held.block
         if type(source) is Saved:
-            optimizer = _load_optimizer(saved_path(source.folder, source.number, held))
+            optimizer = _load_optimizer(saved_path(*source, held.table, start, stop))
             if optimizer.table.shape != (stop - start, spec.dim):
                 raise ValueError(
                     f"table {held.table!r} must have {stop - start} rows of {spec.dim} entries "
@@ -232,7 +233,10 @@ class Shard:
         table, rows = loaded.tables[key], piece.ids - loaded.held[key].block.start
         if piece.reduction == "rows":
             return take_rows(table, rows)
-        found = embag.embedding_bag(
+        if isinstance(table, np.ndarray) and table.dtype == np.float64:
+            # A collection rounds entries before it adds them.
+            table, rows = round_rows(take_rows(table, rows)), np.arange(len(rows))
+        return embag.embedding_bag(
             rows,
             table,
             piece.offsets,
@@ -240,7 +244,6 @@ class Shard:
             per_sample_weights=piece.weights,
             include_last_offset=True,
         )
-        return found.astype(np.float32, copy=False)
 
     # --- Training ---
 
@@ -325,30 +328,32 @@ class Shard:
             optimizers[key] = known
         return optimizers
 
-    def save(self, folder: str, number: int) -> list[str]:
-        """Save each trained block with its optimizer; return the names of the trained tables."""
+    def save(self, request: SaveRequest) -> list[Key] | Missing | Lost:
+        """Save each block that updates have changed, with its optimizer; return their keys."""
         with self._loading:
-            loaded = self._loaded.get(self._current)
-            trained = {} if loaded is None else loaded.optimizers
+            loaded = self._loaded.get(request.generation)
+            if loaded is None:
+                return self._missing()
+            if self._n_updates < request.n_updates:
+                return Lost(self._n_updates)
+            trained = {key: rule for key, rule in loaded.optimizers.items() if rule.n_steps}
             for key, optimizer in trained.items():
-                held = loaded.held[key]  # type: ignore[union-attr]
-                path = saved_path(folder, number, held)
+                start, stop, _ = loaded.held[key].block
+                path = saved_path(request.folder, request.number, key[0], start, stop)
                 save_checkpoint(path, {"table": optimizer})
-            return sorted({table for table, _ in trained})
+            return list(trained)
 
-    def forget(self, folder: str, number: int, tables: list[str]) -> None:
-        """Delete the files of an earlier save of these tables."""
-        loaded = self._loaded.get(self._current)
-        for held in () if loaded is None else loaded.held.values():
-            if held.table in tables:
+    def forget(self, folder: str, number: int, blocks: dict[str, list[list[int]]]) -> None:
+        """Delete the files of an earlier save that are here."""
+        for table, each in blocks.items():
+            for start, stop in each:
                 with contextlib.suppress(FileNotFoundError):
-                    os.remove(saved_path(folder, number, held))
+                    os.remove(saved_path(folder, number, table, start, stop))
 
 
-def saved_path(folder: str, number: int, held: Held) -> str:
+def saved_path(folder: str, number: int, table: str, start: int, stop: int) -> str:
     """Return the file of a block in a save."""
-    start, stop, _ = held.block
-    name = f"{quote(held.table, safe='')}-{start}-{stop}-save{number}.safetensors"
+    name = f"{quote(table, safe='')}-{start}-{stop}-save{number}.safetensors"
     return os.path.join(folder, name)
 
 

@@ -85,6 +85,8 @@ class Update:
                 if part.table not in optimizers:
                     continue
                 if layout.is_whole(part.table):
+                    given = part.grad_output.dtype
+                    _arguments.check_castable("grad_output", given, dtypes[part.table])
                     shard = layout.plan.blocks[part.table][0].shards[0]
                     whole = _Whole(part, call, flattened, entries_of(call))
                     self._whole.setdefault(shard, []).append(whole)

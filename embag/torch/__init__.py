@@ -3,13 +3,14 @@
 A CPU tensor and an array can share memory, so this package is only glue: it passes the arrays of
 tensors to embag, and returns the results as tensors. Tables, results and gradients are not copied.
 
-    _tensors.py     tensors as arrays, and back
-    _lookups.py     `embedding_bag`: which of the two below a call takes
-    _computation.py lookups and gradients, computed by embag
-    _operators.py   operators of torch, for compilers, export and fake tensors
-    _errors.py      errors that are RuntimeErrors as well
-    _layers.py      `EmbeddingBag`, the module, whose table may have an optimizer of `embag.optim`
-    optim.py        `SparseAdam` and `Adagrad`, optimizers of torch for sparse gradients
+    _tensors.py             tensors as arrays, and back
+    _lookups.py             `embedding_bag`: which of the next two modules a call takes
+    _computation.py         lookups and gradients, computed by embag
+    _operators.py           operators of torch, for compilers, export and fake tensors
+    _quantized_lookups.py   the same choice for quantized rows
+    _errors.py              errors that are RuntimeErrors as well
+    _layers.py              `EmbeddingBag`, the module; its table may have an optimizer
+    optim.py                `SparseAdam` and `Adagrad`, torch's optimizers for sparse gradients
 
 From models of torch:
 

@@ -14,9 +14,10 @@ from embag._arguments import describe
 from embag._types import Invalid
 from embag.quantized import QuantizedTable
 from embag.torch import _operators
-from embag.torch._computation import gradients, map_one_by_one, reduce, reduce_quantized
+from embag.torch._computation import gradients, map_one_by_one, reduce
 from embag.torch._errors import raise_as_torch
-from embag.torch._tensors import FACTORS, INTEGERS, check, check_table
+from embag.torch._quantized_lookups import look_up_quantized
+from embag.torch._tensors import PLAIN, check_inputs, check_table, is_traced
 
 
 def embedding_bag(
@@ -45,9 +46,11 @@ def embedding_bag(
     Parameters
     ----------
     input : Tensor of int, shape (n_indices,) or (n_bags, bag_size)
-        The ids: which rows to gather. 1-D ids need `offsets`; each row of 2-D ids is a bag.
-    weight : Tensor of float32, float64, float16 or bfloat16, shape (n_rows, dim)
-        The table. bfloat16 needs the package ``ml_dtypes``.
+        The ids: which rows to gather. 1-D ids need `offsets`; each row of 2-D ids is a bag, and
+        each row of a nested tensor with ``torch.jagged``.
+    weight : Tensor of float32, float64, float16 or bfloat16, or QuantizedTable
+        The table, of shape (n_rows, dim). bfloat16 needs the package ``ml_dtypes``. A
+        `QuantizedTable` has no gradient, and its results are of float32.
     offsets : Tensor of int, shape (n_bags,) or (n_bags + 1,), optional
         Where each bag starts in `input`.
     max_norm : float, optional
@@ -62,7 +65,8 @@ def embedding_bag(
         How the rows of a bag are reduced.
     sparse : bool, optional
         If True, the gradient of `weight` is a coalesced sparse tensor of the rows that occur. Not
-        with ``mode="max"`` and ``mode="min"``.
+        with ``mode="max"`` and ``mode="min"``. In ``weight.grad``, torch keeps the rows and drops
+        the mark that they are coalesced.
     per_sample_weights : Tensor, shape of `input`, optional
         A factor for each gathered row, computed in the dtype of sums. Not with ``mode="max"`` and
         ``mode="min"``. Its gradient has its own dtype.
@@ -113,7 +117,14 @@ def embedding_bag(
     Tensors are read in place like arrays. The result and the gradients are in the memory that
     embag returned; only the row numbers of a sparse gradient are copied. Weights of another
     dtype are converted first. A call uses at most ``torch.get_num_threads()`` threads, and at
-    most `embag.get_num_threads`. ``torch.compile`` makes a graph break at a call.
+    most `embag.get_num_threads`.
+
+    Where torch traces (``torch.compile``, ``torch.export``, ``torch.fx``, fake and meta tensors), a
+    lookup is an operator of torch. A compiled graph cannot contain sparse gradients, nor the steps
+    of a layer with an optimizer: these make a graph break. Under ``vmap`` the examples are looked
+    up one by one. Autocast changes nothing.
+
+    An IndexError or a ValueError raised here is a RuntimeError as well, as torch's are.
 
     Rows of float16 and bfloat16 are summed in float32, and the result is rounded once. The
     gradient of such a table is summed in float32 as well, and rounded once to the dtype of
@@ -151,7 +162,6 @@ def embedding_bag(
 
 
 _SAMPLE = 5  # the place of `per_sample_weights` among the options
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 
 
 def look_up(
@@ -163,10 +173,10 @@ def look_up(
     arguments of `embag.optim.Optimizer.update`.
     """
     try:
-        if type(input) not in _PLAIN and isinstance(input, torch.Tensor) and input.is_nested:
+        if type(input) not in PLAIN and isinstance(input, torch.Tensor) and input.is_nested:
             input, offsets, options = _flatten(input, offsets, options)
         if isinstance(weight, QuantizedTable):
-            return _look_up_quantized(input, weight, offsets, *options)
+            return look_up_quantized(input, weight, offsets, *options)
         tensors = input, weight, offsets, options[_SAMPLE]
         if update is None and has_torch_function(tensors):
             return _hand_over(tensors, options)
@@ -174,10 +184,10 @@ def look_up(
             on_meta = getattr(weight, "is_meta", False) and getattr(input, "is_meta", False)
             device = "meta" if on_meta else "cpu"
             check_table(weight, device=device)
-            _check_tensors(input, offsets, options[_SAMPLE], device)
-            if update is None and (on_meta or _is_traced(*tensors)):
+            check_inputs(input, offsets, options[_SAMPLE], device)
+            if update is None and (on_meta or is_traced(*tensors)):
                 return _operators.look_up(input, weight, offsets, *options)
-            if torch.is_inference_mode_enabled():
+            if torch.is_inference_mode_enabled() and not _transforms():
                 # No gradient can be needed. A small call takes half the time this way.
                 return reduce(False, input, weight, offsets, *options)[0]
             return _look_up_with_gradients(update, input, weight, offsets, *options)
@@ -252,55 +262,9 @@ def _flatten(input: Any, offsets: Any, options: Any) -> tuple[Any, Any, Any]:
     return input.values(), bounds, flat
 
 
-def _is_traced(*tensors: Any) -> bool:
-    """Return whether tensors are more than memory: traced, fake, or of another class."""
-    return (
-        not _PLAIN.issuperset(map(type, tensors))
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
 def _transforms() -> bool:
     """Return whether a transform of ``torch.func`` is active, which autograd functions know."""
     return torch._C._are_functorch_transforms_active()  # type: ignore[no-any-return]
-
-
-def _check_tensors(input: Any, offsets: Any, sample: Any, device: str = "cpu") -> None:
-    check(input, "input", INTEGERS, "integers", device)
-    if offsets is not None:
-        check(offsets, "offsets", INTEGERS, "integers", device)
-    if sample is not None:
-        check(sample, "per_sample_weights", FACTORS, "real numbers", device)
-
-
-def _look_up_quantized(
-    input: Any,
-    table: QuantizedTable,
-    offsets: Any,
-    max_norm: Any,
-    norm_type: Any,
-    scale_grad_by_freq: Any,
-    mode: Any,
-    sparse: Any,
-    per_sample_weights: Any,
-    *options: Any,
-) -> torch.Tensor:
-    """Look up rows of a quantized table, which has no gradient."""
-    _check_tensors(input, offsets, per_sample_weights)
-    for name, value in {"sparse": sparse, "scale_grad_by_freq": scale_grad_by_freq}.items():
-        if value:
-            raise ValueError(f"{name} must be False for a QuantizedTable, got {describe(value)}")
-    if max_norm is not None:
-        raise ValueError(f"max_norm must be None for a QuantizedTable, got {describe(max_norm)}")
-    lookup = offsets, mode, per_sample_weights, *options
-    tensors = input, offsets, per_sample_weights
-    if not torch.compiler.is_compiling() and not _is_traced(*tensors):
-        return reduce_quantized(input, table, *lookup)
-    if table.scales is not None or table.layout != "fused":
-        raise ValueError("weight must have bits=8, 4 or 2 and layout 'fused' to be compiled")
-    packed = torch.from_numpy(table.packed)
-    return _operators.look_up_quantized(input, packed, table.bits, table.dim, *lookup)
 
 
 # The indices of `weight` and `per_sample_weights` among the arguments of the function below.
@@ -350,7 +314,7 @@ class _EmbeddingBag(torch.autograd.Function):
         needs = *(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE), ctx.shape
         arguments = *needs, grad_output, *ctx.saved_tensors, ctx.options
         has_memory = torch._C._dispatch_keys(grad_output).has(torch._C.DispatchKey.CPU)
-        if ctx.update is None and (_is_traced(grad_output) or not (has_memory or _transforms())):
+        if ctx.update is None and (is_traced(grad_output) or not (has_memory or _transforms())):
             # Also the batches of `torch.autograd.grad(..., is_grads_batched=True)`.
             found = _operators.gradients(*arguments)
         else:

@@ -6,15 +6,12 @@ pickles and state dicts need nothing else.
 Tested in tests/bridges/test_replacing_layers.py.
 """
 
-from typing import Any
-
 import torch
 
-from embag import functional
 from embag._types import Invalid
-from embag.embedding import embedding
 from embag.quantized import QuantizedTable
-from embag.torch._tensors import FACTORS, INTEGERS, as_array, as_tensor, check, num_threads
+from embag.torch._quantized_lookups import look_up_packed, look_up_rows
+from embag.torch._tensors import as_array, check
 
 
 class QuantizedEmbedding(torch.nn.Module):
@@ -28,12 +25,18 @@ class QuantizedEmbedding(torch.nn.Module):
     num_embeddings: int
     embedding_dim: int
     padding_idx: int | None
-    dtype: torch.dtype  # of the weight that was replaced, and of results
+    _like: torch.Tensor  # of the dtype of results: a buffer, so that `model.half()` changes it
 
     def set_table(self, table: QuantizedTable, packed: torch.Tensor, dtype: torch.dtype) -> None:
         """Take a table with layout "fused", in the memory of `packed`."""
         self.register_buffer("packed", packed)
-        self.bits, self.dtype = table.bits, dtype
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+        self.bits = table.bits
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of results: at first, that of the weight that was replaced."""
+        return self._like.dtype
 
     @property
     def table(self) -> QuantizedTable:
@@ -54,14 +57,8 @@ class QuantizedEmbedding(torch.nn.Module):
         Tensor, shape ``input.shape + (embedding_dim,)``
             The rows, without a gradient.
         """
-        return _call(self._look_up, input)
-
-    def _look_up(self, input: torch.Tensor) -> torch.Tensor:
-        check(input, "input", INTEGERS, "integers")
-        return self._finish(embedding(as_array(input), self.table, num_threads=num_threads()))
-
-    def _finish(self, result: Any) -> torch.Tensor:
-        return as_tensor(result).to(self.dtype)
+        rows = look_up_rows(input, self.packed, self.bits, self.embedding_dim)
+        return rows.to(self.dtype)
 
     def extra_repr(self) -> str:
         """Return the options for the repr."""
@@ -99,48 +96,22 @@ class QuantizedEmbeddingBag(QuantizedEmbedding):
         Tensor, shape (n_bags, embedding_dim)
             The reduced bags, without a gradient.
         """
-        return _call(self._pool, input, offsets, per_sample_weights)
-
-    def _pool(
-        self,
-        input: torch.Tensor,
-        offsets: torch.Tensor | None,
-        per_sample_weights: torch.Tensor | None,
-    ) -> torch.Tensor:
-        check(input, "input", INTEGERS, "integers")
-        if offsets is not None:
-            check(offsets, "offsets", INTEGERS, "integers")
-        if per_sample_weights is not None:
-            check(per_sample_weights, "per_sample_weights", FACTORS, "real numbers")
-            if per_sample_weights.requires_grad and torch.is_grad_enabled():
-                raise ValueError(
-                    "per_sample_weights must not require a gradient for a quantized layer, "
-                    "got requires_grad=True"
-                )
-        mode: Any = self.mode
-        result = functional.embedding_bag(
-            as_array(input),
-            self.table,
-            as_array(offsets),
-            mode=mode,
-            per_sample_weights=as_array(per_sample_weights, torch.float32),
-            include_last_offset=self.include_last_offset,
-            padding_idx=self.padding_idx,
-            default_idx=self.default_idx,
-            invalid=self.invalid,
-            normalize=self.normalize,
-            num_threads=num_threads(),
+        result = look_up_packed(
+            input,
+            self.packed,
+            self.bits,
+            self.embedding_dim,
+            offsets,
+            self.mode,
+            per_sample_weights,
+            self.include_last_offset,
+            self.padding_idx,
+            self.default_idx,
+            self.invalid,
+            self.normalize,
         )
-        return self._finish(result)
+        return result.to(self.dtype)
 
     def extra_repr(self) -> str:
         """Return the options for the repr."""
         return f"{super().extra_repr()}, mode={self.mode!r}"
-
-
-def _call(function: Any, *arguments: Any) -> torch.Tensor:
-    if torch.compiler.is_compiling():
-        # A decorator would import the compiler, which takes a second, in every program.
-        function = torch.compiler.disable(function)
-    result: torch.Tensor = function(*arguments)
-    return result

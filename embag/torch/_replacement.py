@@ -145,8 +145,12 @@ def _why_not_replaced(layer: Layer, classes: set[type]) -> str | None:
     """Return why a layer stays as it is, "" if it is embag's already; None if it is replaced."""
     module: Any = layer.module
     kind = type(module)
-    if kind in {EmbeddingBag, QuantizedEmbedding, QuantizedEmbeddingBag} - classes:
+    if isinstance(module, QuantizedEmbedding):
+        return "its rows are quantized already"
+    if kind is EmbeddingBag and kind not in classes:
         return ""
+    if kind is torch.nn.Embedding and kind not in classes:
+        return "it has no bags: only its rows can be replaced, by bits=8, 4 or 2"
     if kind not in classes:
         return f"it is a {kind.__module__}.{kind.__name__}"
     if getattr(module, "optimizer", None) is not None:

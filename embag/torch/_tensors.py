@@ -24,6 +24,7 @@ INTEGERS = frozenset(
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 )
 FACTORS = TABLES | INTEGERS
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 
 
 def sums_dtype(table: torch.Tensor) -> torch.dtype:
@@ -51,6 +52,24 @@ def check(
 def check_table(weight: Any, name: str = "weight", device: str = "cpu") -> None:
     """Raise unless a tensor can be a table."""
     check(weight, name, TABLES, "float32, float64, float16 or bfloat16", device)
+
+
+def check_inputs(input: Any, offsets: Any, sample: Any, device: str = "cpu") -> None:
+    """Raise unless embag can read the tensors of a lookup."""
+    check(input, "input", INTEGERS, "integers", device)
+    if offsets is not None:
+        check(offsets, "offsets", INTEGERS, "integers", device)
+    if sample is not None:
+        check(sample, "per_sample_weights", FACTORS, "real numbers", device)
+
+
+def is_traced(*tensors: Any) -> bool:
+    """Return whether tensors are more than memory: traced, fake, or of another class."""
+    return (
+        not PLAIN.issuperset(map(type, tensors))
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def as_array(

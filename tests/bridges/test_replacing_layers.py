@@ -61,7 +61,9 @@ def test_training_goes_on_with_the_same_parameters():
     losses = [train(*pair) for pair in zip(models, optimizers, strict=True)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     assert [table.name for table in report.tables] == ["items", "liked"]
-    assert report.left == {"position": "it is a torch.nn.modules.sparse.Embedding"}
+    assert report.left == {
+        "position": "it has no bags: only its rows can be replaced, by bits=8, 4 or 2"
+    }
     assert report.bytes_before == report.bytes_after
 
 
@@ -84,7 +86,8 @@ def test_a_layer_that_is_the_model_itself():
     report = replace_embeddings(layer, bits=8)
     assert report.tables[0].after == "8 bits"
     assert str(layer) == "QuantizedEmbeddingBag(10, 32, bits=8, mode='mean')"
-    assert replace_embeddings(layer, bits=4).tables == ()
+    report = replace_embeddings(layer, bits=4)
+    assert (report.tables, report.left) == ((), {"embedding": "its rows are quantized already"})
 
 
 def test_hooks_stay():
@@ -232,3 +235,69 @@ def test_bad_arguments_are_errors():
     layer.packed = torch.zeros(3, 5, dtype=torch.uint8)
     with pytest.raises(ValueError, match="packed must have rows of 40 bytes"):
         layer(IDS, OFFSETS)
+
+
+class Positions(torch.nn.Module):
+    """Both kinds of quantized layers, with their result for any offsets."""
+
+    def __init__(self):
+        super().__init__()
+        model = Model()
+        replace_embeddings(model, bits=8)
+        self.items, self.position = model.items, model.position
+
+    def forward(self, ids, offsets):
+        return self.items(ids, offsets) + self.position(offsets)
+
+
+TRACERS = {
+    "compile": partial(torch.compile, fullgraph=True, backend="aot_eager"),
+    "export": lambda model: torch.export.export(
+        model,
+        (IDS, OFFSETS),
+        dynamic_shapes=dict.fromkeys(("ids", "offsets"), (torch.export.Dim.DYNAMIC,)),
+    ).module(),
+    "fx": torch.fx.symbolic_trace,
+    "jit": lambda model: torch.jit.trace(model, (IDS, OFFSETS)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("trace", TRACERS.values(), ids=TRACERS)
+def test_quantized_layers_are_traced(trace):
+    model = Positions()
+    traced = trace(model)
+    for ids, offsets in ((IDS, OFFSETS), (IDS.flip(0)[:4], torch.tensor([0, 1]))):
+        assert torch.equal(traced(ids, offsets), model(ids, offsets))
+    torch.compiler.reset()
+
+
+def test_quantized_layers_on_the_meta_device():
+    model = Positions().to("meta")
+    result = model(IDS.to("meta"), OFFSETS.to("meta"))
+    assert (result.shape, result.device.type) == ((3, 32), "meta")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_dtype_of_a_model_is_that_of_its_quantized_layers(dtype):
+    model = Model()
+    replace_embeddings(model, bits=8)
+    expected = model.items(IDS, OFFSETS)
+    model.to(dtype)
+    assert torch.equal(model.items(IDS, OFFSETS), expected.to(dtype))
+    assert model(IDS, OFFSETS).dtype is dtype
+    assert copy.deepcopy(model).items.dtype is dtype
+    assert set(model.state_dict()) == {"items.packed", "again.packed", "liked.packed",
+                                       "position.packed", "dense.weight", "dense.bias"}  # fmt: skip
+
+
+def test_errors_of_quantized_layers_are_runtime_errors():
+    model = Model()
+    replace_embeddings(model, bits=8)
+    for call, place in (
+        (lambda: model.items(IDS + 1, OFFSETS), r"input\[4\] = 10"),
+        (lambda: model.position(IDS.view(1, 5) + 1), r"input\[0, 4\] = 10"),
+    ):
+        with pytest.raises(IndexError, match=place) as raised:
+            call()
+        assert isinstance(raised.value, RuntimeError)

@@ -64,6 +64,8 @@ def test_lists_of_ids():
         pl.Series(LISTS, dtype=pl.List(pl.Int64)),
         pl.DataFrame({"ids": LISTS}),
         pa.array(LISTS),
+        [np.array(ids, int) for ids in LISTS],
+        tuple(pd.Series(ids, dtype=int) for ids in LISTS),
     ):
         np.testing.assert_array_equal(transformer.transform(X), expected)
 
@@ -130,6 +132,26 @@ def test_errors_of_transform():
     transformer.fit(np.ones((2, 5)))
     with pytest.raises(ValueError, match="X must be a matrix, as in fit, got list"):
         transformer.transform(LISTS)
+
+
+@pytest.mark.parametrize("kind", [np.array, list, tuple])
+def test_lists_of_one_length_are_ids(kind):
+    found = EmbeddingBagTransformer(TABLE).fit_transform([kind([5, 6]), kind([7, 8])])
+    np.testing.assert_array_equal(found, embag.embedding_bag([[5, 6], [7, 8]], TABLE))
+
+
+def test_samples_without_ids():
+    transformer = EmbeddingBagTransformer(TABLE).fit(LISTS)
+    np.testing.assert_array_equal(transformer.transform([[], []]), np.zeros((2, 8)))
+    assert transformer.transform([]).shape == (0, 8)
+
+
+def test_columns_of_single_ids():
+    pd, pl = map(pytest.importorskip, ("pandas", "polars"))
+    transformer = EmbeddingBagTransformer(TABLE).fit(LISTS)
+    for frame in (pd.DataFrame({"last": [3, 1]}), pl.DataFrame({"last": [3, 1]})):
+        np.testing.assert_array_equal(transformer.transform(frame), TABLE[[3, 1]])
+        np.testing.assert_array_equal(transformer.transform(frame["last"]), TABLE[[3, 1]])
 
 
 def test_columns_of_a_frame():

@@ -191,7 +191,10 @@ def test_errors_from_compiled_graphs(compile_whole):
 def test_vmap():
     weight, ids = table(), torch.stack([INPUT.view(2, 3), INPUT.view(2, 3) - 1])
     expected = torch.stack([embedding_bag(input, weight, mode="max") for input in ids])
-    assert torch.equal(torch.vmap(lambda x: embedding_bag(x, weight, mode="max"))(ids), expected)
+    for grad in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with grad():
+            found = torch.vmap(lambda x: embedding_bag(x, weight, mode="max"))(ids)
+        assert torch.equal(found, expected)
     tables = torch.stack([weight.detach(), weight.detach() * 2])
     expected = torch.stack([embedding_bag(INPUT, one, OFFSETS) for one in tables])
     assert torch.equal(torch.vmap(lambda w: embedding_bag(INPUT, w, OFFSETS))(tables), expected)

@@ -341,6 +341,13 @@ def test_the_table_of_pages_is_written(tmp_path):
     assert "| 8 bits, requests, 1 thread |" in page.read_text()
 
 
+@pytest.mark.torch
+def test_a_small_call_of_a_layer():
+    pytest.importorskip("torch")
+    output = run_module("benchmarks.small_layer", "--rounds", "1")
+    assert "2-D ids: torch" in output.stdout
+
+
 @pytest.mark.ray
 def test_the_tables_of_shards_are_written(tmp_path):
     pytest.importorskip("ray")

@@ -1,8 +1,9 @@
-"""Fixtures of the tests under Ray."""
+"""Fixtures: three nodes of Ray, or shards in this process."""
 
 import numpy as np
 import pytest
 from ray_nodes import running_nodes
+from shards import local_shards
 
 import embag
 
@@ -23,3 +24,10 @@ def files(tmp_path):
         paths[name] = str(tmp_path / f"{name}.npy")
         embag.save_table(paths[name], np.full((1000, 4), value, np.float32))
     return paths
+
+
+@pytest.fixture
+def local(monkeypatch):
+    """Collections have their shards in this process."""
+    with local_shards(monkeypatch):
+        yield

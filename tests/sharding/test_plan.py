@@ -125,7 +125,8 @@ REMAPPED = TableSpec(10, 4, 9 * GB, 0, True)
             ({"x": TableSpec(1, 4, 9 * GB)}, {"a": 8 * GB, "b": 8 * GB}),
             {},
             ValueError,
-            "tables must fit: 'x' takes 9 GB and was cut into 1 blocks, got nodes with 8 GB, 8 GB",
+            "tables must fit: 'x' takes 9 GB and may be cut into at most 1 blocks, "
+            "got nodes with 8 GB, 8 GB",
         ),
         (([spec(1)], {"a": GB}), {}, TypeError, "tables must be a mapping, got list"),
         (({1: spec(1)}, {"a": GB}), {}, TypeError, "tables must have keys of type str, got 1"),

@@ -5,13 +5,13 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 import pytest
+from sharded_training import N_BAGS, Both, check
 from shards import cut_plan, local_shards
 
 import embag
 from embag import Feature, optim
 from embag.ray import ShardedCollection, ShardError, plan
 
-N_BAGS = 10
 RULES = {
     "SGD": partial(optim.SGD, lr=0.1),
     "momentum": partial(optim.SGD, lr=0.1, momentum=0.9),
@@ -27,56 +27,6 @@ MODES = ("sum", "mean", "sqrtn", "max", "min")
 def _local(monkeypatch):
     with local_shards(monkeypatch):
         yield
-
-
-class Both:
-    """The same training on one machine and in shards."""
-
-    def __init__(self, tables, features, n_blocks, rules):
-        local = {name: table.copy() for name, table in tables.items()}
-        self.local = embag.EmbeddingBagCollection(local, features)
-        self.sharded = ShardedCollection(
-            tables, features, plan=cut_plan(tables, n_blocks), memory="copy"
-        )
-        self.rules = dict.fromkeys(tables, rules) if not isinstance(rules, dict) else rules
-        self.optimizers = {name: rule(local[name]) for name, rule in self.rules.items()}
-        self.rng = np.random.default_rng(4)
-
-    def grad(self, values):
-        n_bags = N_BAGS if self.local.dim else 0  # without features with bags there are none
-        grad = self.rng.standard_normal((n_bags, self.local.dim))
-        rows = {
-            feature.name: self.rng.standard_normal((*values[feature.name].shape, 4))
-            for feature in self.local.features
-            if feature.mode == "none"
-        }
-        return (grad, rows) if rows else grad
-
-    def step(self, values, weights=None, wrt="weight"):
-        grad = self.grad(values)
-        arguments = grad, values, None, weights
-        expected = self.local.update(*arguments, optimizers=self.optimizers, wrt=wrt)
-        found = self.sharded.update(*arguments, optimizers=self.rules, wrt=wrt)
-        return expected, found
-
-    def tables(self):
-        """Return the tables of the shards, whole."""
-        found = {}
-        shards = self.sharded._actors.shards
-        for name, blocks in self.sharded.plan.blocks.items():
-            parts = [
-                shards[block.shards[0]]._loaded[0].tables[name, number]
-                for number, block in enumerate(blocks)
-            ]
-            found[name] = np.concatenate(parts)
-        return found
-
-
-def check(both):
-    for name, table in both.tables().items():
-        np.testing.assert_array_equal(
-            table.view(np.uint8), both.local.tables[name].view(np.uint8), err_msg=name
-        )
 
 
 @pytest.mark.parametrize("n_blocks", [1, 3])

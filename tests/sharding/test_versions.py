@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from shards import cut_plan, local_shards
+from shards import cut_plan, local_shards, make_both
 
 import embag
 from embag import Feature, optim
@@ -407,17 +407,6 @@ def test_a_replaced_table_is_trained_anew(tmp_path):
     np.testing.assert_array_equal(sharded(VALUES)[:, slices], expected(VALUES)[:, slices])
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "3", '{"number": 1}', '{"number": "1", "blocks": {}}', "[" * 10**5],
-)
-def test_an_index_that_is_none(text, tmp_path):
-    (tmp_path / "embag-sharded.json").write_text(text)
-    sharded = make(memory="copy")
-    with pytest.raises(ValueError, match="folder must hold a save, got an index that is none"):
-        sharded.restore(tmp_path)
-
-
 def test_a_save_of_other_blocks(tmp_path):
     sharded = make(memory="copy")
     with pytest.raises(ValueError, match="folder must hold a save, got no "):
@@ -435,3 +424,35 @@ def test_a_save_of_other_blocks(tmp_path):
     with pytest.raises(ShardError, match="FileNotFoundError"):
         sharded.restore(tmp_path)
     np.testing.assert_array_equal(sharded(VALUES), before)
+
+
+def test_padding_counts_from_the_end_of_the_new_table():
+    features = [Feature("x", "t", padding_idx=-1), Feature("y", "t", invalid=5)]
+    local, sharded = make_both({"t": filled(1)}, features, n_blocks=3)
+    for table in (filled(2, 7), filled(3, 30)):
+        local.replace("t", table)
+        sharded.replace("t", table)
+        ids = {"x": [[6, 5], [len(table) - 1, 0]], "y": [[40], [-3]]}
+        np.testing.assert_array_equal(sharded(ids), local(ids))
+        assert sharded.n_invalid == local.n_invalid
+    with pytest.raises(ValueError, match="feature 'y': invalid"):
+        sharded.replace("t", filled(4, 5))
+    np.testing.assert_array_equal(sharded(ids), local(ids))
+
+
+def test_an_update_reports_updates_that_were_lost():
+    sharded = make(memory="copy")
+    train(sharded)
+    sharded._actors.restart(0)
+    with pytest.raises(ShardError, match=r"updates were lost.*: 1 of shard 0;"):
+        train(sharded)
+    train(sharded)
+
+
+def test_restarts_before_the_first_update_lose_nothing():
+    expected, sharded = make(memory="copy"), make(memory="copy")
+    for shard in range(3):
+        sharded._actors.restart(shard)
+    for each in (expected, sharded):
+        train(each, 2)
+    np.testing.assert_array_equal(sharded(VALUES), expected(VALUES))

@@ -7,14 +7,15 @@ import itertools
 import pickle
 from contextlib import contextmanager, suppress
 
-from embag.ray import Plan, ShardError, _collection, _shard
+from embag import EmbeddingBagCollection
+from embag.ray import Plan, ShardedCollection, ShardError, _collection, _shard
 from embag.ray._plan import Block, Node, block_rows, spec_of
 from embag.ray._shard import Shard
 
 _stored = []
 
 
-def cut_plan(tables, n_blocks, n_shards=3):
+def cut_plan(tables, n_blocks, n_shards=3, n_copies=1):
     """Return a plan in which every table (but remapped ones) is cut."""
     specs = {name: spec_of(table, name) for name, table in tables.items()}
     blocks = {}
@@ -24,11 +25,25 @@ def cut_plan(tables, n_blocks, n_shards=3):
         cuts = [min(j * size, spec.n_rows) for j in range(n + 1)]
         cuts[-1] = spec.n_rows
         blocks[name] = tuple(
-            Block(start + spec.first_id, stop + spec.first_id, ((i + j) % n_shards,))
+            Block(
+                start + spec.first_id,
+                stop + spec.first_id,
+                tuple(sorted((i + j + k) % n_shards for k in range(n_copies))),
+            )
             for j, (start, stop) in enumerate(itertools.pairwise(cuts))
         )
     nodes = tuple(Node(f"node{shard}", 10**9) for shard in range(n_shards))
     return Plan(nodes, specs, blocks, dict.fromkeys(specs, 1 / max(1, len(specs))))
+
+
+def make_both(tables, features, n_blocks, n_copies=1, **options):
+    """Return a collection of one machine, and one with the same tables on shards."""
+    policy = {"invalid": options["invalid"]} if "invalid" in options else {}
+    found = cut_plan(tables, n_blocks, n_copies=n_copies)
+    return (
+        EmbeddingBagCollection(tables, features, **policy),
+        ShardedCollection(tables, features, plan=found, **options),
+    )
 
 
 class Reference:

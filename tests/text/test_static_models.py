@@ -217,11 +217,21 @@ def test_copies_and_threads(tmp_path):
         np.testing.assert_array_equal(result, model.encode(TEXTS * 50, **given))
 
 
+def test_a_frame_is_refused(tmp_path):
+    pd = pytest.importorskip("pandas")
+    save_model2vec(tmp_path)
+    model = StaticModel.from_folder(tmp_path)
+    with pytest.raises(TypeError, match="texts must be one column of texts, got DataFrame"):
+        model.encode(pd.DataFrame({"text": ["sky"]}))
+
+
 @pytest.mark.parametrize(
     ("texts", "options", "kind", "message"),
     [
         (3, {}, TypeError, "texts must be a str or an iterable of str, got 3"),
         (b"sky", {}, TypeError, "texts must be a str or an iterable of str, got bytes"),
+        ({"sky": 1}, {}, TypeError, "texts must be a str or an iterable of str, got dict"),
+        ({"sky"}, {}, TypeError, "texts must be a str or an iterable of str, got set"),
         (["sky", None], {}, TypeError, "texts[1] must be a str, got None"),
         (["sky", b"sky"], {}, TypeError, "texts[1] must be a str, got bytes"),
         (["sky", ("a", "b")], {}, TypeError, "texts[1] must be a str, got tuple"),
