@@ -17,6 +17,8 @@ import embag  # noqa: E402
 
 # Annotations such as `Tensor | None` work with mocks.
 _MockObject.__or__ = _MockObject.__ror__ = lambda self, other: self
+# And the signature of a class with a mocked base is that of its `__init__`.
+del _MockObject.__new__
 
 project = "embag"
 author = "The embag developers"
