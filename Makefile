@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 cross build-wheel wheel test-packaging bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -83,6 +83,16 @@ wheel: build-wheel
 
 test-packaging: wheel
 	$(BIN)/pytest -m packaging tests/repository/test_packaging.py -k openmp
+
+# The site, in build/docs; Python 3.11 or later. Warnings are errors, so links within the
+# repository, their anchors and all names in docs/reference.rst are checked.
+SPHINX := $(BIN)/sphinx-build -W --keep-going -q -c docs -d build/doctrees
+docs: $(VENV)/.test $(VENV)/.docs
+	$(SPHINX) . build/docs
+
+# Links to other sites; needs a network.
+docs-linkcheck: $(VENV)/.test $(VENV)/.docs
+	$(SPHINX) -b linkcheck . build/docs-links
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)

@@ -44,12 +44,15 @@ STYLE = """
   .note { fill: #59636e; font-size: 12px }
   .torch { fill: #d8dee4 }
   .tick { stroke: #d8dee4 }
+  .limit { stroke: #59636e; stroke-dasharray: 5 4 }
+  .line { fill: none; stroke-width: 2 }
 """
 DARK_STYLE = """
     text { fill: #f0f6fc }
     .note { fill: #9198a1 }
     .torch { fill: #3d444d }
     .tick { stroke: #3d444d }
+    .limit { stroke: #9198a1 }
 """
 
 
@@ -133,11 +136,11 @@ def _bar(kind: str, top: float, height: float, width: float) -> str:
     )
 
 
-def head(title: str, height: float) -> list[str]:
-    """Return the first lines of an SVG of this height: its title and its styles."""
+def head(title: str, height: float, width: float = WIDTH) -> list[str]:
+    """Return the first lines of an SVG of this size: its title and its styles."""
     return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}" role="img" aria-labelledby="title">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img" aria-labelledby="title">',
         f'<title id="title">{escape(title, quote=False)}</title>',
         f"<style>{STYLE}{_colours(LIGHT, '  ')}  @media (prefers-color-scheme: dark) {{"
         f"{DARK_STYLE}{_colours(DARK, '    ')}  }}\n</style>",
@@ -151,7 +154,10 @@ def text(x: float, y: float, words: str, kind: str = "note", anchor: str = "star
 
 
 def _colours(colours: tuple[str, ...], indent: str) -> str:
-    return "".join(f"{indent}.p{i} {{ fill: {colour} }}\n" for i, colour in enumerate(colours))
+    return "".join(
+        f"{indent}.p{i} {{ fill: {colour} }} .s{i} {{ stroke: {colour} }}\n"
+        for i, colour in enumerate(colours)
+    )
 
 
 if __name__ == "__main__":

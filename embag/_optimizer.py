@@ -8,7 +8,7 @@ Tested in tests/gradients/test_optimizers.py.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -664,7 +664,13 @@ class NotNegative:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, optimizer: Any, owner: Any = None) -> float:
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> "NotNegative": ...
+    @overload
+    def __get__(self, optimizer: Any, owner: type) -> float: ...
+    def __get__(self, optimizer: Any, owner: type) -> "float | NotNegative":
+        if optimizer is None:
+            return self
         number: float = vars(optimizer)[self._name]
         return number
 

@@ -26,6 +26,7 @@ class Load(NamedTuple):
     scores: list[float]
     max_ms: float
     n_failed: int
+    latencies_ms: np.ndarray
 
 
 async def load(port, bodies, connections, may_fail=False):
@@ -59,11 +60,14 @@ async def load(port, bodies, connections, may_fail=False):
     start = time.perf_counter()
     await asyncio.gather(*(ask() for _ in range(connections)))
     seconds = time.perf_counter() - start
-    p50, p99, longest = np.percentile(latencies, [50, 99, 100]) * 1e3
+    latencies_ms = np.array(latencies) * 1e3
+    p50, p99, longest = np.percentile(latencies_ms, [50, 99, 100])
     lookup_ms, dense_ms = np.median(timings, axis=0) if timings else (np.nan, np.nan)
     n_failed = len(bodies) - len(timings)
     per_second = len(bodies) / seconds
-    return Load(p50, p99, per_second, lookup_ms, dense_ms, scores, longest, n_failed)
+    return Load(
+        *(p50, p99, per_second, lookup_ms, dense_ms, scores, longest, n_failed, latencies_ms)
+    )
 
 
 if __name__ == "__main__":

@@ -222,6 +222,24 @@ def test_a_chart_is_drawn_for_each_processor(folder, results_file, tmp_path):
         assert bool(bars) == (HAS_TORCH or HAS_SCIPY)
 
 
+def test_plots_are_drawn_and_checked(folder, tmp_path):
+    for package in ("ml_dtypes", "fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    for name in ("curves", "latency"):
+        run_module(f"benchmarks.{name}", "--quick", "--json", folder / f"{name}-one.json")
+    run_module("benchmarks.errors", "--json", folder / "errors.json")
+    kinds = ("width", "encoding", "curve", "latency", "error")
+    page = make_page(tmp_path / "page.md", [f"{kind} plots" for kind in kinds])
+    text = write_and_check("benchmarks.plots", page, folder)
+    names = ("encoding", "threads", "ids", "bags", "tables", "latency")
+    for name in [*(f"{name}-one" for name in names), "errors"]:
+        assert f"(charts/{name}.svg)" in text
+        chart = ElementTree.parse(tmp_path / "charts" / f"{name}.svg")
+        assert chart.getroot().get("viewBox").startswith("0 0 480 ")
+    assert "| p99.9 |" in text
+    assert "| random numbers | 8 bits | 8 |" in text
+
+
 def test_a_table_without_results_is_unchanged(folder, tmp_path):
     for path in folder.glob("*"):
         if not path.name.startswith("gradients"):

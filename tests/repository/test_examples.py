@@ -1,11 +1,13 @@
 """The examples give the results that they describe, and the documents quote them."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_python
 
 from embag.cli import _sentence_search as demo
 
@@ -25,6 +27,22 @@ def example(monkeypatch):
         sys.modules.pop(name, None)
 
 
+GALLERY = (ROOT / "docs" / "gallery.md").read_text("utf-8")
+
+
+def assert_in_gallery(output):
+    """Check that the gallery has the lines of an output, but for times and small differences."""
+    number = r"\d+(?:\.\d+)?"
+    shown = {re.sub(number, "#", line): line for line in GALLERY.splitlines()}
+    for line in output.splitlines():
+        if line.startswith("heaviest tokens: "):
+            assert "heaviest tokens: " in GALLERY
+            continue
+        quoted = shown[re.sub(number, "#", line)]
+        ours, theirs = (list(map(float, re.findall(f"({number})%", one))) for one in (line, quoted))
+        assert ours == pytest.approx(theirs, abs=3)
+
+
 @pytest.mark.demos
 def test_passages_are_split_without_overlap(example):
     data = example("passages").load()
@@ -39,22 +57,35 @@ def test_passages_are_split_without_overlap(example):
 
 @pytest.mark.demos
 def test_trained_tokens_separate_topics_better(example, capsys):
-    results = example("train_numpy").main(n_steps=40)
+    results = example("train_numpy").main()
     assert results["tokens trained"] > results["vectors as they come"] + 0.05
-    assert "heaviest tokens: " in capsys.readouterr().out
+    assert_in_gallery(capsys.readouterr().out)
 
 
 @pytest.mark.torch
 @pytest.mark.demos
 def test_torch_trains_to_the_same_losses(example, capsys):
     pytest.importorskip("torch")
-    results = example("train_torch").main(n_steps=5)
+    results = example("train_torch").main()
     torch_losses, torch_right = results["torch"]
     losses, right = results["embag"]
     np.testing.assert_allclose(losses, torch_losses, rtol=1e-4)
     assert right == pytest.approx(torch_right, abs=0.01)
     assert losses[-1] < losses[0]
-    assert "torch: loss" in capsys.readouterr().out
+    assert_in_gallery(capsys.readouterr().out)
+
+
+@pytest.mark.demos
+@pytest.mark.usefixtures("example")
+def test_the_gallery_quotes_the_demo():
+    (command, _, *passage), = [
+        block.splitlines()
+        for block in re.findall(r"^```console\n(.*?)^```", GALLERY, re.MULTILINE | re.DOTALL)
+        if "embag demo" in block
+    ]  # fmt: skip
+    query = command.partition('"')[2].rstrip('"')
+    printed = run_python("-m", "embag", "demo", query).stdout
+    assert " ".join(" ".join(passage).split()) in " ".join(printed.split())
 
 
 def test_the_document_quotes_the_loop():

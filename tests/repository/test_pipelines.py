@@ -1,5 +1,6 @@
 """The examples of pipelines: each pools its sample and checks the bits of the result."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def script(name):
     return FOLDER / f"with_{name}.py"
 
 
+GALLERY = Path(__file__).parents[2] / "docs" / "gallery.md"
+LAST_LINE = "1000 rows, equal to those of plain arrays"
+
+
+def test_the_gallery_quotes_the_last_lines():
+    lines = re.findall(r"^with_(\w+)\.py: (.*)$", GALLERY.read_text("utf-8"), re.MULTILINE)
+    assert lines
+    assert set(lines) <= {(name, LAST_LINE) for name in NEEDS}
+
+
 def test_every_example_is_run():
     assert {path.stem for path in FOLDER.glob("with_*.py")} == {f"with_{name}" for name in NEEDS}
 
@@ -37,9 +48,7 @@ def test_every_example_is_run():
 )
 def test_the_sample(name):
     process = run_python(script(name), timeout=180)
-    assert process.stdout.splitlines()[-1].endswith(
-        f"with_{name}.py: 1000 rows, equal to those of plain arrays"
-    )
+    assert process.stdout.splitlines()[-1].endswith(f"with_{name}.py: {LAST_LINE}")
 
 
 def test_files_given_as_arguments(tmp_path):

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import os
+import re
 import threading
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
+SCALING = Path(__file__).parents[2] / "docs" / "scaling.md"
 FEATURES = [Feature("x", "a"), Feature("y", "b", "mean")]
 VALUES = {"x": [[1, 999], [2, 3]], "y": [[5], [6]]}
 
@@ -282,3 +285,23 @@ def test_pools_of_arrays_that_ray_data_made(files):
     pool = Pool(files["a"], "x", mode="sum")
     pooled = ray.data.range(6).map_batches(make_arrays).map_batches(pool, batch_format="pyarrow")
     assert {row["n"]: row["vector"][0] for row in pooled.take_all()} == {n: 2 * n for n in range(6)}
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.skipif(not SCALING.exists(), reason="docs/ is in the repository only")
+def test_programs_of_the_page(tmp_path, monkeypatch):
+    """The programs of docs/scaling.md run, with files in another folder."""
+    monkeypatch.setattr(ray, "init", lambda address: None)  # the process is connected
+    blocks = re.findall(r"^```python\n(.*?)^```", SCALING.read_text(), re.M | re.S)
+    first, second = [block for block in blocks if ">>>" not in block]
+    for name in ("items.safetensors", "users.npy"):
+        embag.save_table(tmp_path / name, np.ones((10, 4), np.float32))
+    (tmp_path / "save").mkdir()
+    names = {}
+    exec(first.replace("/data/", f"{tmp_path}/"), names)
+    assert names["vectors"].shape == (2, 12)
+    names["ids"] = {"clicked": [[3, 1]], "bought": [[2]], "user": [[5]]}
+    names["grad_output"] = np.ones((1, 12), np.float32)
+    exec(second.replace("/shared/save", str(tmp_path / "save")), names)
+    with names["ebc"] as ebc:
+        assert (ebc(names["ids"]) < 1).all()
