@@ -320,6 +320,7 @@ def test_methods_of_subclasses_are_not_asked():
 
     tensor = torch.arange(24.0).reshape(4, 6).as_subclass(Lying)
     np.testing.assert_array_equal(embag.embedding_bag([[1]], tensor), [[6, 7, 8, 9, 10, 11]])
+    tensor = torch.zeros(4, 6).as_subclass(Lying)
     tensor.untyped_storage().resize_(8)
     with pytest.raises(ValueError, match="must have storage of 96 bytes, got 8"):
         embag.embedding_bag([[1]], tensor)
