@@ -12,6 +12,7 @@ PAGES = [
     str(page.relative_to(ROOT))
     for pattern in ("*.md", "*/*.md", "examples/*/*.md")
     for page in ROOT.glob(pattern)
+    if not page.relative_to(ROOT).parts[0].startswith(".")
 ]
 EXAMPLE = re.compile(r"^>>> ", re.MULTILINE)
 
