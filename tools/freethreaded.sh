@@ -60,12 +60,12 @@ EOF
     }
 fi
 if [ ! -e "$folder/.packages" ]; then
-    # Other packages of the tests have no wheels for it.
+    # Other packages of the tests have no wheels for it, or need the GIL.
     python -m pip install -q --upgrade --target "$folder/packages" --only-binary=:all: \
         --python-version 3.13 --implementation cp --abi cp313t \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-        "setuptools>=77" "Cython>=3.3" "numpy<2.5" scipy ml_dtypes pyarrow pandas nanoarrow \
+        "setuptools>=77" "Cython>=3.3" "numpy<2.5" scipy ml_dtypes pyarrow pandas \
         pytest hypothesis
     touch "$folder/.packages"
 fi
@@ -82,5 +82,6 @@ if [ $# = 0 ]; then
     set -- tests/lookups tests/gradients tests/tables tests/columns tests/collection tests/process \
         tests/fuzz
 fi
-EMBAG_TEST_LEVELS=best "$interpreter" -P -m pytest -p no:cacheprovider \
+# Else a package that does not declare that it needs no GIL would enable it for all tests.
+PYTHON_GIL=0 EMBAG_TEST_LEVELS=best "$interpreter" -P -m pytest -p no:cacheprovider \
     -m "not packaging and not slow and not demos" "$@"
