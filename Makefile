@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -61,6 +61,10 @@ test-aarch64: $(VENV)/.test
 cross: $(VENV)/.test
 	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3" ziglang
 	$(BIN)/python tools/cross.py $(ARGS)
+
+# Builds CPython 3.13 without the GIL and embag for it, and runs tests: minutes. Debian or Ubuntu.
+test-freethreaded: $(VENV)/.test
+	tools/freethreaded.sh $(ARGS)
 
 # Linux only. Builds the sdist and, from it, the wheel; copies the OpenMP runtime into the wheel;
 # tests both in a new environment without a compiler.

@@ -81,6 +81,8 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
     "embedsignature": True,
+    # No GIL is needed: docs/serving.md, "Free-threaded Python".
+    "freethreading_compatible": True,
 }
 
 TRIVIAL = "int main(void) { return 0; }\n"

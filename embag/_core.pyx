@@ -61,6 +61,7 @@ from libc.string cimport memcpy, memset
 
 from cython.parallel cimport prange
 
+cimport cython
 cimport numpy as cnp
 
 cnp.import_array()

@@ -495,8 +495,12 @@ n_bags, lengths
                 for name, state in self.states.items()
             }
             active = None if self._active is None else _grown(self._active, n_rows, True)
-            self.table, self.states, self._active = table, states, active
-            self._shape = n_rows, dim
+            # Together, so that no interrupt comes between; a step described before is refused.
+            begun, ended = kernels.Progress(), self._progress
+            begun.n_steps, ended.n_steps = ended.n_steps, -1
+            vars(self).update(
+                table=table, states=states, _active=active, _shape=(n_rows, dim), _progress=begun
+            )
         return table
 
     def __getstate__(self) -> dict[str, Any]:
@@ -551,6 +555,8 @@ def step_together(
     Returns False if an id or an offset is bad. Everything is checked before anything changes.
     """
     optimizers = [optimizer for optimizer, _ in steps]
+    # Read before the arrays: if other arrays are taken over in between, the step is refused.
+    progress = tuple(optimizer._progress for optimizer in optimizers)
     grads = [_fitting(grad) for _, grad in steps]
     if any(grad is None for grad in grads):
         return False
@@ -563,7 +569,7 @@ def step_together(
     done: bool = threads.run(
         kernels.step_tables,
         team,
-        tuple(optimizer._progress for optimizer in optimizers),
+        progress,
         tuple(map(Optimizer._described, optimizers, arrays)),
         tuple(
             optimizer._describe_gradient(grad, team.n)

@@ -18,6 +18,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
+cimport cython
 cimport numpy as cnp
 
 cnp.import_array()
@@ -239,21 +240,26 @@ cdef class Source:
             chunks.append(make_chunk(memory, self.type))
 
 
+# A struct is moved out of its capsule once. The lock of the capsule keeps other threads of embag
+# from moving it at the same time.
+
 cdef Schema take_schema(object capsule):
     cdef Schema taken = Schema()
     cdef ArrowSchema* schema = <ArrowSchema*>PyCapsule_GetPointer(capsule, "arrow_schema")
-    require(schema.release != NULL, "a schema that was released already")
-    taken.schema = schema[0]
-    schema.release = NULL
+    with cython.critical_section(capsule):
+        taken.schema = schema[0]
+        schema.release = NULL
+    require(taken.schema.release != NULL, "a schema that was released already")
     return taken
 
 
 cdef Memory take_array(object capsule):
     cdef Memory taken = Memory()
     cdef ArrowArray* array = <ArrowArray*>PyCapsule_GetPointer(capsule, "arrow_array")
-    require(array.release != NULL, "an array that was released already")
-    taken.array = array[0]
-    array.release = NULL
+    with cython.critical_section(capsule):
+        taken.array = array[0]
+        array.release = NULL
+    require(taken.array.release != NULL, "an array that was released already")
     return taken
 
 
@@ -261,9 +267,10 @@ cdef Stream take_stream(object capsule):
     cdef Stream taken = Stream()
     cdef ArrowArrayStream* stream
     stream = <ArrowArrayStream*>PyCapsule_GetPointer(capsule, "arrow_array_stream")
-    require(stream.release != NULL, "a stream that was released already")
-    taken.stream = stream[0]
-    stream.release = NULL
+    with cython.critical_section(capsule):
+        taken.stream = stream[0]
+        stream.release = NULL
+    require(taken.stream.release != NULL, "a stream that was released already")
     return taken
 
 

@@ -47,6 +47,7 @@ cdef bint pool_timed(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noe
     cdef:
         Choice* choice = NULL
         Timed timed
+        int budget
         Py_ssize_t n_positions = 0, j
         double table_bytes = 0
         bint done
@@ -58,8 +59,9 @@ cdef bint pool_timed(const Job* jobs, Py_ssize_t n_jobs, int64_t* n_invalid) noe
     if choice == NULL:
         return pool_in_order(jobs, n_jobs, BUDGETS[1], n_invalid)
     timed = begin_piece(choice, n_positions)
-    done = pool_in_order(jobs, n_jobs, BUDGETS[candidate_in(
-        timed.candidate if timed.candidate >= 0 else known(choice), N_BUDGETS)], n_invalid)
+    budget = timed.candidate if timed.candidate >= 0 else known(choice)
+    # Of another class, if another thread has just taken the place of the choice.
+    done = pool_in_order(jobs, n_jobs, BUDGETS[candidate_in(&budget, N_BUDGETS)], n_invalid)
     if done:
         end_piece(choice, timed, n_positions)
     return done
@@ -119,6 +121,13 @@ cdef inline int set_ids(
         describe_operation(job, job.mode, True, False)
     choose_strategy(job, several)
     return 0
+
+
+cdef object find_in(dict mapping, object name):
+    """The value of a name, or None. Cython reads a dict by borrowed references, which without the
+    GIL are valid only while the dict is locked."""
+    with cython.critical_section(mapping):
+        return mapping.get(name)
 
 
 cdef class Collection:
@@ -327,7 +336,7 @@ cdef class Collection:
                 and (per_sample_weights is None or type(per_sample_weights) is dict)):
             return None
         for name in names:
-            ids = values.get(name)
+            ids = find_in(values, name)
             bounds = None
             if type(ids) is tuple and len(<tuple>ids) == 2:
                 ids, bounds = <tuple>ids
@@ -351,7 +360,7 @@ cdef class Collection:
                 return None
             sample = None
             if per_sample_weights is not None:
-                sample = (<dict>per_sample_weights).get(name)
+                sample = find_in(<dict>per_sample_weights, name)
             if sample is not None:
                 n_weighted += 1
                 if not (MODES[self.jobs[len(inputs)].mode].weighted != NO_OPERATION

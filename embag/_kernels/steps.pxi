@@ -523,7 +523,8 @@ def count_scratch(Py_ssize_t n_positions, bint weighted, int n_threads) -> int:
 
 
 # An optimizer makes one step at a time. Who may make it is settled in C, and so is the count of
-# steps: a signal handler, which may raise, runs before or after.
+# steps: a signal handler, which may raise, runs before or after. Without the GIL, a lock of the
+# object keeps other threads out of the moment in which a turn begins or ends.
 
 cdef class Progress:
     """How many steps an optimizer has made, and whether a call of it is running."""
@@ -535,16 +536,24 @@ cdef int begin_turn(tuple progress) except -1:
     """Begin a call of some optimizers; RuntimeError if one of another is running."""
     cdef Py_ssize_t i
     for i in range(len(progress)):
-        if (<Progress?>progress[i]).busy:
+        if not set_busy(<Progress?>progress[i], True):
             end_turn(progress[:i])
             raise RuntimeError("an optimizer must make one step at a time, got two calls at once")
-        (<Progress>progress[i]).busy = True
     return 0
+
+
+cdef bint set_busy(Progress progress, bint busy) except -1:
+    """Set whether a call is running; return whether that is a change."""
+    cdef bint before
+    with cython.critical_section(progress):
+        before = progress.busy
+        progress.busy = busy
+    return before != busy
 
 
 cdef int end_turn(tuple progress) except -1:
     for each in progress:
-        (<Progress?>each).busy = False
+        set_busy(<Progress?>each, False)
     return 0
 
 
@@ -592,7 +601,9 @@ def step_tables(
     begin_turn(progress)
     try:
         for i in range(len(progress)):
-            if (<Progress>progress[i]).n_steps + 1 != optimizers[i][0]:
+            # A negative number is that of an optimizer that has gone on with other arrays.
+            if (<Progress>progress[i]).n_steps < 0 or (
+                    (<Progress>progress[i]).n_steps + 1 != optimizers[i][0]):
                 raise RuntimeError(
                     "an optimizer must make one step at a time, got two calls at once")
         done = make_steps(n_threads, optimizers, gradients)

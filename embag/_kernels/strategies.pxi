@@ -176,9 +176,10 @@ cdef Choice* choice_of(uint64_t key) noexcept nogil:
     return NULL
 
 
-cdef inline int candidate_in(int candidate, int n) noexcept nogil:
-    """A candidate, whatever another thread has written."""
-    return candidate if 0 <= candidate < n else 0
+cdef inline int candidate_in(const int* candidate, int n) noexcept nogil:
+    """A candidate, whatever another thread has written or writes now: read once, and checked."""
+    cdef int32_t read = embag_read_int32(<const int32_t*>candidate)
+    return read if 0 <= read < n else 0
 
 
 cdef int next_candidate(Choice* choice) noexcept nogil:
@@ -204,8 +205,8 @@ cdef int next_candidate(Choice* choice) noexcept nogil:
     if choice.n_rows < choice.pause:
         return -1
     if choice.n_timed == 1:
-        return candidate_in(choice.challenger, n)
-    return candidate_in(choice.chosen, n)
+        return candidate_in(&choice.challenger, n)
+    return candidate_in(&choice.chosen, n)
 
 
 cdef void record(Choice* choice, int candidate, float cost) noexcept nogil:
@@ -238,7 +239,7 @@ cdef void record(Choice* choice, int candidate, float cost) noexcept nogil:
         elif won:
             choice.n_rows = choice.pause             # the same one again
             return
-        choice.least[candidate_in(choice.chosen, n)] = min(choice.before, cost)
+        choice.least[candidate_in(&choice.chosen, n)] = min(choice.before, cost)
         choice.pause = min(PERIOD * PIECE, choice.pause + choice.pause // 8)
         choice.challenger = (choice.challenger + 1) % n
         if choice.challenger == choice.chosen:
@@ -268,7 +269,7 @@ cdef void halve(Choice* choice) noexcept nogil:
     choice.in_race = stay
     choice.n_timed = 0
     if n_stay <= 1:
-        choice.chosen = candidate_in(best, n)
+        choice.chosen = candidate_in(&best, n)
         choice.challenger = (choice.chosen + 1) % n
         choice.n_rows = 0
         choice.pause = FIRST_PAUSE * PIECE
@@ -287,7 +288,7 @@ cdef struct Timed:
 
 cdef inline int known(const Choice* choice) noexcept nogil:
     """The candidate that is best known for a class of work."""
-    return candidate_in(choice.chosen, candidates_of(choice.key))
+    return candidate_in(&choice.chosen, candidates_of(choice.key))
 
 
 cdef Timed begin_piece(Choice* choice, Py_ssize_t n_left) noexcept nogil:
@@ -375,23 +376,25 @@ def strategy_class(int encoding, int mode, bint weighted, Py_ssize_t dim, Py_ssi
 
 def strategy_choices():
     """For each class of work that was seen a dict of its key and its choice."""
+    cdef Choice choice
     cdef int c, i
-    return [
-        {
-            "key": choices[c].key,
-            "encoding": <int>(choices[c].key >> 16 & 0xffff),
-            "operation": OPERATION_NAMES[operation_in(choices[c].key)],
-            "width": <int>(choices[c].key >> 3 & 7),
-            "place": place_in(choices[c].key),
-            "several": bool(choices[c].key & 1),
-            "phase": PHASE_NAMES.get(choices[c].phase, "settled"),
-            "chosen": known(&choices[c]),
-            "n_switches": choices[c].n_switches,
-            "least": [choices[c].least[i] for i in range(candidates_of(choices[c].key))],
-        }
-        for c in range(N_CHOICES)
-        if choices[c].key != 0
-    ]
+    found = []
+    for c in range(N_CHOICES):
+        choice = choices[c]              # once: another thread may give the place to another class
+        if choice.key != 0:
+            found.append({
+                "key": choice.key,
+                "encoding": <int>(choice.key >> 16 & 0xffff),
+                "operation": OPERATION_NAMES[operation_in(choice.key)],
+                "width": <int>(choice.key >> 3 & 7),
+                "place": place_in(choice.key),
+                "several": bool(choice.key & 1),
+                "phase": PHASE_NAMES.get(choice.phase, "settled"),
+                "chosen": known(&choice),
+                "n_switches": choice.n_switches,
+                "least": [choice.least[i] for i in range(candidates_of(choice.key))],
+            })
+    return found
 
 
 def forget_strategies(object key=None):

@@ -23,7 +23,8 @@ OpenMP can start the threads, and uses a helper thread where OpenMP cannot: afte
 thread that forked (_teams.pyx).
 
 Threads share global names here, each assigned in one step, and a set of tokens, each added and
-removed by one thread. That needs no locks, with the GIL or without.
+removed by one thread. That needs no locks, with the GIL or without. What a thread finds between
+two assignments makes a team smaller or larger, and changes no result.
 
 Tested in tests/process/.
 """
@@ -34,7 +35,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from embag import _arguments, _core
@@ -58,7 +59,8 @@ _PLACES_RULE = "OpenMP's places (OMP_PLACES, OMP_PROC_BIND, GOMP_CPU_AFFINITY)"
 _FIRST_VARIABLE = os.environ.get("OMP_NUM_THREADS")
 _FIRST_OPENMP_THREADS = _teams.openmp_threads()
 
-_of_context: ContextVar[int | None] = ContextVar("embag.num_threads", default=None)
+# The blocks that the calling thread or task is in.
+_of_context: "ContextVar[tuple[num_threads, ...]]" = ContextVar("embag.num_threads", default=())
 
 
 class _OuterLimit(NamedTuple):
@@ -111,9 +113,9 @@ def explain() -> tuple[int, str]:
     """Return the limit for a call without `num_threads`, and the rule that decided it."""
     if not _OPENMP:
         return 1, "a build without OpenMP"
-    chosen = _of_context.get()
-    if chosen is not None:
-        count, most = min(chosen, _N_MACHINE), _teams.thread_limit()
+    blocks = _of_context.get()
+    if blocks:
+        count, most = min(blocks[-1]._count, _N_MACHINE), _teams.thread_limit()
         return (count, "embag.num_threads") if count <= most else (most, _LIMIT_RULE)
     count, rule = _teams.n_processors(), "CPU affinity"
     outer = _find_outer_limit()
@@ -244,7 +246,8 @@ class num_threads:
 
     The number is a context variable (`contextvars`). It applies to the calling thread or
     asyncio task, and to threads that run in a copy of its context: those of
-    ``asyncio.to_thread``, and in free-threaded Python all threads started in the block.
+    ``asyncio.to_thread``, and in free-threaded Python from 3.14 on all threads started in the
+    block.
 
     Examples
     --------
@@ -256,13 +259,18 @@ class num_threads:
 
     def __init__(self, n: int) -> None:
         self._count = _arguments.as_count(n, "n")
-        self._tokens: list[Token[int | None]] = []
 
+    # The object does not change: threads may share it.
     def __enter__(self) -> None:
-        self._tokens.append(_of_context.set(self._count))
+        _of_context.set((*_of_context.get(), self))
 
     def __exit__(self, *_: object) -> None:
-        _of_context.reset(self._tokens.pop())
+        blocks = list(_of_context.get())
+        for i in reversed(range(len(blocks))):  # a generator may end between two others
+            if blocks[i] is self:
+                del blocks[i]
+                break
+        _of_context.set(tuple(blocks))
 
 
 class Team(NamedTuple):
@@ -304,8 +312,8 @@ def threads_for(n_entries: int, num_threads: int | None) -> int:
     """
     if n_entries < 2 * ENTRIES_PER_THREAD:
         return 1
-    if num_threads is None:
-        num_threads = _of_context.get()
+    if num_threads is None and (blocks := _of_context.get()):
+        num_threads = blocks[-1]._count
     if num_threads is None:
         limit = max(1, explain()[0] // (len(_calls_in_flight()) + 1))
     else:
@@ -335,11 +343,12 @@ _STACK_BYTES = _stack_bytes()  # at import, as OpenMP reads the variables then
 
 def _reset_after_fork() -> None:
     """Drop the state of the parent, once, in a forked process."""
-    global _in_flight, _outer_limit, _n_forks_seen
+    global _in_flight, _outer_limit, _n_forks_seen  # noqa: PLW0603
     n_forks = _teams.n_forks()
     if n_forks != _n_forks_seen:
-        _n_forks_seen, _in_flight, _outer_limit = n_forks, set(), None
+        _in_flight, _outer_limit = set(), None
         team_sizes.forget()
+        _n_forks_seen = n_forks
 
 
 def _calls_in_flight() -> set[object]:

@@ -1,11 +1,14 @@
 """`Optimizer.grow`: rows that were added train like rows of a larger table; errors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from optimizers import N_ROWS, OPTIMIZERS, gradient
 
 import embag
 from embag import SparseRows, _optimizer, optim
+from embag._process import threads
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -125,3 +128,37 @@ def test_errors_change_nothing(monkeypatch):
     optimizer.table = np.ones((1, 2), np.float32)
     with pytest.raises(ValueError, match="table must be float32 of shape"):
         optimizer.grow(4)
+
+
+def test_a_step_described_before_the_table_grew_is_refused(monkeypatch):
+    optimizer = optim.Adagrad(np.zeros((3, 2)), lr=1.0, eps=0.0)
+    old, run = optimizer.table, threads.run
+
+    def grow_first(kernel, *arguments):  # as another thread may, just before the kernel
+        monkeypatch.undo()
+        optimizer.grow(3)
+        return run(kernel, *arguments)
+
+    monkeypatch.setattr(threads, "run", grow_first)
+    with pytest.raises(RuntimeError, match="one step at a time, got two calls at once"):
+        optimizer.step(np.ones((3, 2)))
+    assert optimizer.table is not old
+    assert not old.any()
+    assert not optimizer.table.any()
+    assert optimizer.n_steps == 0
+    optimizer.step(np.ones((3, 2)))
+    assert optimizer.table.tolist() == [[-1, -1]] * 3
+
+
+def test_a_step_described_while_the_table_grows_is_refused(monkeypatch):
+    optimizer = optim.Adagrad(np.zeros((3, 2)), lr=1.0, eps=0.0)
+    arrays = optimizer._arrays()
+    progress = optimizer._progress
+    optimizer.grow(3)
+    progress_of_the_moment = SimpleNamespace(n_steps=progress.n_steps)
+    monkeypatch.setattr(optimizer, "_progress", progress_of_the_moment)
+    described = optimizer._described(arrays)
+    grad = None, np.ones((3, 2)), None, None
+    with pytest.raises(RuntimeError, match="one step at a time, got two calls at once"):
+        _optimizer.kernels.step_tables(1, (progress,), (described,), (grad,))
+    assert not arrays["table"].any()

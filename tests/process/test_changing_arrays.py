@@ -6,6 +6,7 @@ Each test runs in a process of its own, so that a crash is a failure.
 import json
 import os
 import sys
+import sysconfig
 
 import pytest
 from cases import LEVELS
@@ -20,7 +21,8 @@ def run(script, *arguments, level="baseline"):
         timeout=120,
         LD_PRELOAD=os.environ.get("LD_PRELOAD", checks),  # perhaps a sanitizer's library
         EMBAG_ISA=level,
-        PYTHONMALLOC="malloc",
+        # A free-threaded Python has an allocator of its own for objects, and takes no other.
+        PYTHONMALLOC="" if sysconfig.get_config_var("Py_GIL_DISABLED") else "malloc",
         MALLOC_CHECK_="3",
     )
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -57,7 +58,10 @@ def run(tmp_path, script, *arguments, **variables):
 def test_order(order, tmp_path):
     output = run(tmp_path, "fork_threaded_processes.py", order)
     if order == "child_that_calls_while_it_ends":
-        assert "called at exit\ncalled during finalization\n" in output
+        assert "called at exit\n" in output
+        # A free-threaded Python ends the last objects when modules are empty: they cannot call.
+        if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+            assert "called at exit\ncalled during finalization\n" in output
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

@@ -234,6 +234,36 @@ def test_a_block_may_be_reentered():
             assert embag.get_num_threads() == 1
 
 
+def test_threads_may_share_a_block():
+    two, entered, left = embag.num_threads(2), threading.Event(), threading.Event()
+    seen = []
+
+    def enter_in_between():
+        with two:
+            entered.set()
+            left.wait(10)
+            seen.append(embag.get_num_threads())
+
+    thread = threading.Thread(target=contextvars.Context().run, args=[enter_in_between])
+    with two:
+        thread.start()
+        assert entered.wait(10)
+    assert embag.get_num_threads() == 16
+    left.set()
+    thread.join()
+    assert seen == [2]
+
+
+def test_blocks_may_end_in_any_order():
+    one, two = embag.num_threads(1), embag.num_threads(2)
+    one.__enter__()
+    two.__enter__()
+    one.__exit__()
+    assert embag.get_num_threads() == 2
+    two.__exit__()
+    assert embag.get_num_threads() == 16
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("", 0), ("64", 65536), ("64k", 65536), (" 2 M ", 2 << 20), ("1G", 1 << 30), ("100B", 100),
