@@ -1,9 +1,8 @@
 """A bar chart for each processor: `python -m benchmarks.charts`, from the root.
 
-For each workload of the published results, how many times as fast as its best peer embag is, on
-a logarithmic scale. The best peer is the one that embag is the least times as fast as. The
-charts are `docs/speed-KEY.svg`, and `docs/benchmarks.md` shows them. `--check` changes nothing
-and fails if it would.
+For each workload of the published results, the speed of embag divided by that of the fastest other
+library, on a logarithmic scale. The charts are `docs/speed-KEY.svg`, and `docs/benchmarks.md` shows
+them. `--check` changes nothing and fails if it would.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def title_of(processor: published.Processor) -> str:
-    return f"{processor.name}: times as fast as the best peer"
+    return f"{processor.name}: speed beside the fastest other library (log scale)"
 
 
 def draw(processor: published.Processor) -> str:
@@ -74,7 +73,7 @@ def _row(top: float, title: str, peer: str, ratio: float) -> list[str]:
     end = min(_x(ratio), END)
     width, kind = abs(end - ONE), "p0" if ratio >= 1 else "p1"
     return [
-        text(0, top + BAR - 1, title),
+        text(0, top + BAR - 1, title.replace("`", "")),
         f'<rect class="{kind}" x="{min(end, ONE):.1f}" y="{top:g}" width="{width:.1f}" '
         f'height="{BAR}"/>',
         text(max(end, ONE) + 5, top + BAR - 1, f"{ratio:.2f} {peer}"),

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import published
 from benchmarks.operations.table import PAGE, insert
-from benchmarks.picture import head, text
+from benchmarks.picture import LIGHT, head, text
 
 WIDTH, HEIGHT = 480, 358
 LEFT, RIGHT, TOP, BOTTOM = 72, 476, 112, 314  # of the area of a chart of lines
@@ -39,6 +39,8 @@ ENCODINGS = {
     "2 bits, D = 128": "int2-d128-2m",
 }
 SHOWN = ("embag", "torch", "zentorch", "limit")
+# Each library has its colour in all charts; others take those that are left.
+COLOURS = {"embag": 0, "torch": 1, "zentorch": 2, "numpy": 3}
 
 
 @dataclass
@@ -203,11 +205,11 @@ def errors(results: dict[str, Any]) -> Chart:
             if name[0].isdigit():
                 quantized.setdefault(f"quantized, {table}", {})[bits] = error
             elif table == "random numbers" and name in ("float8_e4m3fn", "float16"):
-                floats.setdefault("float8_e4m3fn and float16", {})[bits] = error
+                floats[name] = {bits: error}
     series = {who: dict(sorted(points.items())) for who, points in (quantized | floats).items()}
     return Chart(
-        "Error against bits: of an entry, in % of the entries (root mean squares)",
-        "floats of random numbers",
+        "Error against bits: RMS error of an entry / RMS entry",
+        "float formats: random numbers",
         "bits of an entry",
         "error, %",
         series,
@@ -247,13 +249,14 @@ def draw_lines(chart: Chart) -> str:
     shown = xs if len(xs) <= 9 else xs[::2]
     lines += [text(round(x_of(x), 1), BOTTOM + 18, _name(x), anchor="middle") for x in shown]
     lines.append(text((LEFT + RIGHT) / 2, BOTTOM + 37, chart.x_label, anchor="middle"))
+    colours = _colours_of(chart)
     for i, (who, points) in enumerate(chart.series.items()):
         at = [(x_of(x), y_of(y)) for x, y in points.items()]
-        kind = "limit" if who == "limit" else f"s{i}"
+        kind = "limit" if who == "limit" else f"s{colours[who]}"
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
         lines.append(f'<polyline class="line {kind}" points="{path}"/>')
         if who != "limit":
-            lines += [_mark(i, x, y) for x, y in at]
+            lines += [_mark(MARKS[i % len(MARKS)], colours[who], x, y) for x, y in at]
     return _frame(chart, HEIGHT, lines)
 
 
@@ -263,9 +266,10 @@ def draw_bars(chart: Chart) -> str:
     limit = chart.series.get("limit", {})
     xs = list(dict.fromkeys(x for points in bars.values() for x in points))
     longest = max(y for points in chart.series.values() for y in points.values())
+    colours = _colours_of(chart)
     lines, top = [], TOP - 18.0
     for x in xs:
-        own = [(i, points[x]) for i, points in enumerate(bars.values()) if x in points]
+        own = [(colours[who], points[x]) for who, points in bars.items() if x in points]
         middle = top + len(own) * BAR / 2
         lines.append(text(LABELS - 8, middle + 4, x, "", "end"))
         for row, (i, y) in enumerate(own):
@@ -282,11 +286,12 @@ def draw_bars(chart: Chart) -> str:
                 f'y2="{top + len(own) * BAR + 2:g}"/>'
             )
         top += len(own) * BAR + GAP
-    return _frame(chart, top, lines)
+    return _frame(chart, top, lines, ("square",))
 
 
-def _frame(chart: Chart, height: float, lines: list[str]) -> str:
+def _frame(chart: Chart, height: float, lines: list[str], marks: tuple[str, ...] = MARKS) -> str:
     """Return the SVG with title and legend. What is below moves down if the legend has two rows."""
+    colours = _colours_of(chart)
     title, _, rest = chart.title.partition(": ")
     legend, x, y = [], 4.0, 72
     for i, name in enumerate(chart.series):
@@ -296,7 +301,7 @@ def _frame(chart: Chart, height: float, lines: list[str]) -> str:
         if name == "limit":
             legend.append(f'<path class="line limit" d="M{x - 4:g},{y}h18"/>')
         else:
-            legend.append(_mark(i, x + 4, y))
+            legend.append(_mark(marks[i % len(marks)], colours[name], x + 4, y))
         legend.append(text(x + 18, y + 4, name, ""))
         x += width
     return "\n".join(
@@ -313,21 +318,29 @@ def _frame(chart: Chart, height: float, lines: list[str]) -> str:
     )
 
 
-def _mark(i: int, x: float, y: float) -> str:
-    shapes: dict[str, Callable[[], str]] = {
-        "circle": lambda: f'<circle class="p{i}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
-        "square": lambda: (
-            f'<rect class="p{i}" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
-        ),
-        "triangle": lambda: _polygon(i, [(x, y - 5.5), (x + 5, y + 4), (x - 5, y + 4)]),
-        "diamond": lambda: _polygon(i, [(x, y - 5.5), (x + 5.5, y), (x, y + 5.5), (x - 5.5, y)]),
+def _colours_of(chart: Chart) -> dict[str, int]:
+    """Return the colour of each line, by the name of its library or in its order."""
+    libraries = {who: who.split(",")[0] for who in chart.series}
+    known = [COLOURS[library] for library in libraries.values() if library in COLOURS]
+    left = iter([i for i in range(len(LIGHT)) if i not in known] * len(libraries))
+    return {
+        who: COLOURS[library] if library in COLOURS else next(left)
+        for who, library in libraries.items()
+        if who != "limit"
     }
-    return shapes[MARKS[i % len(MARKS)]]()
 
 
-def _polygon(i: int, corners: list[tuple[float, float]]) -> str:
+def _mark(shape: str, colour: int, x: float, y: float) -> str:
+    if shape == "circle":
+        return f'<circle class="p{colour}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
+    if shape == "square":
+        return f'<rect class="p{colour}" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
+    corners = {
+        "triangle": [(x, y - 5.5), (x + 5, y + 4), (x - 5, y + 4)],
+        "diamond": [(x, y - 5.5), (x + 5.5, y), (x, y + 5.5), (x - 5.5, y)],
+    }[shape]
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
-    return f'<polygon class="p{i}" points="{points}"/>'
+    return f'<polygon class="p{colour}" points="{points}"/>'
 
 
 def _log_share(low: float, high: float) -> Callable[[float], float]:

@@ -51,7 +51,11 @@ copybutton_prompt_is_regexp = True
 # Signatures name arguments and defaults; the types are in the section "Parameters".
 autodoc_typehints = "none"
 autodoc_mock_imports = ["torch", "ray"]  # large, and only their names are needed
-autodoc_default_options = {"members": True, "undoc-members": False}
+autodoc_default_options = {
+    "members": True,
+    "special-members": "__call__",
+    "undoc-members": False,
+}
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False  # the template has them
