@@ -74,6 +74,8 @@ html_theme_options = {
     "header_links_before_dropdown": 5,
     "show_toc_level": 2,
     "navbar_end": ["theme-switcher"],
+    # Its tables are wide.
+    "secondary_sidebar_items": {"**": ["page-toc"], "docs/benchmarks": []},
     "footer_start": ["copyright"],
     "footer_end": [],
 }
