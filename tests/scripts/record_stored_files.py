@@ -1,8 +1,8 @@
-"""Write the files of this version to tests/stored: a folder named as the version.
+"""Write files of the code as it is to tests/stored, in a folder of the version that comes next.
 
-    python tests/scripts/record_stored_files.py
+    python tests/scripts/record_stored_files.py 0.1.0
 
-It needs ml_dtypes. Files of a released version are never written again: a later one reads them.
+It needs ml_dtypes. The folder of a version that has been released is never written again.
 """
 
 import sys
@@ -13,8 +13,6 @@ sys.path.append(str(TESTS / "support"))
 
 import stored_files  # noqa: E402
 
-import embag  # noqa: E402
-
-folder = TESTS / "stored" / embag.__version__
+folder = TESTS / "stored" / sys.argv[1]
 folder.mkdir()
 stored_files.record(folder)

@@ -63,6 +63,7 @@ def make_tables():
         "4-bits.safetensors": embag.quantize(floats, 4),
         "2-bits.npy": embag.quantize(floats, 2),
         "4-bits-tbe.npy": pack(integers % 16, scales, numbers(6, seed=2), 4, "tbe", n_extra=3),
+        "2-bits-tbe.safetensors": pack(integers % 4, scales, numbers(6, seed=2), 2, "tbe"),
         "int8-scales.safetensors": QuantizedTable.from_int8(int8, scales),
         "float8-scale.safetensors": QuantizedTable.from_float8(low["float8_e4m3fn"], scales[0]),
         "remapped.safetensors": RemappedTable(
