@@ -29,7 +29,7 @@ test: $(VENV)/.test lint
 	$(BIN)/pytest -m "not packaging and not slow and not demos"
 
 # The core, at the best level that the machine runs: under a minute on two cores.
-CORE := $(addprefix tests/,lookups gradients tables columns collection)
+CORE := $(addprefix tests/,lookups gradients tables columns collection stored)
 test-fast: $(VENV)/.test
 	EMBAG_TEST_LEVELS=best $(BIN)/pytest -m "not slow and not thorough" $(CORE)
 

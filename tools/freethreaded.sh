@@ -79,7 +79,7 @@ echo "building embag without the GIL: a minute or two"
 }
 
 if [ $# = 0 ]; then
-    set -- tests/lookups tests/gradients tests/tables tests/columns tests/collection tests/process \
+    set -- tests/lookups tests/gradients tests/tables tests/columns tests/collection tests/stored tests/process \
         tests/fuzz
 fi
 # Else a package that does not declare that it needs no GIL would enable it for all tests.

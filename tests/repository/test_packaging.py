@@ -89,6 +89,7 @@ def test_sdist_has_the_sources_and_no_generated_file(sdist):
         "README.md", "CHANGELOG.md", "docs/design.md", "embag/py.typed",
         "examples/train_numpy.py", "tools/declare_libraries.py",
         "tests/support/cases.py", "tests/scripts/threaded_calls.py",
+        "tests/stored/0.1.0/expected.json", "tests/stored/0.1.0/tables/8-bits.npy",
     ):  # fmt: skip
         assert needed in sdist
     for suffix in ("py", "pyi", "pyx", "pxi", "h"):
