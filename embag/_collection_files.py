@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from embag._arguments import describe, prefix_errors
-from embag._files.headers import check_regular, parse_object
+from embag._files.headers import MOST_BYTES, check_format, parse_object, read_index
 from embag._files.replacement import replacement
 from embag._types import Table
 from embag.quantized import QuantizedTable
@@ -37,7 +37,6 @@ from embag.tables import add_path_to_errors, load_table, save_table
 
 INDEX = "embag-collection.json"
 _FORMAT = 1
-_MOST_BYTES = 64 << 20  # of an index: some 500,000 features
 _OUR_FILES = re.compile(r"[\w.-]*-[0-9a-f]{16}\.safetensors", re.ASCII)
 
 Record = dict[str, Any]  # the fields of a feature
@@ -138,8 +137,8 @@ def _as_json(entries: Mapping[str, Any], features: Sequence[Record], invalid: An
         index = text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"names must be ones that UTF-8 can encode, got {error}") from None
-    if len(index) > _MOST_BYTES:
-        raise ValueError(f"names must take at most {_MOST_BYTES} bytes, got {len(index)}")
+    if len(index) > MOST_BYTES:
+        raise ValueError(f"names must take at most {MOST_BYTES} bytes, got {len(index)}")
     return index
 
 
@@ -180,22 +179,14 @@ Entry = tuple[str, tuple[Any, ...], Any]  # the file of a table, its shape, and 
 
 
 def _read(path: str) -> bytes:
-    check_regular(path)
-    with add_path_to_errors(path), open(path, "rb") as file:
-        index = file.read(_MOST_BYTES + 1)
-    if len(index) > _MOST_BYTES:
-        raise ValueError(f"{path}: index must have at most {_MOST_BYTES} bytes, got more")
-    return index
+    with add_path_to_errors(path):
+        return read_index(path)
 
 
 def _parse(index: bytes) -> tuple[dict[str, Entry], list[Record], Any]:
     """Return the tables, the features and `invalid` of an index, of which the types are right."""
     parsed = parse_object(index, "index of a collection")
-    if parsed.get("format") != _FORMAT:
-        raise ValueError(
-            f"format must be {_FORMAT}, as EmbeddingBagCollection.save writes it, "
-            f"got {describe(parsed.get('format'))}"
-        )
+    check_format(parsed.get("format"), _FORMAT, "EmbeddingBagCollection.save")
     if parsed.keys() != {"format", "invalid", "tables", "features"}:
         raise ValueError("index must be format, invalid, tables and features, got others")
     tables, features = parsed["tables"], parsed["features"]

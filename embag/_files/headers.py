@@ -428,6 +428,30 @@ def parse_object(text: bytes | str, what: str) -> dict[str, Any]:
     return parsed
 
 
+# Of an index: some 500,000 features of a collection.
+MOST_BYTES = 64 << 20
+
+
+def read_index(path: str) -> bytes:
+    """Return the content of an index, a JSON file that names other files."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        index = file.read(MOST_BYTES + 1)
+    if len(index) > MOST_BYTES:
+        raise ValueError(f"{path}: index must have at most {MOST_BYTES} bytes, got more")
+    return index
+
+
+def check_format(found: Any, number: int, writer: str) -> None:
+    """Raise unless an index has this number of its format."""
+    if type(found) is not int or found != number:
+        is_newer = type(found) is int and found > number
+        raise ValueError(
+            f"format must be {number}, as {writer} writes it, got {describe(found)}"
+            f"{': a newer version of embag wrote it' * is_newer}"
+        )
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):

@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from embag import _arguments
 from embag._arguments import describe
 from embag._columns import vectors
+from embag._files.headers import check_format, parse_object, read_index
 from embag._files.replacement import replacement
 from embag._types import Table
 from embag.collection import Feature
@@ -57,6 +58,7 @@ _Steps: TypeAlias = Generator[tuple[str, dict[int, tuple[Any, ...]]], dict[int, 
 _OptimizerLike: TypeAlias = "type[Optimizer] | functools.partial[Optimizer]"
 
 _INDEX = "embag-sharded.json"  # of a save: written last
+_FORMAT = 1  # of the index
 
 
 class ShardedCollection:
@@ -705,7 +707,8 @@ return_n_valid, timeout
             saved = self._run(self._ask(self._layout, "save", requests), limit)
             blocks = _saved_blocks(version.plan, {key for keys in saved.values() for key in keys})
             with replacement(os.path.join(target, _INDEX)) as file:
-                file.write(json.dumps({"number": number, "blocks": blocks}, indent=1).encode())
+                found = {"format": _FORMAT, "number": number, "blocks": blocks}
+                file.write(json.dumps(found, indent=1).encode())
             sources = {**version.sources, **dict.fromkeys(blocks, Saved(target, number))}
             n_updates = tuple(self._known)
             # A generation with the same tables, so that copies of the collection get the sources.
@@ -929,16 +932,17 @@ class _Index(NamedTuple):
 def _read_index(folder: str) -> _Index:
     path = os.path.join(folder, _INDEX)
     try:
-        with open(path, "rb") as file:
-            found = json.load(file)
-        index = _Index(**found)
-        is_valid = type(index.number) is int and _are_blocks(index.blocks)
+        content = read_index(path)
     except FileNotFoundError:
         raise ValueError(f"folder must hold a save, got no {path}") from None
-    except (ValueError, TypeError, RecursionError):
-        is_valid = False
-    if not is_valid:
-        raise ValueError(f"folder must hold a save, got an invalid index: {path}")
+    with _arguments.prefix_errors(path):
+        found = parse_object(content, "index of a save")
+        check_format(found.pop("format", None), _FORMAT, "ShardedCollection.save")
+        if found.keys() != set(_Index._fields):
+            raise ValueError("index must be format, number and blocks, got others")
+        index = _Index(**found)
+        if type(index.number) is not int or not _are_blocks(index.blocks):
+            raise ValueError("index must have a number and blocks of ids, got others")
     return index
 
 

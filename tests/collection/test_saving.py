@@ -212,7 +212,10 @@ def set_feature(**fields):
         (lambda index: b"[]", "must be a JSON object, got list"),
         (lambda index: b'{"model_type": "bert"}', "format must be 1, .* got None"),
         (lambda index: b" " * (65 << 20), "at most 67108864 bytes"),
-        (with_change(lambda index: index.update(format=2)), "format must be 1, .* got 2"),
+        (
+            with_change(lambda index: index.update(format=2)),
+            "format must be 1, .* got 2: a newer version",
+        ),
         (with_change(lambda index: index.update(extra=0)), "index must be format, invalid, tables"),
         (with_change(lambda index: index.update(invalid=3)), "invalid must be 'raise' or 'skip'"),
         (with_change(lambda index: index.update(tables=[])), "tables must be an object"),

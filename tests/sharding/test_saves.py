@@ -152,16 +152,18 @@ def test_damaged_files_change_nothing(damage, tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", "[]", "3", "null", "{}", '{"number": 1}', "[" * 10**5, "\0"),
-        '{"number": "1", "blocks": {}}',
-        '{"number": true, "blocks": {}}',
-        '{"number": 1, "blocks": []}',
-        '{"number": 1, "blocks": {}, "more": 1}',
-        '{"number": 1, "blocks": {"a": 5}}',
-        '{"number": 1, "blocks": {"a": [5]}}',
-        '{"number": 1, "blocks": {"a": [["../x", 2]]}}',
-        '{"number": 1, "blocks": {"a": [[0, 4.0]]}}',
-        '{"number": 1, "blocks": {"a": [[0, 4, 8]]}}',
+        *("", "{", "[]", "3", "null", "{}", '{"format": 1, "number": 1}', "[" * 10**5, "\0"),
+        '{"format": 2, "number": 1, "blocks": {}}',
+        '{"format": true, "number": 1, "blocks": {}}',
+        '{"format": 1, "number": "1", "blocks": {}}',
+        '{"format": 1, "number": true, "blocks": {}}',
+        '{"format": 1, "number": 1, "blocks": []}',
+        '{"format": 1, "number": 1, "blocks": {}, "more": 1}',
+        '{"format": 1, "number": 1, "blocks": {"a": 5}}',
+        '{"format": 1, "number": 1, "blocks": {"a": [5]}}',
+        '{"format": 1, "number": 1, "blocks": {"a": [["../x", 2]]}}',
+        '{"format": 1, "number": 1, "blocks": {"a": [[0, 4.0]]}}',
+        '{"format": 1, "number": 1, "blocks": {"a": [[0, 4, 8]]}}',
     ],
 )
 def test_an_invalid_index(text, tmp_path):
@@ -169,6 +171,6 @@ def test_an_invalid_index(text, tmp_path):
     sharded = collect()
     update(sharded)
     for call in (sharded.restore, sharded.save):
-        with pytest.raises(ValueError, match="folder must hold a save, got an invalid index: "):
+        with pytest.raises(ValueError, match=f"{INDEX}: (index|format)( of a save)? must "):
             call(tmp_path)
     assert (tmp_path / INDEX).read_text() == text

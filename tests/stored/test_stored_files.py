@@ -211,7 +211,7 @@ def load(path, monkeypatch):
         ("training.safetensors", rb"\"lr_decay\"", rb"\"decay\": 0, \"lr_decay\""),
         ("training.safetensors", rb"\"n_steps\"", rb"\"n_rows\": 4, \"n_steps\""),
         ("training.safetensors", b"adam.exp_avg_sq", b"adam.exp_avg_max"),
-        ("sharded/embag-sharded.json", b'"number"', b'"format": 2, "number"'),
+        ("sharded/embag-sharded.json", b'"format": 1', b'"format": 2'),
     ],
 )
 def test_a_newer_file_is_an_error_that_names_it(name, old, new, tmp_path, monkeypatch):
