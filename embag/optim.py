@@ -48,7 +48,7 @@ class SGD(Optimizer):
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
-        The seed of that chance, less than 2**64.
+        The seed of stochastic rounding, less than 2**64.
 
     References
     ----------
@@ -113,7 +113,7 @@ class Adagrad(Optimizer):
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
-        The seed of that chance, less than 2**64.
+        The seed of stochastic rounding, less than 2**64.
 
     References
     ----------
@@ -183,7 +183,7 @@ class RowWiseAdagrad(Optimizer):
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
-        The seed of that chance, less than 2**64.
+        The seed of stochastic rounding, less than 2**64.
 
     References
     ----------
@@ -258,7 +258,7 @@ class Adam(Optimizer):
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
-        The seed of that chance, less than 2**64.
+        The seed of stochastic rounding, less than 2**64.
 
     References
     ----------
@@ -337,7 +337,7 @@ class FTRL(Optimizer):
     stochastic_rounding : bool, optional
         For a float16 or bfloat16 table: if True, round each entry to either neighbour by chance.
     seed : int, optional
-        The seed of that chance, less than 2**64.
+        The seed of stochastic rounding, less than 2**64.
 
     References
     ----------
