@@ -72,7 +72,7 @@ def save(
     _delete(target, before)
 
 
-def load(folder: Any, memory: Any) -> tuple[str, dict[str, Table], list[Record], Any]:
+def load(folder: Any, memory: Any, verify: bool) -> tuple[str, dict[str, Table], list[Record], Any]:
     """Return the path of the index, the tables, the features and what to do with invalid ids.
 
     A save may delete files between the moments at which the index and a file are opened. Then the
@@ -85,7 +85,8 @@ def load(folder: Any, memory: Any) -> tuple[str, dict[str, Table], list[Record],
         with errors_of(path):
             entries, features, invalid = _parse(index)
         try:
-            return path, _load_tables(target, path, entries, memory), features, invalid
+            tables = _load_tables(target, path, entries, memory, verify)
+            return path, tables, features, invalid
         except FileNotFoundError:
             if not _is_replaced(path, index):
                 raise
@@ -214,11 +215,11 @@ def _check_file(file: Any) -> None:
 
 
 def _load_tables(
-    folder: str, path: str, entries: Mapping[str, Entry], memory: Any
+    folder: str, path: str, entries: Mapping[str, Entry], memory: Any, verify: bool
 ) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for name, (file, shape, rows) in entries.items():
-        table = load_table(os.path.join(folder, file), memory=memory)
+        table = load_table(os.path.join(folder, file), memory=memory, verify=verify)
         seen = table.shape, describe_rows(table)
         with errors_of(path):
             if seen != (shape, rows):

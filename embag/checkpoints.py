@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from embag import optim
 from embag._arguments import check_array, check_flags, describe, prefix_errors, shares_memory, span
+from embag._files import checksums
 from embag._files.headers import (
     ARRAY_DTYPES_RULE,
     FORMATS,
@@ -143,17 +144,20 @@ def save_checkpoint(
             file.write(header)
             for array in arrays.values():
                 write_array(file, array)
+            checksums.add(file)
 
 
 @overload
 def load_checkpoint(
-    path: str | os.PathLike[str], *, return_metadata: Literal[False] = ...
+    path: str | os.PathLike[str], *, return_metadata: Literal[False] = ..., verify: bool = ...
 ) -> dict[str, Any]: ...
 @overload
 def load_checkpoint(
-    path: str | os.PathLike[str], *, return_metadata: Literal[True]
+    path: str | os.PathLike[str], *, return_metadata: Literal[True], verify: bool = ...
 ) -> tuple[dict[str, Any], dict[str, Any]]: ...
-def load_checkpoint(path: str | os.PathLike[str], *, return_metadata: bool = False) -> Any:
+def load_checkpoint(
+    path: str | os.PathLike[str], *, return_metadata: bool = False, verify: bool = False
+) -> Any:
     """Load the optimizers and arrays of a file of `save_checkpoint`.
 
     Parameters
@@ -162,6 +166,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, return_metadata: bool = Fal
         The file, whose suffix is ``.safetensors``.
     return_metadata : bool, optional
         If True, also return the metadata.
+    verify : bool, optional
+        If True, read the whole file first and compare its checksum.
 
     Returns
     -------
@@ -179,6 +185,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, return_metadata: bool = Fal
     ValueError
         If the file is not a complete checkpoint: truncated, malformed, or with an unknown
         optimizer, an invalid option, or a tensor that is missing or has another dtype or shape.
+        With `verify`, if the file is damaged or has no checksum.
     ImportError
         If an array is of bfloat16 or 8-bit floats and ml_dtypes is not installed.
     OSError
@@ -208,8 +215,11 @@ def load_checkpoint(path: str | os.PathLike[str], *, return_metadata: bool = Fal
     >>> metadata
     {'epoch': 1}
     """
-    check_flags(return_metadata=return_metadata)
+    check_flags(return_metadata=return_metadata, verify=verify)
     with open_file(_as_path(path)) as (file, n_bytes, _):
+        if verify:
+            checksums.verify(file)
+            file.seek(0)
         start, tensors, texts = read_tensors(file, n_bytes)
         records, metadata = _parse_metadata(texts)
         places = {key: place_array(key, tensor, start) for key, tensor in tensors.items()}

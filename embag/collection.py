@@ -380,7 +380,11 @@ class EmbeddingBagCollection:
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], memory: Literal["map", "copy"] = "map"
+        cls,
+        folder: str | os.PathLike[str],
+        memory: Literal["map", "copy"] = "map",
+        *,
+        verify: bool = False,
     ) -> "EmbeddingBagCollection":
         """Load a collection that `save` wrote.
 
@@ -391,6 +395,8 @@ class EmbeddingBagCollection:
         memory : {"map", "copy"}, optional
             "map": rows stay in the files and are read when lookups touch them; processes share
             them. "copy": rows are read into memory, and can be trained.
+        verify : bool, optional
+            If True, read all files first and compare their checksums, as `load_table` does.
 
         Returns
         -------
@@ -424,7 +430,8 @@ class EmbeddingBagCollection:
         of a feature.
         """
         check_memory(memory)
-        path, tables, records, invalid = _collection_files.load(folder, memory)
+        _arguments.check_flags(verify=verify)
+        path, tables, records, invalid = _collection_files.load(folder, memory, verify)
         with _collection_files.errors_of(path):
             features = []
             for i, record in enumerate(records):

@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from embag import _encodings
-from embag._arguments import AnyArray, as_count, check_table, describe
+from embag._arguments import AnyArray, as_count, check_flags, check_table, describe
 from embag._columns import vectors
 from embag._encodings import DTYPES_RULE
-from embag._files import other_formats
+from embag._files import checksums, other_formats
 from embag._files.headers import (
     FORMATS,
     NO_PARTS,
@@ -146,6 +146,7 @@ def load_table(
     *,
     name: str | None = None,
     num_threads: int | None = None,
+    verify: bool = False,
 ) -> Table:
     """Load a table from a file: map it, or copy it into memory.
 
@@ -162,6 +163,9 @@ def load_table(
         The tensor in a ``.safetensors`` file. Required if the file has several.
     num_threads : int, optional
         The largest number of threads for a copy, instead of `get_num_threads`.
+    verify : bool, optional
+        If True, read the whole file first and compare its checksum, which `save_table` writes
+        into ``.safetensors`` files.
 
     Returns
     -------
@@ -178,7 +182,7 @@ def load_table(
         If the file is not a complete table of one of the two formats: truncated, malformed, of
         another dtype or rank. For an .npz archive, a GGUF file and word vectors, the message says
         how to convert them. If `memory` is "map" and the file can only be copied. If an option
-        is unknown.
+        is unknown. With `verify`, if the file is damaged or has no checksum.
     ImportError
         If the table is of bfloat16 or 8-bit floats and ml_dtypes is not installed.
     OSError
@@ -216,9 +220,18 @@ def load_table(
     check_memory(memory)
     if num_threads is not None:
         num_threads = as_count(num_threads, "num_threads")
+    check_flags(verify=verify)
     with open_table(path, name) as (file, place):
+        if verify:
+            _verify(path, file)
         rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
         return _as_table(rows, place)
+
+
+def _verify(path: Any, file: BinaryIO) -> None:
+    if not _has_checksum(path):
+        raise ValueError("verify must be False for a .npy file, which has no checksum, got True")
+    checksums.verify(file)
 
 
 def check_memory(memory: Any) -> None:
@@ -375,6 +388,7 @@ def new_table(
         yield write
         for array in parts.arrays.values():
             file.write(_as_bytes(np.ascontiguousarray(array)))
+        _add_checksum(file, target)
 
 
 @contextlib.contextmanager
@@ -398,6 +412,7 @@ def new_quantized_table(
         file.write(header)
         file.flush()
         if n_rows == 0:
+            _add_checksum(file, target)
             yield QuantizedTable.from_packed(np.empty(shape, np.uint8), *packing)
             return
         # Allocated first: a full disk is an error here, but a SIGBUS in a write to the map.
@@ -407,7 +422,18 @@ def new_quantized_table(
         packed = np.memmap(file, np.uint8, "r+", len(header), shape)
         quantize(rows, bits, out=packed, progress=progress)
         packed.flush()
+        _add_checksum(file, target)
         yield QuantizedTable.from_packed(packed, *packing)
+
+
+def _add_checksum(file: BinaryIO, path: str) -> None:
+    if _has_checksum(path):
+        checksums.add(file)
+
+
+def _has_checksum(path: Any) -> bool:
+    """Return whether files of the format of a path have checksums."""
+    return format_of(path)[1] is FORMATS[".safetensors"]
 
 
 def write_array(file: BinaryIO, array: AnyArray) -> None:

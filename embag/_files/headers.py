@@ -34,6 +34,7 @@ import numpy as np
 
 from embag._arguments import AnyArray, describe
 from embag._encodings import DTYPES, DTYPES_NAMES, ENCODINGS, LOW_FLOATS, Encoding, Layout
+from embag._files import checksums
 
 _ALIGNMENT = 64  # of the data in a file: a cache line, as NumPy aligns it
 _NPY_HEADER = 12 + 10_000  # the longest that NumPy parses
@@ -392,9 +393,12 @@ def _safetensors_header(
 
 
 def tensors_header(tensors: Mapping[str, AnyArray], metadata: Mapping[str, str]) -> bytes:
-    """Return the header of a .safetensors file that holds these arrays one after another."""
+    """Return the header of a .safetensors file that holds these arrays one after another.
+
+    It has room for a checksum.
+    """
     codes = {dtype: code for code, dtype in _ARRAY_DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    header: dict[str, Any] = {"__metadata__": {checksums.KEY: checksums.NONE, **metadata}}
     at = 0
     for key, array in tensors.items():
         header[key] = {

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import embag
 from embag import tables
 from embag._encodings import memory_of
-from embag._files import other_formats
+from embag._files import checksums, other_formats
 from embag._files.headers import NpyHeader, check_regular, read_npy_header
 from embag.cli import _lists, _options, _sources
 from embag.cli._errors import report_errors
@@ -34,9 +34,17 @@ from embag.cli._output import format_bytes, progress_bar
     "--table", "table_path", metavar="TABLE", help="Count the ids out of range for this table."
 )
 @_options.tensor
+@click.option(
+    "--verify", is_flag=True, help="Read a whole .safetensors file and compare its checksum."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 def command(
-    path: str, column: str | None, table_path: str | None, tensor: str | None, as_json: bool
+    path: str,
+    column: str | None,
+    table_path: str | None,
+    tensor: str | None,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     """Describe FILE: a table, or columns of ids.
 
@@ -48,7 +56,12 @@ def command(
     names.
     """
     _options.check_tensor(table_path or path, tensor)
+    if verify and not _options.is_safetensors(path):
+        raise click.UsageError(f"--verify must be left out: {path} is not a .safetensors file")
     with report_errors(path):
+        if verify:
+            with tables.open_file(path) as (file, _, _):
+                checksums.verify(file)
         if _is_table(path):
             if column is not None or table_path is not None:
                 raise click.UsageError("--column and --table are for files of ids, this is a table")
@@ -65,7 +78,11 @@ def command(
             if table_path is not None:
                 n_rows = _options.load_table(table_path, tensor).shape[0]
             found = _describe_ids(path, column, n_rows)
+    if verify:
+        found["verified"] = True
     print(json.dumps(found) if as_json else _format(found))
+    if verify and not as_json:
+        print("its bytes are those that were written: the checksum agrees")
 
 
 def _is_table(path: str) -> bool:

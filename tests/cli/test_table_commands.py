@@ -71,6 +71,20 @@ def test_info_of_a_quantized_table(tmp_path, capsys):
     assert "quantized to 4 bits" in run(capsys, "info", tmp_path / "t.npy").out
 
 
+def test_info_verifies_a_file(tmp_path, capsys):
+    path = tmp_path / "t.safetensors"
+    embag.save_table(path, TABLE)
+    assert json.loads(run(capsys, "info", path, "--verify", "--json").out)["verified"] is True
+    assert "the checksum agrees" in run(capsys, "info", path, "--verify").out
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "the file is damaged" in run(capsys, "info", path, "--verify", status=1).err
+    embag.save_table(tmp_path / "t.npy", TABLE)
+    error = run(capsys, "info", tmp_path / "t.npy", "--verify", status=2).err
+    assert "--verify must be left out" in error
+
+
 def test_info_of_tables_with_a_map_or_scales(tmp_path, capsys):
     path = tmp_path / "t.safetensors"
     embag.save_table(path, embag.RemappedTable(TABLE, [3, -1, 2], [1, 2, 3], first_id=5))
