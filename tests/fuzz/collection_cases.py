@@ -202,6 +202,7 @@ def saving_cases(rng):
     if rng.random() < 0.5:
         ebc.save(path)
         call = {"folder": rng.choice([path, str(path)]), "memory": rng.choice(["map", "copy"])}
+        call["verify"] = rng.choice([True, False])
         return Case(
             "EmbeddingBagCollection.load",
             embag.EmbeddingBagCollection.load,
