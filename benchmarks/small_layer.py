@@ -38,7 +38,7 @@ def main() -> None:
     of_torch = torch.nn.EmbeddingBag(N_ROWS, DIM, mode="sum", _weight=weight)
     of_embag = embag.torch.EmbeddingBag(N_ROWS, DIM, mode="sum", _weight=weight)
     inputs = {"1-D ids and offsets": (ids, torch.tensor([0])), "2-D ids": (ids[None],)}
-    print(machine.processor())
+    print(machine.processor()["name"])
     with torch.inference_mode():
         for name, arguments in inputs.items():
             assert torch.equal(of_torch(*arguments), of_embag(*arguments))

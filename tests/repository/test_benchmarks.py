@@ -214,7 +214,7 @@ def test_the_picture_is_drawn_and_checked(folder, results_file, tmp_path):
 def test_a_chart_is_drawn_for_each_processor(folder, results_file, tmp_path):
     publish(folder, json.loads(results_file.read_text()), "other")
     page = make_page(tmp_path / "page.md", ["charts"])
-    text = write_and_check("benchmarks.charts", page, folder)
+    text = write_and_check("benchmarks.speed_charts", page, folder)
     for name in ("one", "other"):
         assert f"(speed-{name}.svg)" in text
         chart = ElementTree.parse(tmp_path / f"speed-{name}.svg")
@@ -230,7 +230,7 @@ def test_plots_are_drawn_and_checked(folder, tmp_path):
     run_module("benchmarks.errors", "--json", folder / "errors.json")
     kinds = ("width", "encoding", "curve", "latency", "error")
     page = make_page(tmp_path / "page.md", [f"{kind} plots" for kind in kinds])
-    text = write_and_check("benchmarks.plots", page, folder)
+    text = write_and_check("benchmarks.charts", page, folder)
     names = ("encoding", "threads", "ids", "bags", "tables", "latency")
     for name in [*(f"{name}-one" for name in names), "errors"]:
         assert f"(charts/{name}.svg)" in text

@@ -36,8 +36,8 @@ def test_examples(name):
     [
         ["benchmarks.operations.table"],
         ["benchmarks.picture"],
+        ["benchmarks.speed_charts"],
         ["benchmarks.charts"],
-        ["benchmarks.plots"],
         ["tools.soak.page", "benchmarks/results/soak.json", "docs/soak.md"],
         ["benchmarks.pages.table", "benchmarks/results/pages.json", "docs/tables.md"],
         ["benchmarks.sharded.table", "benchmarks/results/sharded.json", "docs/scaling.md"],
