@@ -16,6 +16,7 @@ import contextlib
 import math
 import numbers
 import operator
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -363,6 +364,14 @@ def as_integer(value: Any, name: str) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {describe(value)}") from None
+
+
+def as_path(value: Any, name: str) -> str:
+    """Return the path of a file or a folder as a str."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be a str or an os.PathLike of one, got {describe(value)}")
+    return path
 
 
 def as_count(value: Any, name: str) -> int:

@@ -27,7 +27,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from embag._arguments import describe, prefix_errors
+from embag._arguments import as_path, describe, prefix_errors
 from embag._files.headers import MOST_BYTES, check_format, parse_object, read_index
 from embag._files.replacement import replacement
 from embag._types import Table
@@ -46,7 +46,7 @@ def save(
     folder: Any, tables: Mapping[str, Table], features: Sequence[Record], invalid: Any
 ) -> None:
     """Write the tables and the index of a collection."""
-    target = _as_folder(folder)
+    target = as_path(folder, "folder")
     for name in tables:
         if not isinstance(name, str):
             raise TypeError(f"tables must have names of type str, got {describe(name)}")
@@ -78,7 +78,7 @@ def load(folder: Any, memory: Any, verify: bool) -> tuple[str, dict[str, Table],
     A save may delete files between the moments at which the index and a file are opened. Then the
     new index is read.
     """
-    target = _as_folder(folder)
+    target = as_path(folder, "folder")
     path = os.path.join(target, INDEX)
     while True:
         index = _read(path)
@@ -108,13 +108,6 @@ def describe_rows(table: Table) -> str:
     if isinstance(rows, QuantizedTable):
         return f"{rows.bits} bits" if rows.scales is None else f"{rows.packed.dtype} with scales"
     return str(rows.dtype)
-
-
-def _as_folder(folder: Any) -> str:
-    target = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
-    if not isinstance(target, str):
-        raise TypeError(f"folder must be a str or an os.PathLike of one, got {describe(folder)}")
-    return target
 
 
 # --- Saving -------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from embag import _encodings
-from embag._arguments import AnyArray, as_count, check_flags, check_table, describe
+from embag._arguments import AnyArray, as_count, as_path, check_flags, check_table, describe
 from embag._columns import vectors
 from embag._encodings import DTYPES_RULE
 from embag._files import checksums, other_formats
@@ -309,9 +309,7 @@ def format_of(path: Any, reads: bool = False) -> tuple[str, Format]:
 
     With `reads`, the error about a file of another format says how to convert it.
     """
-    target = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(target, str):
-        raise TypeError(f"path must be a str or an os.PathLike of one, got {describe(path)}")
+    target = as_path(path, "path")
     file_format = FORMATS.get(os.path.splitext(target)[1].lower())
     if file_format is None:
         remedy = other_formats.explain(target) if reads else ""
@@ -411,17 +409,15 @@ def new_quantized_table(
     with add_path_to_errors(target), replacement(target) as file:
         file.write(header)
         file.flush()
-        if n_rows == 0:
-            _add_checksum(file, target)
-            yield QuantizedTable.from_packed(np.empty(shape, np.uint8), *packing)
-            return
-        # Allocated first: a full disk is an error here, but a SIGBUS in a write to the map.
-        n_bytes = len(header) + n_rows * shape[1]
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, n_bytes)
-        packed = np.memmap(file, np.uint8, "r+", len(header), shape)
-        quantize(rows, bits, out=packed, progress=progress)
-        packed.flush()
+        packed: AnyArray = np.empty(shape, np.uint8)
+        if n_rows > 0:
+            # Allocated first: a full disk is an error here, but a SIGBUS in a write to the map.
+            n_bytes = len(header) + n_rows * shape[1]
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            mapped = packed = np.memmap(file, np.uint8, "r+", len(header), shape)
+            quantize(rows, bits, out=mapped, progress=progress)
+            mapped.flush()
         _add_checksum(file, target)
         yield QuantizedTable.from_packed(packed, *packing)
 

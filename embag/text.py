@@ -180,9 +180,7 @@ class StaticModel:
         """
         if dim is not None:
             dim = _arguments.as_count(dim, "dim")
-        target = os.fspath(path) if isinstance(path, os.PathLike) else path
-        if not isinstance(target, str):
-            raise TypeError(f"path must be a str or an os.PathLike of one, got {describe(path)}")
+        target = _arguments.as_path(path, "path")
         files = read_model(Path(target), memory, dim)
         n_columns = files.table.shape[1]
         if dim is not None and dim > n_columns:

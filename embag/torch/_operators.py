@@ -23,7 +23,7 @@ from embag._types import Invalid
 from embag.quantized import QuantizedTable
 from embag.torch import _computation
 from embag.torch._errors import raise_as_torch
-from embag.torch._tensors import TABLES, as_array, num_threads, sums_dtype
+from embag.torch._tensors import TABLES, TABLES_RULE, as_array, num_threads, sums_dtype
 
 
 def look_up(
@@ -48,8 +48,7 @@ def look_up(
         raise NotImplementedError(
             "embag.torch.embedding_bag must be differentiated in backward mode, got forward mode"
         )
-    kind, row = (invalid, None) if isinstance(invalid, str) else ("row", invalid)
-    rows = padding_idx, default_idx, kind, row
+    rows = padding_idx, default_idx, *_split(invalid)
     if max_norm is not None:
         with torch.no_grad():
             _renorm(
@@ -85,7 +84,6 @@ def look_up_quantized(
     normalize: bool,
 ) -> Tensor:
     """Call the operator for a lookup in the packed rows of a `QuantizedTable`."""
-    kind, row = (invalid, None) if isinstance(invalid, str) else ("row", invalid)
     result: Tensor = _quantized(
         input,
         packed,
@@ -97,8 +95,7 @@ def look_up_quantized(
         include_last_offset,
         padding_idx,
         default_idx,
-        kind,
-        row,
+        *_split(invalid),
         normalize,
     )
     return result
@@ -117,8 +114,6 @@ def gradients(
     options: dict[str, Any],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Call the operator for the gradients."""
-    invalid = options["invalid"]
-    kind, row = (invalid, None) if isinstance(invalid, str) else ("row", invalid)
     of_weight, of_sample = _backward(
         grad_output,
         input,
@@ -135,14 +130,18 @@ def gradients(
         options["include_last_offset"],
         options["padding_idx"],
         options["default_idx"],
-        kind,
-        row,
+        *_split(options["invalid"]),
         options["normalize"],
     )
     return of_weight if needs_weight else None, of_sample if needs_sample else None
 
 
-def _invalid(kind: str, row: int | None) -> Any:
+def _split(invalid: Invalid) -> tuple[str, int | None]:
+    """Return `invalid` as two arguments: those of operators have one type."""
+    return (invalid, None) if isinstance(invalid, str) else ("row", invalid)
+
+
+def _join(kind: str, row: int | None) -> Any:
     return kind if row is None else row
 
 
@@ -164,7 +163,7 @@ def _n_bags(input: Tensor, offsets: Tensor | None, include_last_offset: bool) ->
 def _check_table(weight: Tensor) -> None:
     """Raise for a table that eager lookups refuse."""
     if weight.dtype not in TABLES:
-        raise TypeError(f"weight must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+        raise TypeError(f"weight must be {TABLES_RULE}, got {weight.dtype}")
     if weight.dim() != 2:
         raise ValueError(f"weight must be 2-D (n_rows, dim), got shape {tuple(weight.shape)}")
 
@@ -211,7 +210,7 @@ def _embedding_bag(
             include_last_offset,
             padding_idx,
             default_idx,
-            _invalid(invalid, invalid_row),
+            _join(invalid, invalid_row),
             normalize,
         )
     except (IndexError, ValueError) as error:
@@ -234,11 +233,7 @@ def _(
     scale_grad_by_freq: bool,
     sparse: bool,
     include_last_offset: bool,
-    padding_idx: int | None,
-    default_idx: int | None,
-    invalid: str,
-    invalid_row: int | None,
-    normalize: bool,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
     as_mode(mode)
     _check_table(weight)
@@ -268,7 +263,7 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
         "include_last_offset": last,
         "padding_idx": padding,
         "default_idx": default,
-        "invalid": _invalid(invalid, invalid_row),
+        "invalid": _join(invalid, invalid_row),
         "normalize": normalize,
     }
 
@@ -340,7 +335,7 @@ def _backward(
             "include_last_offset": include_last_offset,
             "padding_idx": padding_idx,
             "default_idx": default_idx,
-            "invalid": _invalid(invalid, invalid_row),
+            "invalid": _join(invalid, invalid_row),
             "normalize": normalize,
         },
     )
@@ -414,7 +409,7 @@ def _renorm(
             include_last_offset=include_last_offset,
             padding_idx=padding_idx,
             num_threads=num_threads(),
-            invalid=_invalid(invalid, invalid_row),
+            invalid=_join(invalid, invalid_row),
             default_idx=default_idx,
         )
     except (IndexError, ValueError) as error:
@@ -456,7 +451,7 @@ def _quantized(
             include_last_offset,
             padding_idx,
             default_idx,
-            _invalid(invalid, invalid_row),
+            _join(invalid, invalid_row),
             normalize,
         )
     except (IndexError, ValueError) as error:

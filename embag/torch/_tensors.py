@@ -19,6 +19,7 @@ AnyArray = NDArray[Any]
 
 LOW = frozenset({torch.float16, torch.bfloat16})
 TABLES = frozenset({torch.float32, torch.float64}) | LOW
+TABLES_RULE = "float32, float64, float16 or bfloat16"
 INTEGERS = frozenset(
     {torch.int8, torch.int16, torch.int32, torch.int64}
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -51,7 +52,7 @@ def check(
 
 def check_table(weight: Any, name: str = "weight", device: str = "cpu") -> None:
     """Raise unless a tensor can be a table."""
-    check(weight, name, TABLES, "float32, float64, float16 or bfloat16", device)
+    check(weight, name, TABLES, TABLES_RULE, device)
 
 
 def check_inputs(input: Any, offsets: Any, sample: Any, device: str = "cpu") -> None:
