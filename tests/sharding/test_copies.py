@@ -35,7 +35,6 @@ def test_any_copy_of_a_block_may_answer():
 
 
 def test_a_shard_keeps_few_collections():
-    """It is asked for features in many combinations."""
     local, sharded = make(12, 1, ("sum",))
     ask_by_chance(sharded)
     values = {feature.name: [[1, 2]] for feature in local.features}

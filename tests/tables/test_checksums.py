@@ -1,4 +1,4 @@
-"""Checksums of .safetensors files: a changed byte anywhere is found, where it is asked for."""
+"""Checksums of .safetensors files: `verify=True` finds any changed byte."""
 
 import numpy as np
 import pytest
