@@ -51,6 +51,7 @@ each task runs under the processor's default floating-point settings (_platform.
 docs/design.md has the reasons, with figures. Tested against tests/support/reference.py.
 """
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.ref cimport PyObject
 from libc.math cimport INFINITY, ceil, fabs, floor, ldexp, pow, sqrt, sqrtf
@@ -79,6 +80,7 @@ cdef extern from "_kernels/platform.h" nogil:
     void embag_prefetch_pages(size_t address, size_t n_bytes)
     int64_t embag_now()
     bint embag_leads()
+    int64_t embag_process()
     void embag_add_region(double took, double alone)
     void embag_take_region(double* took, double* alone)
     int embag_cpu_family()

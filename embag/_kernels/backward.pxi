@@ -97,8 +97,10 @@ def divide_by_divisors(
                                      cnp.PyArray_TYPE(grad))))
     if per_sample_weights is not None:
         job.sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
-    return run_chunks(work, &job, cnp.PyArray_DATA(input), cnp.PyArray_DATA(out), n_threads,
-                      n_threads)
+    return run_chunks(
+        work, &job, cnp.PyArray_DATA(input), cnp.PyArray_DATA(out),
+        shares_of(n_threads, 8 * (<double>job.bags.n_indices
+                                  + 2 * <double>job.bags.n_bags * <double>job.dim)), n_threads)
 
 
 cdef struct LookUp:
@@ -169,6 +171,7 @@ def look_up_weights(
             <int64_t*>cnp.PyArray_DATA(bag_of), cnp.PyArray_SIZE(positions),
             <int64_t*>cnp.PyArray_DATA(positions))
         Stage[2] stages
+        Py_ssize_t n_chunks = chunks_of_keys(n_positions, n_threads)
         cnp.npy_intp[1] shape
         cnp.ndarray factors
     refuse_change(job.bags.n_bags >= 0 and n_positions <= job.bags.n_indices)
@@ -179,7 +182,8 @@ def look_up_weights(
     if cnp.PyArray_ITEMSIZE(per_sample_weights) == 8:
         stages[1].work = <chunk_work>look_up[double]
     done = run_stages(stages, 2, &job, cnp.PyArray_DATA(per_sample_weights),
-                      cnp.PyArray_DATA(factors), n_threads, n_threads, True)
+                      cnp.PyArray_DATA(factors), n_chunks, n_threads, True,
+                      n_chunks > n_threads)
     return factors if done else None
 
 
@@ -216,6 +220,34 @@ cdef struct Scatter:
     Py_ssize_t n_rows
     Py_ssize_t dim
     Py_ssize_t padding     # a row, or -1 for none
+    Py_ssize_t bag_start   # the bags to do now
+    Py_ssize_t bag_stop
+
+
+cdef bint scatter_bags(
+    Scatter* job, chunk_work work, const void* input, void* out, Py_ssize_t n_positions,
+    int n_threads,
+) except -1:
+    """Do all bags: some, and then more. False if something is bad.
+
+    Chunks are columns. A row is read and written.
+    """
+    cdef:
+        double n_bytes = 2 * <double>n_positions * <double>job.dim * sizeof(double)
+        double n_items = <double>job.bags.n_indices + <double>job.bags.n_bags
+        Py_ssize_t n_slices = slices_of(n_bytes / (SHARES * n_threads)), s
+    job.bag_stop = 0
+    for s in range(n_slices):
+        job.bag_start = job.bag_stop
+        job.bag_stop = job.bags.n_bags
+        if s < n_slices - 1:
+            job.bag_stop = max(job.bag_start, first_bag_from(
+                &job.bags, n_items / <double>n_slices * <double>(s + 1)))
+        if s > 0:
+            PyErr_CheckSignals()
+        if not run_chunks(work, job, input, out, n_threads, n_threads):
+            return False
+    return True
 
 
 cdef inline bint scatter_block(
@@ -312,14 +344,14 @@ cdef bint scatter_columns(
         Py_ssize_t widest = EMBAG_BLOCK_BYTES // 2 // <Py_ssize_t>sizeof(floating_ft)
         Py_ssize_t n_columns = columns.stop - columns.start
         Py_ssize_t n_blocks = (n_columns + widest - 1) // widest
-        Py_ssize_t b, start, stop = bag_bound(&job.bags, 0), block, d, n
+        Py_ssize_t b, start, stop = bag_bound(&job.bags, job.bag_start), block, d, n
         const floating_ft* given
-    if job.bags.n_offsets > 0 and stop != 0:
+    if job.bag_start == 0 and job.bags.n_offsets > 0 and stop != 0:
         return False
-    for b in range(job.bags.n_bags):
+    for b in range(job.bag_start, job.bag_stop):
         start = stop
         stop = bag_bound(&job.bags, b + 1)
-        if not (start <= stop <= job.bags.n_indices):
+        if not (0 <= start <= stop <= job.bags.n_indices):
             return False
         given = <const floating_ft*>(job.grad + b * job.grad_stride)
         for block in range(n_blocks):
@@ -369,8 +401,8 @@ def scatter(
         job.sample = cnp.PyArray_DATA(<cnp.ndarray>per_sample_weights)
     if job.dim == 0 or job.bags.n_indices == 0:
         return True                  # however many bags there are
-    return run_chunks(work, &job, cnp.PyArray_DATA(input), cnp.PyArray_DATA(out), n_threads,
-                      n_threads)
+    return scatter_bags(&job, work, cnp.PyArray_DATA(input), cnp.PyArray_DATA(out),
+                        job.bags.n_indices, n_threads)
 
 
 cdef bint scatter_winners(
@@ -386,7 +418,7 @@ cdef bint scatter_winners(
         Columns columns = share_columns(job.dim, sizeof(floating_ft), c, n_chunks)
         Py_ssize_t b, d, r
         const floating_ft* given
-    for b in range(job.bags.n_bags):
+    for b in range(job.bag_start, job.bag_stop):
         given = <const floating_ft*>(job.grad + b * job.grad_stride)
         for d in range(columns.start, columns.stop):
             r = read_index(max_indices, b * job.dim + d)
@@ -428,8 +460,8 @@ def scatter_max(
         work = <chunk_work>scatter_winners[double]
     if job.dim == 0:
         return True                  # however many bags there are
-    return run_chunks(work, &job, cnp.PyArray_DATA(max_indices), cnp.PyArray_DATA(out), n_threads,
-                      n_threads)
+    return scatter_bags(&job, work, cnp.PyArray_DATA(max_indices), cnp.PyArray_DATA(out),
+                        job.bags.n_bags, n_threads)
 
 
 # --- The gradient of the weights ----------------------------------------------
@@ -593,8 +625,9 @@ def dot_rows(
         and cnp.PyArray_TYPE(grad) == cnp.PyArray_TYPE(weight)
         and is_factors(out, job.bags.n_indices, cnp.PyArray_TYPE(weight))
         and 0 <= n_positions <= job.bags.n_indices)
-    return run_chunks(work, &job, cnp.PyArray_DATA(input), cnp.PyArray_DATA(out),
-                      shares_of(n_threads), n_threads)
+    return run_chunks(
+        work, &job, cnp.PyArray_DATA(input), cnp.PyArray_DATA(out),
+        shares_of(n_threads, <double>n_positions * <double>max(LINE, job.row_bytes)), n_threads)
 
 
 # --- Steps --------------------------------------------------------------------
@@ -655,4 +688,4 @@ def add_rows(
         chunk_work work = <chunk_work>add_rows_in[float]
     if cnp.PyArray_ITEMSIZE(weight) == 8:
         work = <chunk_work>add_rows_in[double]
-    return run_chunks(work, &job, cnp.PyArray_DATA(rows), NULL, shares_of(n_threads), n_threads)
+    return run_chunks(work, &job, cnp.PyArray_DATA(rows), NULL, shares_of(n_threads, 0), n_threads)

@@ -96,6 +96,11 @@ cdef inline Py_ssize_t stop_of(const Job* job) noexcept nogil:
                min(bag_bound(&job.bags, job.bags.n_bags), job.bags.n_indices))
 
 
+cdef inline bint is_long(const Job* job) noexcept nogil:
+    """Whether a call on one thread may take so long that it has to look for signals."""
+    return is_large(slices_of_job(job), 1)
+
+
 cdef bint do_alone(const Job* job, Task* task) noexcept nogil:
     """Do a task that is not one of a team's, under the default floating-point settings."""
     cdef uint64_t floats = embag_use_default_floats()
@@ -242,6 +247,8 @@ def plain_call(
               positions_in(&job.bags, include_last_offset is True), per_sample_weights)
     if job.n_positions < 0:
         return None
+    if is_long(&job):
+        return None
 
     # The result.
     if is_new:
@@ -308,11 +315,8 @@ def reduce_bags(
     cdef:
         Job* jobs = NULL
         Job* job
-        Task* tasks = NULL
-        Task only_task
         int64_t* counts = NULL
         Py_ssize_t n_jobs = len(inputs), first = 0, n_bags, n_positions, j
-        size_t n_tasks = 3 * (SHARES * <size_t>n_threads + <size_t>n_jobs)
         int64_t n_left_out = 0
         bint done = True
         Job table
@@ -346,10 +350,9 @@ def reduce_bags(
                   and padding < n_ids and stand_in < n_ids and default_row < n_ids
                   and (not normalizes or out_encoding == FLOAT32 or out_encoding == FLOAT64))
     jobs = <Job*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(Job))
-    tasks = <Task*>malloc(n_tasks * sizeof(Task))
     counts = <int64_t*>malloc(max(<size_t>1, <size_t>n_jobs) * sizeof(int64_t))
     try:
-        if jobs == NULL or tasks == NULL or counts == NULL:
+        if jobs == NULL or counts == NULL:
             raise MemoryError("no memory to plan a call")
         memset(counts, 0, <size_t>n_jobs * sizeof(int64_t))
         memset(&table, 0, sizeof(Job))
@@ -396,20 +399,11 @@ def reduce_bags(
                 job.n_valid = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>n_valid) + first
             first += job.bags.n_bags
         refuse_change(first == n_bags)
-        if done and (n_threads == 1 or dim == 0):   # without OpenMP
-            with nogil:
-                for j in range(n_jobs):
-                    only_task = Task(0, jobs[j].bags.n_bags, 0, dim, True, False, 0, 0)
-                    done = done and do_alone(&jobs[j], &only_task)
-                    n_left_out += only_task.n_invalid
-        elif done:
-            done = do_tasks(jobs, tasks, plan_jobs(jobs, n_jobs, tasks, n_threads), n_threads,
-                            counts)
-            for j in range(n_jobs):
-                n_left_out += counts[j]
+        done = done and do_jobs(jobs, n_jobs, n_threads if dim > 0 else 1, counts)
+        for j in range(n_jobs):
+            n_left_out += counts[j]
     finally:
         free(jobs)
-        free(tasks)
         free(counts)
     if not done:
         demand_memory()

@@ -1,4 +1,12 @@
-# Work in chunks: the one place where threads are started.
+# Work in chunks: the one place where threads are started, and where a long call looks for signals.
+
+cdef enum:
+    # What a chunk of a large call reads and writes at most, in bytes: a few ms of work.
+    MOST_BYTES = 1 << 24
+    # How long the regions of a large call take, about, in ns. Between them Python's signal handlers
+    # run, so Ctrl-C waits for one region.
+    REGION = 100_000_000
+    MOST_OF_REGION = 50      # chunks for each thread
 
 # A chunk of a kernel's work. False if something is bad.
 ctypedef bint (*chunk_work)(
@@ -64,41 +72,73 @@ cdef bint run_stages(
     Py_ssize_t n_chunks,
     int n_threads,
     bint in_place,                   # chunk c is done by the same thread in all stages
-) noexcept:
+    bint is_long,                    # it looks for signals, each of which may end it half-way
+) except -1:
     """Do the stages with a team, each after the one before it. False as soon as something is
-    bad in one.
+    bad in one. Raises what a signal handler raises, with some chunks done and others not.
+
+    A stage is one parallel region, and several if the call is long.
 
     This function holds the GIL and releases it itself. In a function that does not hold it,
     prange would ask Python whether it does, and the answer is wrong once there has been a
     subinterpreter.
     """
-    cdef Py_ssize_t c, n_bad = 0
-    cdef int s
+    cdef Py_ssize_t few = SHARES * <Py_ssize_t>n_threads if is_long else n_chunks, size = few
+    cdef Py_ssize_t c, first = 0, stop, n_bad = 0
+    cdef int s = 0
     cdef chunk_work work
     cdef Leader leader
-    cdef int64_t began
-    with nogil:
-        for s in range(n_stages):
-            work = stages[s].work
-            began = embag_now()
-            leader.n_done = 0
-            leader.began = leader.stopped = began
-            if n_threads == 1:       # without OpenMP
-                for c in range(n_chunks):
-                    n_bad += not do_chunk(work, job, input, out, c, n_chunks)
-            elif in_place:
-                for c in prange(n_chunks, num_threads=n_threads, schedule="static", chunksize=1):
-                    n_bad += not do_chunk_in_team(work, job, input, out, c, n_chunks, &leader)
-            else:
-                for c in prange(n_chunks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-                    n_bad += not do_chunk_in_team(work, job, input, out, c, n_chunks, &leader)
-            if n_threads > 1 and leader.n_done > 0:
-                record_region(&leader, began, n_chunks)
-            if n_bad > 0:
-                break
-            if stages[s].then != NULL:
-                stages[s].then(job, n_chunks)
-    return n_bad == 0
+    cdef int64_t began, process = embag_process()
+    while s < n_stages:
+        with nogil:
+            while s < n_stages:
+                work = stages[s].work
+                stop = first + min(size, n_chunks - first)
+                began = embag_now()
+                leader.n_done = 0
+                leader.began = leader.stopped = began
+                if n_threads == 1:   # without OpenMP
+                    for c in range(first, stop):
+                        n_bad += not do_chunk(work, job, input, out, c, n_chunks)
+                elif in_place:
+                    for c in prange(first, stop, num_threads=n_threads, schedule="static",
+                                    chunksize=1):
+                        n_bad += not do_chunk_in_team(work, job, input, out, c, n_chunks, &leader)
+                else:
+                    for c in prange(first, stop, num_threads=n_threads, schedule="dynamic",
+                                    chunksize=1):
+                        n_bad += not do_chunk_in_team(work, job, input, out, c, n_chunks, &leader)
+                if n_threads > 1 and leader.n_done > 0:
+                    record_region(&leader, began, stop - first)
+                if n_bad > 0:
+                    break
+                if is_long:
+                    size = size_of_region(stop - first, embag_now() - began, n_threads)
+                first = stop
+                if first == n_chunks:
+                    if stages[s].then != NULL:
+                        stages[s].then(job, n_chunks)
+                    s += 1
+                    first = 0
+                    size = few
+                if is_long:
+                    break
+        if n_bad > 0:
+            return False
+        if s < n_stages:
+            PyErr_CheckSignals()
+            if embag_process() != process:
+                n_threads = 1        # a handler has forked, and the team is the parent's
+    return True
+
+
+cdef inline Py_ssize_t size_of_region(
+    Py_ssize_t n_chunks, int64_t took, int n_threads
+) noexcept nogil:
+    """How many chunks the next region does, after one of so many that took so long: a multiple of
+    the number of threads."""
+    cdef double n = <double>n_chunks * REGION / <double>max(took, 1)
+    return n_threads * <Py_ssize_t>max(1.0, min(n / n_threads, MOST_OF_REGION))
 
 
 cdef void record_region(const Leader* leader, int64_t began, Py_ssize_t n_chunks) noexcept nogil:
@@ -119,12 +159,24 @@ def take_region():
 
 cdef bint run_chunks(
     chunk_work work, void* job, const void* input, void* out, Py_ssize_t n_chunks, int n_threads
-) noexcept:
+) except -1:
     """Do all chunks with a team. False if something is bad."""
     cdef Stage stage = Stage(work, NULL)
-    return run_stages(&stage, 1, job, input, out, n_chunks, n_threads, False)
+    return run_stages(&stage, 1, job, input, out, n_chunks, n_threads, False,
+                      is_large(n_chunks, n_threads))
 
 
-cdef inline Py_ssize_t shares_of(int n_threads) noexcept nogil:
-    """How many chunks the work of a call is cut into: threads are not equally fast."""
-    return SHARES * <Py_ssize_t>n_threads if n_threads > 1 else 1
+cdef inline bint is_large(Py_ssize_t n_chunks, int n_threads) noexcept nogil:
+    """Whether work is cut into more chunks than its threads need: see `shares_of`."""
+    return n_chunks > SHARES * <Py_ssize_t>n_threads
+
+
+cdef inline Py_ssize_t slices_of(double n_bytes) noexcept nogil:
+    """How many chunks that many bytes are cut into."""
+    return 1 + <Py_ssize_t>(min(n_bytes, 1e18) / MOST_BYTES)
+
+
+cdef inline Py_ssize_t shares_of(int n_threads, double n_bytes) noexcept nogil:
+    """How many chunks the work of a call is cut into: threads are not equally fast. More than
+    SHARES for each thread if it reads and writes many bytes."""
+    return max(SHARES * <Py_ssize_t>n_threads if n_threads > 1 else 1, slices_of(n_bytes))

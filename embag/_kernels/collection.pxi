@@ -390,31 +390,29 @@ cdef class Collection:
             jobs[f].out = out + <Py_ssize_t>self.jobs[f].out
         return jobs
 
-    cdef bint run(self, Job* jobs, int n_threads) except? False:
+    cdef bint run(self, Job* jobs, int n_threads) except -1:
         cdef:
             size_t n_features = <size_t>self.n_features
-            size_t n_tasks = 3 * (SHARES * <size_t>n_threads + n_features) if n_threads > 1 else 0
-            # In one piece, the counts of each feature first.
-            size_t n_bytes = n_features * sizeof(int64_t) + n_tasks * sizeof(Task)
-            int64_t* n_invalid = <int64_t*>malloc(max(<size_t>1, n_bytes))
-            Task* tasks = <Task*>(n_invalid + n_features)
+            int64_t* n_invalid = <int64_t*>malloc(
+                max(<size_t>1, n_features * sizeof(int64_t)))
             int64_t* total
             size_t f
             bint done
         if n_invalid == NULL:
             raise MemoryError("no memory to plan a call")
         memset(n_invalid, 0, n_features * sizeof(int64_t))
-        if n_threads > 1:
-            done = do_tasks(jobs, tasks, plan_jobs(jobs, self.n_features, tasks, n_threads),
-                            n_threads, n_invalid)
-        else:
-            with nogil:
-                done = pool_paged(jobs, self.n_features, n_invalid)
-        if done and self.n_invalid is not None:
-            total = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>self.n_invalid)
-            for f in range(n_features):
-                embag_count(total + f, n_invalid[f])
-        free(n_invalid)
+        try:
+            if n_threads > 1 or is_large(slices_of(bytes_of_jobs(jobs, self.n_features)), 1):
+                done = do_jobs(jobs, self.n_features, n_threads, n_invalid)
+            else:
+                with nogil:
+                    done = pool_paged(jobs, self.n_features, n_invalid)
+            if done and self.n_invalid is not None:
+                total = <int64_t*>cnp.PyArray_DATA(<cnp.ndarray>self.n_invalid)
+                for f in range(n_features):
+                    embag_count(total + f, n_invalid[f])
+        finally:
+            free(n_invalid)
         if not done:
             demand_memory()
         return done

@@ -281,19 +281,35 @@ cdef bint do_task_of(
     return do_task(&batch.jobs[batch.tasks[t].job], &batch.tasks[t])
 
 
-cdef bint do_tasks(
-    const Job* jobs,                 # IN   of which tasks are parts
-    Task* tasks,
-    Py_ssize_t n_tasks,
+cdef bint do_jobs(
+    const Job* jobs,                 # IN
+    Py_ssize_t n_jobs,
     int n_threads,
     int64_t* n_invalid,              # INOUT  for each job: the number of ids skipped is added
-) noexcept:
-    """Do the tasks with a team. False if something is bad."""
-    cdef Batch batch = Batch(jobs, tasks)
-    cdef bint done = run_chunks(<chunk_work>do_task_of, &batch, NULL, NULL, n_tasks, n_threads)
-    cdef Py_ssize_t t
-    for t in range(n_tasks):
-        n_invalid[tasks[t].job] += tasks[t].n_invalid
+) except -1:
+    """Do the jobs with a team. False if something is bad."""
+    cdef:
+        double total = bytes_of_jobs(jobs, n_jobs)
+        Py_ssize_t n_slices = 0
+        size_t room = 0
+        Stage stage = Stage(<chunk_work>do_task_of, NULL)
+        Py_ssize_t n_tasks, t, j
+        Batch batch
+        bint done
+    for j in range(n_jobs):
+        room += 3 * <size_t>shares_of_job(&jobs[j], total, n_threads)
+        n_slices += slices_of_job(&jobs[j]) - 1
+    batch = Batch(jobs, <Task*>malloc(max(<size_t>1, room) * sizeof(Task)))
+    if batch.tasks == NULL:
+        raise MemoryError("no memory to plan a call")
+    try:
+        n_tasks = plan_jobs(jobs, n_jobs, batch.tasks, n_threads)
+        done = run_stages(&stage, 1, &batch, NULL, NULL, n_tasks, n_threads, False,
+                          is_large(n_slices, n_threads))
+        for t in range(n_tasks):
+            n_invalid[batch.tasks[t].job] += batch.tasks[t].n_invalid
+    finally:
+        free(batch.tasks)
     return done
 
 
@@ -303,13 +319,13 @@ cdef Py_ssize_t plan(
     const Bags* bags,                # IN
     Py_ssize_t dim,
     Py_ssize_t itemsize,
-    int n_shares,
-    bint by_columns,                 # a bag may be cut
+    Py_ssize_t n_shares,
+    Py_ssize_t n_parts_of_bag,       # a bag may be cut into, at most
     Task* tasks,                     # OUT  room for 3 * n_shares
 ) noexcept nogil:
     """Cut the output into tasks of about equal work; returns how many.
 
-    Contiguous runs of bags. A bag larger than a share is cut by columns,
+    Contiguous runs of bags. A bag too large for one thread is cut by columns,
     so that each sum keeps its order. The offsets are not checked yet: whatever they
     hold, every bag is in one run and the tasks stay within their room.
     """
@@ -318,24 +334,25 @@ cdef Py_ssize_t plan(
         Py_ssize_t n_lines = (dim + line_columns - 1) // line_columns
         # Offsets may be a part of longer ones: then the first is not 0.
         Py_ssize_t first = max(0, min(bag_bound(bags, 0), bags.n_indices))
-        double share = (<double>(bags.n_indices - first) + <double>bags.n_bags) / n_shares
-        double size
+        double work = <double>(bags.n_indices - first) + <double>bags.n_bags
+        double share = work / n_shares, widest = work / n_parts_of_bag, size
         Py_ssize_t n_tasks = 0, b = 0, t, next_b, last, n_parts, part, room
 
     for t in range(n_shares):
         next_b = bags.n_bags
         if t < n_shares - 1:
-            next_b = first_bag_from(bags, first + share * (t + 1))
+            next_b = first_bag_from(bags, first + share * <double>(t + 1))
         if next_b <= b:
             continue
-        # Only the last bag of a run can be larger than a share.
+        # Only the last bag of a run can be so large.
         last = next_b - 1
         size = <double>bag_bound(bags, next_b) - <double>bag_bound(bags, last)
-        n_parts = min(<Py_ssize_t>max(1.0, min(size / share + 1, <double>n_shares)), n_lines)
+        n_parts = min(
+            <Py_ssize_t>max(1.0, min(size / widest + 1, <double>n_parts_of_bag)), n_lines)
         # One task is for the run's other bags, and one for each run to come.
-        room = 3 * <Py_ssize_t>n_shares - n_tasks - 1 - (n_shares - 1 - t)
-        n_parts = min(n_parts, room) if by_columns else 1
-        if size <= share or n_parts <= 1:
+        room = 3 * n_shares - n_tasks - 1 - (n_shares - 1 - t)
+        n_parts = min(n_parts, room)
+        if size <= widest or n_parts <= 1:
             tasks[n_tasks] = Task(b, next_b, 0, dim, True, False, 0, 0)
             n_tasks += 1
         else:
@@ -365,24 +382,48 @@ cdef inline double bytes_of_job(const Job* job) noexcept nogil:
             + <double>job.bags.n_bags * <double>job.dim * sum_bytes(job))
 
 
+cdef double bytes_of_jobs(const Job* jobs, Py_ssize_t n_jobs) noexcept nogil:
+    cdef double total = 0
+    cdef Py_ssize_t j
+    for j in range(n_jobs):
+        total = total + bytes_of_job(&jobs[j])
+    return total
+
+
+cdef inline Py_ssize_t part_of_job(const Job* job, double total, int n_threads) noexcept nogil:
+    """How many of the shares of threads are a job's, if all jobs have so many bytes."""
+    cdef Py_ssize_t n_shares = SHARES * <Py_ssize_t>n_threads if n_threads > 1 else 1
+    return <Py_ssize_t>max(1.0, ceil(<double>n_shares * bytes_of_job(job) / max(total, 1.0)))
+
+
+cdef inline Py_ssize_t shares_of_job(const Job* job, double total, int n_threads) noexcept nogil:
+    """How many shares a job is cut into."""
+    return max(part_of_job(job, total, n_threads), slices_of_job(job))
+
+
+cdef inline Py_ssize_t slices_of_job(const Job* job) noexcept nogil:
+    """How many chunks a job is cut into by its bytes. A row takes a cache line at least."""
+    return slices_of(
+        bytes_of_job(job) + <double>job.n_positions * <double>max(0, LINE - job.row_bytes))
+
+
 cdef Py_ssize_t plan_jobs(
     const Job* jobs,
     Py_ssize_t n_jobs,
-    Task* tasks,                     # OUT  room for 3 * (SHARES * n_threads + n_jobs)
+    Task* tasks,                     # OUT  room for 3 * shares_of_job, for each job
     int n_threads,
 ) noexcept nogil:
     """Cut all jobs into tasks of about equal bytes; returns how many."""
     cdef:
         Py_ssize_t j, t, first, n_tasks = 0
-        int n_shares = SHARES * n_threads
-        double total = 0, part
-    for j in range(n_jobs):
-        total = total + bytes_of_job(&jobs[j])
+        double total = bytes_of_jobs(jobs, n_jobs)
     for j in range(n_jobs):
         first = n_tasks
-        part = max(1.0, ceil(n_shares * bytes_of_job(&jobs[j]) / max(total, 1.0)))
-        n_tasks += plan(&jobs[j].bags, jobs[j].dim, sum_bytes(&jobs[j]), <int>part,
-                        not jobs[j].normalizes, tasks + n_tasks)
+        n_tasks += plan(
+            &jobs[j].bags, jobs[j].dim, sum_bytes(&jobs[j]),
+            shares_of_job(&jobs[j], total, n_threads),
+            1 if jobs[j].normalizes else part_of_job(&jobs[j], total, n_threads),
+            tasks + n_tasks)
         for t in range(first, n_tasks):
             tasks[t].job = j
     return n_tasks

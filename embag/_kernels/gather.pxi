@@ -309,6 +309,8 @@ def plain_gather(
     out_encoding = FLOAT64 if ENCODINGS[encoding].sum_type == cnp.NPY_FLOAT64 else FLOAT32
     describe_gather(&job, NULL, rows, encoding, dim, ids, <cnp.ndarray>out, out_encoding,
                     invalid == "skip", -1, False, row_scales, False)
+    if is_long(&job):
+        return None
     task = Task(0, job.bags.n_bags, 0, job.dim, True, False, 0, 0)
     with nogil:
         if not is_new and not job.skip_invalid:    # nothing may be written if an id is bad
@@ -347,8 +349,6 @@ def gather(
     """
     cdef:
         Job job
-        Task only_task
-        Task* tasks = NULL
         int64_t n_left_out = 0
         Mapping described
         Py_ssize_t n_ids = cnp.PyArray_DIM(rows, 0)
@@ -371,17 +371,7 @@ def gather(
     describe_gather(&job, NULL if mapping is None else &described, rows, encoding, dim, input, out,
                     out_encoding, n_invalid is not None, stand_in, normalizes, row_scales,
                     n_threads > 1)
-    if n_threads == 1 or dim == 0:   # without OpenMP
-        only_task = Task(0, job.bags.n_bags, 0, job.dim, True, False, 0, 0)
-        with nogil:
-            done = do_alone(&job, &only_task)
-        n_left_out = only_task.n_invalid
-    else:
-        tasks = <Task*>malloc(3 * (SHARES * <size_t>n_threads + 1) * sizeof(Task))
-        if tasks == NULL:
-            raise MemoryError("no memory to plan a call")
-        done = do_tasks(&job, tasks, plan_jobs(&job, 1, tasks, n_threads), n_threads, &n_left_out)
-        free(tasks)
+    done = do_jobs(&job, 1, n_threads if dim > 0 else 1, &n_left_out)
     if not done:
         demand_memory()
     if done and n_invalid is not None:

@@ -4,8 +4,8 @@
 # ones, or its bag where that is what is wanted of it. A radix sort from the lowest digit
 # of the row upwards, on just the bits that rows need, is stable: within a row the order
 # of positions stays. Each pass counts digits per chunk of keys, turns the counts into
-# places, and moves the keys there; chunks are contiguous, one for each thread, so the
-# outcome does not depend on their number. No time or memory is proportional to n_rows.
+# places, and moves the keys there; chunks are contiguous, so the outcome does not depend on their
+# number. No time or memory is proportional to n_rows.
 
 cdef enum:
     # Bits of a row that one pass sorts by, at most: 2,048 places to write to are as many
@@ -21,6 +21,11 @@ cdef int n_bits(size_t x) noexcept nogil:
         x >>= 1
         n += 1
     return n
+
+
+cdef inline Py_ssize_t chunks_of_keys(Py_ssize_t n_keys, int n_threads) noexcept nogil:
+    """How many chunks keys are sorted in: as many for each thread, one if they are few."""
+    return n_threads * slices_of(<double>n_keys * 2 * sizeof(uint64_t) / n_threads)
 
 
 cdef struct Grouping:
@@ -257,6 +262,7 @@ def group_by_row(
         Stage[2 * MOST_PASSES + 1] stages
         Stage write = Stage(<chunk_work>write_groups, NULL)
         int n_stages
+        Py_ssize_t n_chunks = chunks_of_keys(n_positions, n_threads)
         cnp.ndarray first = empty_int64(n_positions)
         cnp.ndarray second = empty_int64(n_positions)
         cnp.ndarray rows, starts
@@ -264,21 +270,22 @@ def group_by_row(
     describe_grouping(&job, &bags if by_bag else NULL, n_positions, n_rows, padding,
                       <uint64_t*>cnp.PyArray_DATA(first), <uint64_t*>cnp.PyArray_DATA(second))
     job.counts = <Py_ssize_t*>malloc(
-        <size_t>n_threads * <size_t>(job.mask + 1) * sizeof(Py_ssize_t))
+        <size_t>n_chunks * <size_t>(job.mask + 1) * sizeof(Py_ssize_t))
     if job.counts == NULL:
         raise MemoryError("no memory to group positions")
     n_stages = sort_stages(&job, cnp.PyArray_ITEMSIZE(input) == 8, stages)
     stages[n_stages] = Stage(<chunk_work>count_groups, <serial_work>number_groups)
     try:
-        if not run_stages(stages, n_stages + 1, &job, cnp.PyArray_DATA(input), NULL, n_threads,
-                          n_threads, True):
+        if not run_stages(stages, n_stages + 1, &job, cnp.PyArray_DATA(input), NULL, n_chunks,
+                          n_threads, True, n_chunks > n_threads):
             return None
         rows = empty_int64(job.n_groups)
         starts = empty_int64(job.n_groups + 1)
         job.rows = <int64_t*>cnp.PyArray_DATA(rows)
         job.starts = <int64_t*>cnp.PyArray_DATA(starts)
         job.starts[job.n_groups] = job.n_keys
-        run_stages(&write, 1, &job, NULL, job.other, n_threads, n_threads, True)
+        run_stages(&write, 1, &job, NULL, job.other, n_chunks, n_threads, True,
+                   n_chunks > n_threads)
     finally:
         free(job.counts)
     members = second if job.other == <uint64_t*>cnp.PyArray_DATA(second) else first

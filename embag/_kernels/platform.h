@@ -16,10 +16,11 @@
 #endif
 #if defined(__linux__)
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 #if defined(_WIN32)
 #include <windows.h>
+#else
+#include <unistd.h>
 #endif
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <cpuid.h>
@@ -113,6 +114,15 @@ static inline int32_t embag_read_int32(const int32_t *source) {
 }
 static inline int64_t embag_read_int64(const int64_t *source) {
     return *(const volatile int64_t *)source;
+}
+
+/* The number of the process: another one after a fork. */
+static inline int64_t embag_process(void) {
+#if defined(_WIN32)
+    return 0;
+#else
+    return (int64_t)getpid();
+#endif
 }
 
 /* Nanoseconds of a clock that is read in some 20. */

@@ -325,7 +325,7 @@ def quantize(
         cnp.PyArray_STRIDE(weight, 0), cnp.PyArray_DIM(out, 1), cnp.PyArray_DIM(weight, 0),
         cnp.PyArray_DIM(weight, 1), bits)
     return run_chunks(<chunk_work>quantize_chunk, &job, cnp.PyArray_DATA(weight),
-                      cnp.PyArray_DATA(out), shares_of(n_threads), n_threads)
+                      cnp.PyArray_DATA(out), shares_of(n_threads, 0), n_threads)
 
 
 def first_bad_row(

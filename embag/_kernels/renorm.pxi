@@ -100,4 +100,4 @@ def renorm(
                   and find_bad_index(ids, job.n, <size_t>cnp.PyArray_DIM(weight, 0), 0) < 0)
     if cnp.PyArray_ITEMSIZE(weight) == 8:
         work = <chunk_work>renorm_chunk[double]
-    run_chunks(work, &job, ids, NULL, shares_of(n_threads), n_threads)
+    run_chunks(work, &job, ids, NULL, shares_of(n_threads, 0), n_threads)

@@ -365,14 +365,16 @@ cdef bint sort_table(
     return True
 
 
-cdef bint sort_in_team(OptimizerStep* step, int n_threads) noexcept:
+cdef bint sort_in_team(OptimizerStep* step, int n_threads) except -1:
     """Sort the keys of a table with a team. False if an id or an offset is bad."""
     cdef Stage[2 * MOST_PASSES] stages
     cdef int n_stages = sort_stages(&step.sorting, step.wide, stages)
+    cdef Py_ssize_t n_chunks = chunks_of_keys(step.sorting.n_keys, n_threads)
     if step.factors != NULL and not run_chunks(<chunk_work>fill_bag_of, &step.look_up, NULL, NULL,
-                                               n_threads, n_threads):
+                                               n_chunks, n_threads):
         return False
-    return run_stages(stages, n_stages, &step.sorting, step.input, NULL, n_threads, n_threads, True)
+    return run_stages(stages, n_stages, &step.sorting, step.input, NULL, n_chunks, n_threads, True,
+                      n_chunks > n_threads)
 
 
 cdef bint do_step(
@@ -519,7 +521,8 @@ cdef int describe_gradient(
 
 def count_scratch(Py_ssize_t n_positions, bint weighted, int n_threads) -> int:
     """How many int64 `step_tables` needs to sort so many terms."""
-    return (3 if weighted else 2) * n_positions + (<Py_ssize_t>n_threads << DIGIT_BITS)
+    return ((3 if weighted else 2) * n_positions
+            + (chunks_of_keys(n_positions, n_threads) << DIGIT_BITS))
 
 
 # An optimizer makes one step at a time. Who may make it is settled in C, and so is the count of
@@ -622,6 +625,7 @@ cdef int make_steps(int n_threads, tuple optimizers, tuple gradients) except -1:
         Stage[2] stages
         Py_ssize_t n_tables = len(optimizers), n_tasks = 0, t, j
         int n_summed = 0
+        bint is_long = False
         size_t most_tasks = 3 * (SHARES * <size_t>n_threads + <size_t>n_tables)
         size_t room = 0, room_of_cut = 0, n_bytes
         char* memory = NULL
@@ -642,9 +646,11 @@ cdef int make_steps(int n_threads, tuple optimizers, tuple gradients) except -1:
             describe_gradient(&batch.steps[j], rows, grads, terms, scratch, n_threads)
             room = max(room, <size_t>bytes_of_sums(&batch.steps[j]))
             n_summed += batch.steps[j].is_summed
+            is_long = is_long or (batch.steps[j].is_summed and chunks_of_keys(
+                batch.steps[j].sorting.n_keys, n_threads) > n_threads)
         room = ((TOGETHER + 1) * room + LINE - 1) // LINE * LINE
-        # Few tables are sorted one after the other, many at the same time.
-        if n_summed < n_threads:
+        # Few or large tables are sorted one after the other, many at the same time.
+        if n_summed < n_threads or is_long:
             for j in range(n_tables):
                 if batch.steps[j].is_summed:
                     done = done and sort_in_team(&batch.steps[j], n_threads)
@@ -677,8 +683,9 @@ cdef int make_steps(int n_threads, tuple optimizers, tuple gradients) except -1:
                     batch.cut_rows[t] = batch.cut_rows[t - 1]
         stages[0] = Stage(<chunk_work>do_step, NULL)
         stages[1] = Stage(<chunk_work>change_cut_row, NULL)
+        # Not ended by a signal: a step is made or not.
         return run_stages(stages, 2 if room_of_cut > 0 else 1, &batch, NULL, NULL, n_tasks,
-                          n_threads, False)
+                          n_threads, False, False)
     finally:
         free(batch.steps)
         free(batch.tasks)

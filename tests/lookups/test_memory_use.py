@@ -26,7 +26,8 @@ def test_peak_does_not_grow_with_the_input(mode, n_threads, eager_threads):
     peak_beside_output(100, 10, n_threads, mode=mode)
     small = peak_beside_output(1_000, 10, n_threads, mode=mode)
     large = peak_beside_output(1_000_000, 10_000, n_threads, mode=mode)
-    assert large < small + 1000 < 5000
+    # A long call takes the general way, even on one thread: that is 2 kB of Python objects.
+    assert large < small + 3000 < 6000
 
 
 def peak_of_collection(n_indices, n_bags, n_features, n_threads, with_out, by_name):

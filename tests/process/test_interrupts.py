@@ -19,6 +19,10 @@ def test_long_calls():
     run("long_calls")
 
 
+def test_calls_end_between_regions():
+    run("between_regions")
+
+
 def test_thousands_of_short_calls():
     run("short_calls")
 

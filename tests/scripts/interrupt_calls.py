@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 import numpy as np
 
@@ -83,6 +84,80 @@ def long_calls():
         for _ in range(3):
             result = embag.embedding_bag(ids[:, :300_000], table, mode="sum")
             assert result.tolist() == [[300_000 * v for v in range(8)]]
+
+
+def between_regions():
+    """Interrupt calls of each kind within a kernel; a step is made and counted, or neither."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    n = 2**22
+    rng = np.random.default_rng(0)
+    ids, offsets = rng.integers(0, 1000, n), np.arange(0, n, 8)
+    table = rng.standard_normal((1000, 64)).astype(np.float32)
+    grad = np.ones((len(offsets), 64), np.float32)
+    out = np.empty((len(offsets), 64), np.float32)
+    weights = np.ones(n, np.float32)
+    winners = np.zeros(out.shape, np.int64)
+    packed = embag.quantize(table)
+    ebc = embag.EmbeddingBagCollection({"t": table}, [embag.Feature(name, "t") for name in "ab"])
+    trained = np.zeros_like(table)
+    optimizer = embag.optim.SGD(trained, 1.0)
+
+    def look_up(table, **options):
+        return lambda t: embag.embedding_bag(ids, table, offsets, num_threads=t, **options)
+
+    def backward(**options):
+        return lambda t: embag.embedding_bag_backward(
+            grad, ids, table, offsets, num_threads=t, **options
+        )
+
+    calls = {
+        "lookup": look_up(table, mode="sum"),
+        "lookup into out": look_up(table, mode="sum", out=out),
+        "packed rows": look_up(packed, mode="max"),
+        "gather": lambda t: embag.embedding(ids, table, num_threads=t),
+        "collection": lambda t: ebc({"a": (ids, offsets), "b": (ids, offsets)}, num_threads=t),
+        "dense gradient": backward(mode="sum"),
+        "dense gradient of max": backward(mode="max", max_indices=winners),
+        "sparse gradient": backward(mode="mean", sparse=True),
+        "gradient of weights": backward(mode="sum", per_sample_weights=weights, sparse=True),
+        "step": lambda t: optimizer.update(grad, ids, offsets, mode="sum", num_threads=t),
+    }
+    out[:] = 0
+    for name, call in calls.items():
+        for n_threads in (1, 2):
+            interrupt_within_kernel(f"{name}, {n_threads} threads", lambda: call(n_threads))  # noqa: B023
+            assert np.ptp(trained[0]) == 0
+            assert (trained.sum(0, dtype="f8") == -n * optimizer.n_steps).all(), (
+                "a step was made in part"
+            )
+    right = embag.embedding_bag(ids[:800], table, offsets[:100], mode="sum")
+    assert np.array_equal(calls["lookup"](2)[:100], right)
+
+
+def interrupt_within_kernel(name, call):
+    """Call, and send SIGINT ever later, until the exception comes out of a kernel."""
+    for attempt in range(100):
+        started = threading.Event()
+
+        def send(delay=attempt * 0.002, started=started):
+            started.wait()
+            time.sleep(delay)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            started.set()
+            call()
+            thread.join()
+            time.sleep(10)
+            raise SystemExit("no KeyboardInterrupt")
+        except KeyboardInterrupt as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+        thread.join()
+        if last.filename.endswith((".pxi", ".pyx")):
+            return
+    raise SystemExit(f"{name}: never interrupted within a kernel")
 
 
 def short_calls():
