@@ -43,7 +43,7 @@ from embag._kernels.dispatch import kernels
 from embag._optimizer import MOST_STEPS
 from embag.memory import aligned_empty
 from embag.optim import Optimizer
-from embag.tables import add_path_to_errors, format_of, open_file, read_into, write_array
+from embag.tables import format_of, open_file, read_into, write_array
 
 # No key of a table's metadata: these begin with "embag." (docs/tables.md).
 _KEY = "embag-checkpoint"
@@ -140,7 +140,7 @@ def save_checkpoint(
         # Each entry is aligned to its size, so that tables can be mapped.
         arrays = dict(sorted(arrays.items(), key=lambda pair: -pair[1].itemsize))
         header = tensors_header(arrays, {_KEY: text})
-        with add_path_to_errors(target), replacement(target) as file:
+        with replacement(target) as file:
             file.write(header)
             for array in arrays.values():
                 write_array(file, array)

@@ -35,6 +35,7 @@ import numpy as np
 from embag._arguments import AnyArray, describe
 from embag._encodings import DTYPES, DTYPES_NAMES, ENCODINGS, LOW_FLOATS, Encoding, Layout
 from embag._files import checksums
+from embag._files.errors import add_path_to_errors
 
 _ALIGNMENT = 64  # of the data in a file: a cache line, as NumPy aligns it
 _NPY_HEADER = 12 + 10_000  # the longest that NumPy parses
@@ -439,7 +440,7 @@ MOST_BYTES = 64 << 20
 def read_index(path: str) -> bytes:
     """Return the content of an index, a JSON file that names other files."""
     check_regular(path)
-    with open(path, "rb") as file:
+    with add_path_to_errors(path), open(path, "rb") as file:
         index = file.read(MOST_BYTES + 1)
     if len(index) > MOST_BYTES:
         raise ValueError(f"{path}: index must have at most {MOST_BYTES} bytes, got more")
