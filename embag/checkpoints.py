@@ -167,7 +167,7 @@ def load_checkpoint(
     return_metadata : bool, optional
         If True, also return the metadata.
     verify : bool, optional
-        If True, read the whole file first and compare its checksum.
+        If True, also read the whole file and compare its checksum.
 
     Returns
     -------
@@ -217,9 +217,6 @@ def load_checkpoint(
     """
     check_flags(return_metadata=return_metadata, verify=verify)
     with open_file(_as_path(path)) as (file, n_bytes, _):
-        if verify:
-            checksums.verify(file)
-            file.seek(0)
         start, tensors, texts = read_tensors(file, n_bytes)
         records, metadata = _parse_metadata(texts)
         places = {key: place_array(key, tensor, start) for key, tensor in tensors.items()}
@@ -235,6 +232,8 @@ def load_checkpoint(
                 for state, memory in optimizer.states.items():
                     read_into(memory, file, places[f"{name}.{state}"].start)
             items[name] = array if record is None else optimizer
+        if verify:  # last: what was read are the bytes that are verified
+            checksums.verify(file)
     return (items, metadata) if return_metadata else items
 
 

@@ -165,8 +165,9 @@ def load_table(
     num_threads : int, optional
         The largest number of threads for a copy, instead of `get_num_threads`.
     verify : bool, optional
-        If True, read the whole file first and compare its checksum, which `save_table` writes
-        into ``.safetensors`` files.
+        If True, also read the whole file and compare its checksum, which `save_table` writes
+        into ``.safetensors`` files. A copy then has the verified bytes, even if another program
+        writes to the file meanwhile.
 
     Returns
     -------
@@ -222,17 +223,13 @@ def load_table(
     if num_threads is not None:
         num_threads = as_count(num_threads, "num_threads")
     check_flags(verify=verify)
-    with open_table(path, name) as (file, place):
-        if verify:
-            _verify(path, file)
-        rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
-        return _as_table(rows, place)
-
-
-def _verify(path: Any, file: BinaryIO) -> None:
-    if not _has_checksum(path):
+    if verify and not _has_checksum(path):
         raise ValueError("verify must be False for a .npy file, which has no checksum, got True")
-    checksums.verify(file)
+    with open_table(path, name) as (file, place):
+        rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
+        if verify:  # after the copy, which has the bytes that are verified
+            checksums.verify(file)
+        return _as_table(rows, place)
 
 
 def check_memory(memory: Any) -> None:

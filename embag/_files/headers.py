@@ -163,6 +163,8 @@ def read_npy_header(file: BinaryIO) -> NpyHeader:
             shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(head)
         else:
             raise ValueError(f"version {version}")
+    except MemoryError:
+        raise
     except Exception as error:  # a malicious header can make NumPy raise almost anything
         raise ValueError(f"header must be one that NumPy writes, got {error}") from error
     if dtype.hasobject:

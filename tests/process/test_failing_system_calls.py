@@ -1,5 +1,7 @@
 """Every call of the system that reads or writes a file may fail, or do half of its work."""
 
+import os
+import tempfile
 from importlib.util import find_spec
 
 import pytest
@@ -11,20 +13,29 @@ READS = [
     *("copy by threads", "load a remapped table"),
 ]
 CHECKPOINTS = ["save_checkpoint", "load_checkpoint", "load_checkpoint and verify"]
-COLLECTIONS = [
-    *("save a collection", "save a collection in a new folder"),
-    *("load a collection", "load a collection and verify"),
+COLLECTIONS = ["save a collection", "load a collection", "load a collection and verify"]
+COMMANDS = ["pool in.parquet out.parquet", "pool in.csv out.npy", "quantize", "convert"]
+OTHERS = [
+    *("pool in.arrow out.arrow", "pool in.arrows out.arrows"),
+    *("pool in.npy out.npy", "pool in.jsonl out.npy"),
+    *("convert a remapped table", "info", "info --verify"),
 ]
-COMMANDS = [
-    *("pool in.parquet out.parquet", "pool in.arrow out.arrow", "pool in.arrows out.arrows"),
-    *("pool in.npy out.npy", "pool in.csv out.npy", "pool in.jsonl out.npy"),
-    *("quantize", "convert", "convert a remapped table", "info", "info --verify"),
-]
+needs_cli = pytest.mark.skipif(
+    not all(map(find_spec, ["click", "rich", "pyarrow"])), reason="needs embag-cpu[cli]"
+)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     return build_library("failing_calls", tmp_path_factory.mktemp("library"))
+
+
+@pytest.fixture
+def folder():
+    """Make a folder in memory, if possible: a disk takes longer to delete files than to write."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.path.isdir(memory) else None) as made:
+        yield made
 
 
 def check(library, folder, *names):
@@ -41,20 +52,29 @@ def check(library, folder, *names):
 
 
 @pytest.mark.parametrize("names", [WRITES, READS, CHECKPOINTS], ids=lambda names: names[0])
-def test_files_of_tables_and_checkpoints(names, library, tmp_path):
-    check(library, tmp_path, *names)
+def test_files_of_tables_and_checkpoints(names, library, folder):
+    check(library, folder, *names)
 
 
 @pytest.mark.thorough
-def test_folders_of_collections(library, tmp_path):
-    check(library, tmp_path, *COLLECTIONS)
+def test_folders_of_collections(library, folder):
+    check(library, folder, *COLLECTIONS)
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(
-    not all(map(find_spec, ["click", "rich", "pyarrow"])), reason="needs embag-cpu[cli]"
-)
-def test_commands(library, tmp_path):
-    check(library, tmp_path, *COMMANDS)
-    if find_spec("tokenizers") and find_spec("safetensors"):
-        check(library, tmp_path, "embed")
+@needs_cli
+def test_commands(library, folder):
+    check(library, folder, *COMMANDS)
+
+
+@pytest.mark.slow
+@needs_cli
+def test_other_commands(library, folder):
+    check(library, folder, "save a collection in a new folder", *OTHERS)
+
+
+@pytest.mark.thorough
+@needs_cli
+@pytest.mark.skipif(not find_spec("tokenizers"), reason="needs embag-cpu[text]")
+def test_texts_to_vectors(library, folder):
+    check(library, folder, "embed")

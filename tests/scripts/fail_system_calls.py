@@ -168,9 +168,7 @@ def save_collection(exists=True):
 
 def load_collection(**options):
     make_collection(NEW, REMAPPED).save(FOLDER)
-    return Operation(
-        lambda: embag.EmbeddingBagCollection.load(FOLDER, **options), check_collection
-    )
+    return Operation(lambda: embag.EmbeddingBagCollection.load(FOLDER, **options), check_collection)
 
 
 # --- Commands -----------------------------------------------------------------
@@ -335,13 +333,12 @@ def restore_files(files):
     for path, content in read_files().items():
         if files.get(path) != content:
             path.unlink()  # truncation makes some file systems flush a file
-            with contextlib.suppress(OSError):  # not empty
+            if path.parent != FOLDER and not os.listdir(path.parent):
                 path.parent.rmdir()
     for path, content in files.items():
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    FOLDER.mkdir(exist_ok=True)
 
 
 def open_files():
@@ -381,8 +378,9 @@ def count_faults(operation, fault):
     n_errors = 0
     for number in itertools.count():
         result, error, call, path = run_with_fault(operation.run, fault, number)
+        has_failed = error is not None
         try:
-            if error is not None:
+            if has_failed:
                 n_errors += 1
                 check_error(operation, error, fault, path)
                 # A command may fail after that, if a file that it has read cannot be closed.
@@ -395,19 +393,20 @@ def count_faults(operation, fault):
             gc.collect()
             assert open_files() == before, f"files are still open: {open_files()}"
             restore_files(files)
-            operation.check(operation.run())
-            restore_files(files)
+            if has_failed:
+                operation.check(operation.run())
+                restore_files(files)
         except BaseException:
             print(f"call {number}: {call} of {path}", file=sys.stderr)
             raise
         if not call:
-            assert error is None
+            assert not has_failed
             return number, n_errors
     raise AssertionError
 
 
 def count_limits(operation):
-    """Limit the size of files, which then cannot be written (EFBIG); return how many limits and errors."""
+    """Limit the size of files, so that writes fail (EFBIG); return how many limits and errors."""
     files = read_files()
     operation.run()
     after = read_files()
