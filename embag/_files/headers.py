@@ -163,9 +163,9 @@ def read_npy_header(file: BinaryIO) -> NpyHeader:
             shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(head)
         else:
             raise ValueError(f"version {version}")
-    except MemoryError:
-        raise
-    except Exception as error:  # a malicious header can make NumPy raise almost anything
+    # A malicious header can make NumPy raise almost anything, such as MemoryError for one that is
+    # nested too deeply.
+    except Exception as error:
         raise ValueError(f"header must be one that NumPy writes, got {error}") from error
     if dtype.hasobject:
         raise ValueError("dtype must be of numbers, got Python objects, which are not unpickled")

@@ -38,13 +38,14 @@ def replacement(path: str) -> Iterator[BinaryIO]:
     try:
         unfinished.add(temporary)
         # Opened inside `try`: a KeyboardInterrupt may come as soon as the file exists.
-        with add_path_to_errors(path), open(temporary, "x+b", opener=create) as file:
-            yield file
-            file.flush()
-            if old is not None and hasattr(os, "fchmod"):
-                _copy_mode(old, file.fileno())
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with add_path_to_errors(path):
+            with open(temporary, "x+b", opener=create) as file:
+                yield file
+                file.flush()
+                if old is not None and hasattr(os, "fchmod"):
+                    _copy_mode(old, file.fileno())
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):  # it may not exist yet, or have been renamed
             os.unlink(temporary)

@@ -199,6 +199,9 @@ def pool(source, target):
     import pyarrow.csv  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    from embag.cli import _sources  # noqa: PLC0415
+
+    _sources._BLOCK = 1 << 12  # so that a CSV file has several
     source, target = FOLDER / source, FOLDER / target
     ids = np.arange(3000, dtype=np.int64)
     lists = pa.FixedSizeListArray.from_arrays(ids, 2).cast(pa.list_(pa.int64()))
