@@ -4,7 +4,6 @@ tests/lookups/test_sizes.py has large allocations, which the system refuses.
 """
 
 import os
-import platform
 import sysconfig
 import tempfile
 from collections import Counter
@@ -14,7 +13,6 @@ import pytest
 from preloading import build_library, run_preloaded
 
 pytestmark = [
-    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc"),
     pytest.mark.skipif(not find_spec("_testcapi"), reason="needs CPython's _testcapi"),
     pytest.mark.skipif(
         bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="its objects have an allocator"

@@ -303,7 +303,7 @@ def fail_in(part_of_path, run, number):
 # Each lets the allocation of a number fail while it runs a function.
 KINDS = {
     "Python": fail_python,
-    "NumPy": partial(fail_in, b"/numpy/_core/_multiarray_umath"),
+    "NumPy": partial(fail_in, b"/_multiarray_umath"),
     "embag": partial(fail_in, b"/embag/_core"),
 }
 # CPython takes a failure while it looks up an attribute for a missing one, and NumPy forgets to
