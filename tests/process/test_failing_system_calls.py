@@ -14,13 +14,10 @@ READS = [
 ]
 CHECKPOINTS = ["save_checkpoint", "load_checkpoint", "load_checkpoint and verify"]
 COLLECTIONS = ["save a collection", "load a collection", "load a collection and verify"]
-COMMANDS = [
-    *("pool in.parquet out.parquet", "pool in.csv out.npy", "pool in.jsonl out.npy"),
-    *("quantize", "convert"),
-]
+COMMANDS = ["pool in.parquet out.parquet", "pool in.csv out.npy", "quantize"]
 OTHERS = [
     *("pool in.arrow out.arrow", "pool in.arrows out.arrows"),
-    *("pool in.npy out.npy", "convert a remapped table"),
+    *("pool in.npy out.npy", "pool in.jsonl out.npy", "convert", "convert a remapped table"),
     *("info", "info --verify"),
 ]
 needs_cli = pytest.mark.skipif(
