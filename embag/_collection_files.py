@@ -33,7 +33,7 @@ from embag._files.replacement import replacement
 from embag._types import Table
 from embag.quantized import QuantizedTable
 from embag.remapped import RemappedTable
-from embag.tables import add_path_to_errors, load_table, save_table
+from embag.tables import load_table, save_table
 
 INDEX = "embag-collection.json"
 _FORMAT = 1
@@ -63,7 +63,7 @@ def save(
             with prefix_errors(f"table {describe(name)}"):
                 save_table(os.path.join(target, files[name]), table)
         before = _files_of_old_index(path)
-        with add_path_to_errors(path), replacement(path) as file:
+        with replacement(path) as file:
             file.write(index)
     except BaseException:
         if _is_replaced(path, index):
@@ -81,7 +81,7 @@ def load(folder: Any, memory: Any, verify: bool) -> tuple[str, dict[str, Table],
     target = as_path(folder, "folder")
     path = os.path.join(target, INDEX)
     while True:
-        index = _read(path)
+        index = read_index(path)
         with errors_of(path):
             entries, features, invalid = _parse(index)
         try:
@@ -144,7 +144,7 @@ def _dump(value: Any) -> str:
 def _files_of_old_index(path: str) -> list[str]:
     """Return the files of an earlier save; none if there is no index, or an invalid one."""
     try:
-        entries, _, _ = _parse(_read(path))
+        entries, _, _ = _parse(read_index(path))
     except (OSError, ValueError, TypeError):
         return []
     # A person may have written other names into the index. Those files are not ours.
@@ -154,7 +154,7 @@ def _files_of_old_index(path: str) -> list[str]:
 def _is_replaced(path: str, index: bytes) -> bool:
     """Return whether the folder certainly has another index than this one, or none."""
     try:
-        return _read(path) != index
+        return read_index(path) != index
     except FileNotFoundError:
         return True
     except (OSError, ValueError):
@@ -170,11 +170,6 @@ def _delete(folder: str, files: Any) -> None:
 # --- Loading ------------------------------------------------------------------
 
 Entry = tuple[str, tuple[Any, ...], Any]  # the file of a table, its shape, and `describe_rows`
-
-
-def _read(path: str) -> bytes:
-    with add_path_to_errors(path):
-        return read_index(path)
 
 
 def _parse(index: bytes) -> tuple[dict[str, Entry], list[Record], Any]:

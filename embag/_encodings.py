@@ -295,6 +295,8 @@ def as_out_dtype(out_dtype: DTypeLike | None, sums: np.dtype[Any]) -> np.dtype[A
     try:
         seen = np.dtype(out_dtype)
         encoding = encoding_of(seen)
+    except MemoryError:
+        raise
     except Exception:  # an object of the user's may raise anything
         encoding = None
     if encoding is None or encoding.sums_dtype != sums or not encoding.rounds:

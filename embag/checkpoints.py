@@ -43,7 +43,7 @@ from embag._kernels.dispatch import kernels
 from embag._optimizer import MOST_STEPS
 from embag.memory import aligned_empty
 from embag.optim import Optimizer
-from embag.tables import add_path_to_errors, format_of, open_file, read_into, write_array
+from embag.tables import format_of, open_file, read_into, write_array
 
 # No key of a table's metadata: these begin with "embag." (docs/tables.md).
 _KEY = "embag-checkpoint"
@@ -140,7 +140,7 @@ def save_checkpoint(
         # Each entry is aligned to its size, so that tables can be mapped.
         arrays = dict(sorted(arrays.items(), key=lambda pair: -pair[1].itemsize))
         header = tensors_header(arrays, {_KEY: text})
-        with add_path_to_errors(target), replacement(target) as file:
+        with replacement(target) as file:
             file.write(header)
             for array in arrays.values():
                 write_array(file, array)
@@ -167,7 +167,7 @@ def load_checkpoint(
     return_metadata : bool, optional
         If True, also return the metadata.
     verify : bool, optional
-        If True, read the whole file first and compare its checksum.
+        If True, also read the whole file and compare its checksum.
 
     Returns
     -------
@@ -217,9 +217,6 @@ def load_checkpoint(
     """
     check_flags(return_metadata=return_metadata, verify=verify)
     with open_file(_as_path(path)) as (file, n_bytes, _):
-        if verify:
-            checksums.verify(file)
-            file.seek(0)
         start, tensors, texts = read_tensors(file, n_bytes)
         records, metadata = _parse_metadata(texts)
         places = {key: place_array(key, tensor, start) for key, tensor in tensors.items()}
@@ -235,6 +232,8 @@ def load_checkpoint(
                 for state, memory in optimizer.states.items():
                     read_into(memory, file, places[f"{name}.{state}"].start)
             items[name] = array if record is None else optimizer
+        if verify:  # last: what was read are the bytes that are verified
+            checksums.verify(file)
     return (items, metadata) if return_metadata else items
 
 

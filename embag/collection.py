@@ -396,7 +396,7 @@ class EmbeddingBagCollection:
             "map": rows stay in the files and are read when lookups touch them; processes share
             them. "copy": rows are read into memory, and can be trained.
         verify : bool, optional
-            If True, read all files first and compare their checksums, as `load_table` does.
+            If True, also read all files and compare their checksums, as `load_table` does.
 
         Returns
         -------

@@ -9,7 +9,6 @@ Tested in tests/gradients/test_layers.py.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -552,8 +551,12 @@ def _draw(shape: tuple[int, int], dtype: DTypeLike, rng: Any) -> NDArray[Any]:
     """Return a table of standard normal values."""
     entry: np.dtype[Any] | None = None
     if dtype is not None:  # refused: it is float64 to NumPy and float32 to torch
-        with contextlib.suppress(Exception):  # a user's object can make NumPy raise anything
+        try:
             entry = np.dtype(dtype)
+        except MemoryError:
+            raise
+        except Exception:  # a user's object can make NumPy raise anything
+            entry = None
     if entry is None or entry.char not in "fd" or not entry.isnative:
         seen = _arguments.describe(dtype) if entry is None else entry
         raise TypeError(f"dtype must be float32 or float64 in native byte order, got {seen}")

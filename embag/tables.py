@@ -26,6 +26,7 @@ from embag._arguments import AnyArray, as_count, as_path, check_flags, check_tab
 from embag._columns import vectors
 from embag._encodings import DTYPES_RULE
 from embag._files import checksums, other_formats
+from embag._files.errors import add_path_to_errors
 from embag._files.headers import (
     FORMATS,
     NO_PARTS,
@@ -164,8 +165,9 @@ def load_table(
     num_threads : int, optional
         The largest number of threads for a copy, instead of `get_num_threads`.
     verify : bool, optional
-        If True, read the whole file first and compare its checksum, which `save_table` writes
-        into ``.safetensors`` files.
+        If True, also read the whole file and compare its checksum, which `save_table` writes
+        into ``.safetensors`` files. A copy then has the verified bytes, even if another program
+        writes to the file meanwhile.
 
     Returns
     -------
@@ -221,17 +223,13 @@ def load_table(
     if num_threads is not None:
         num_threads = as_count(num_threads, "num_threads")
     check_flags(verify=verify)
-    with open_table(path, name) as (file, place):
-        if verify:
-            _verify(path, file)
-        rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
-        return _as_table(rows, place)
-
-
-def _verify(path: Any, file: BinaryIO) -> None:
-    if not _has_checksum(path):
+    if verify and not _has_checksum(path):
         raise ValueError("verify must be False for a .npy file, which has no checksum, got True")
-    checksums.verify(file)
+    with open_table(path, name) as (file, place):
+        rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
+        if verify:  # after the copy, which has the bytes that are verified
+            checksums.verify(file)
+        return _as_table(rows, place)
 
 
 def check_memory(memory: Any) -> None:
@@ -288,20 +286,11 @@ def open_file(path: Any) -> Iterator[tuple[BinaryIO, int, Format]]:
     with add_path_to_errors(source), open(source, "rb") as file:
         try:
             yield file, os.fstat(file.fileno()).st_size, file_format
+        except OSError:  # io.UnsupportedOperation is a ValueError, too
+            raise
         except (ValueError, TypeError) as error:  # TypeError: an option that is not an integer
             # The message is cut, since it may quote the file at any length.
             raise ValueError(f"{source}: {error!s:.300}") from error
-
-
-@contextlib.contextmanager
-def add_path_to_errors(path: str) -> Iterator[None]:
-    """Add the path to an OSError without one, as maps and reads raise."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = path
-        raise
 
 
 def format_of(path: Any, reads: bool = False) -> tuple[str, Format]:
@@ -377,7 +366,7 @@ def new_table(
     dtype = dtype.newbyteorder("=")
     rows = np.broadcast_to(np.zeros((), dtype), shape)
     header = file_format.header(rows, packing, name, parts)
-    with add_path_to_errors(target), replacement(target) as file:
+    with replacement(target) as file:
         file.write(header)
 
         def write(rows: AnyArray) -> None:
@@ -406,7 +395,7 @@ def new_quantized_table(
     shape = n_rows, row_bytes(bits, dim)
     packing = Packing(int(bits), dim, "fused")
     header = file_format.header(np.broadcast_to(np.uint8(0), shape), packing, name, NO_PARTS)
-    with add_path_to_errors(target), replacement(target) as file:
+    with replacement(target) as file:
         file.write(header)
         file.flush()
         packed: AnyArray = np.empty(shape, np.uint8)

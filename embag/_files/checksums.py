@@ -6,6 +6,7 @@ checksum itself count as zeros. Other libraries ignore the entry.
 Tested in tests/tables/test_checksums.py.
 """
 
+import os
 import zlib
 from typing import BinaryIO
 
@@ -21,6 +22,9 @@ def add(file: BinaryIO) -> None:
     """Write the checksum of a file into its header, which has room for one."""
     file.flush()
     digits = f"{_compute(file):08x}"
+    n_read, n_bytes = file.tell(), os.fstat(file.fileno()).st_size
+    if n_read != n_bytes:
+        raise OSError(f"file must be read back as it was written, got {n_read} of {n_bytes} bytes")
     file.seek(_START)
     file.write(digits.encode())
 

@@ -35,6 +35,7 @@ import numpy as np
 from embag._arguments import AnyArray, describe
 from embag._encodings import DTYPES, DTYPES_NAMES, ENCODINGS, LOW_FLOATS, Encoding, Layout
 from embag._files import checksums
+from embag._files.errors import add_path_to_errors
 
 _ALIGNMENT = 64  # of the data in a file: a cache line, as NumPy aligns it
 _NPY_HEADER = 12 + 10_000  # the longest that NumPy parses
@@ -162,7 +163,9 @@ def read_npy_header(file: BinaryIO) -> NpyHeader:
             shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(head)
         else:
             raise ValueError(f"version {version}")
-    except Exception as error:  # a malicious header can make NumPy raise almost anything
+    # A malicious header can make NumPy raise almost anything, such as MemoryError for one that is
+    # nested too deeply.
+    except Exception as error:
         raise ValueError(f"header must be one that NumPy writes, got {error}") from error
     if dtype.hasobject:
         raise ValueError("dtype must be of numbers, got Python objects, which are not unpickled")
@@ -439,7 +442,7 @@ MOST_BYTES = 64 << 20
 def read_index(path: str) -> bytes:
     """Return the content of an index, a JSON file that names other files."""
     check_regular(path)
-    with open(path, "rb") as file:
+    with add_path_to_errors(path), open(path, "rb") as file:
         index = file.read(MOST_BYTES + 1)
     if len(index) > MOST_BYTES:
         raise ValueError(f"{path}: index must have at most {MOST_BYTES} bytes, got more")

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from embag._files.errors import add_path_to_errors
 from embag._files.headers import check_regular
 
 # Temporary files that exist now. A signal handler that ends the process deletes them.
@@ -21,6 +22,7 @@ def replacement(path: str) -> Iterator[BinaryIO]:
 
     The new file gets the mode of the old one. Until then only its owner can read it. Raises if
     `path` leads to something that is no regular file, such as /dev/null, which stays as it is.
+    Errors name `path`, not the temporary file.
     """
     target = os.path.realpath(path)  # a link stays a link to the new file
     folder = os.path.dirname(target)
@@ -36,16 +38,19 @@ def replacement(path: str) -> Iterator[BinaryIO]:
     try:
         unfinished.add(temporary)
         # Opened inside `try`: a KeyboardInterrupt may come as soon as the file exists.
-        with open(temporary, "x+b", opener=create) as file:
-            yield file
-            file.flush()
-            if old is not None and hasattr(os, "fchmod"):
-                _copy_mode(old, file.fileno())
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
+        with add_path_to_errors(path):
+            with open(temporary, "x+b", opener=create) as file:
+                yield file
+                file.flush()
+                if old is not None and hasattr(os, "fchmod"):
+                    _copy_mode(old, file.fileno())
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+    except BaseException as error:
         with contextlib.suppress(OSError):  # it may not exist yet, or have been renamed
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            raise OSError(error.errno, error.strerror, path) from error
         raise
     finally:
         unfinished.discard(temporary)

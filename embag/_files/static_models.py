@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from embag._arguments import AnyArray, describe
+from embag._files.errors import add_path_to_errors
 from embag._files.headers import check_regular, place_array, read_tensors
 from embag.remapped import RemappedTable
 from embag.tables import list_tensors, load_table, open_file, read_into
@@ -229,7 +230,7 @@ def _read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
 
 def _read_bytes(path: Path, most: int) -> bytes:
     check_regular(str(path))
-    with open(path, "rb") as file:
+    with add_path_to_errors(str(path)), open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"{path}: file must have at most {most} bytes, got more")

@@ -23,6 +23,9 @@ def report_errors(prefix: str) -> Iterator[None]:
             raise  # cli/__init__.py names the extra to install
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
             reason = error.strerror
+            path = str(error.filename)
+            if path.startswith(prefix) and path != prefix:  # a file in the folder
+                reason = f"{path}: {reason}"
         elif isinstance(error, MemoryError):
             reason = f"not enough memory ({error})" if str(error) else "not enough memory"
         else:

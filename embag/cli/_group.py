@@ -102,10 +102,11 @@ def _flush() -> None:
 
 def _drop_stdout() -> None:
     """Discard unwritten output: Python would try to write it again when it exits."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    with (
+        contextlib.suppress(OSError, ValueError, AttributeError),
+        open(os.devnull, "wb") as nowhere,
+    ):
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _print_error(line: str) -> None:

@@ -155,7 +155,21 @@ def _open_parquet(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> So
     n_rows = int(min(_MOST_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE / max(1, row_bytes))))
     batches = file.iter_batches(n_rows, columns=wanted.names or None)
     n_bytes = os.path.getsize(path)
-    return _make_source(wanted, file.schema_arrow, batches, file.metadata.num_rows, n_bytes)
+    n_all = file.metadata.num_rows
+    return _make_source(wanted, file.schema_arrow, _check_rows(batches, n_all), n_all, n_bytes)
+
+
+def _check_rows(batches: Iterable[pa.RecordBatch], n_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a Parquet file; Arrow takes the end of a file that shrinks for theirs.
+
+    Raises ValueError then.
+    """
+    n_read = 0
+    for batch in batches:
+        n_read += len(batch)
+        yield batch
+    if n_read != n_rows:
+        raise ValueError(f"file must not shrink while it is read, got {n_read} of {n_rows} rows")
 
 
 def _open_arrow(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
@@ -209,7 +223,8 @@ def _open_csv(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source
     )
     raw, text = _open_text(path, files)
     reader = files.enter_context(pyarrow.csv.open_csv(text, read, parse, convert))
-    return _make_source(wanted, reader.schema, reader, None, raw.size(), _make_tell(raw))
+    batches = _check_end(reader, raw, text)
+    return _make_source(wanted, reader.schema, batches, None, raw.size(), _make_tell(raw))
 
 
 def _open_json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Source:
@@ -229,7 +244,7 @@ def _open_json(path: str, wanted: _Wanted, files: contextlib.ExitStack) -> Sourc
         schema = pa.schema([schema.field(name) for name in wanted.names])
     raw, text = _open_text(path, files)
     tables = _json_lines.read_tables(text, schema)
-    batches = (batch for table in tables for batch in table.to_batches())
+    batches = _check_end((batch for table in tables for batch in table.to_batches()), raw, text)
     return _make_source(wanted, schema, batches, None, raw.size(), _make_tell(raw))
 
 
@@ -268,13 +283,26 @@ def _open_text(path: str, files: contextlib.ExitStack) -> tuple[Any, Any]:
     return raw, pa.CompressedInputStream(raw, codec) if codec else raw
 
 
+def _check_end(batches: Iterable[pa.RecordBatch], raw: Any, text: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a text; raise ValueError if its file shrinks.
+
+    A compressed text has an end of its own.
+    """
+    n_bytes = raw.size()
+    yield from batches
+    if text is raw and raw.tell() < n_bytes:
+        raise ValueError(
+            f"file must not shrink while it is read, got {raw.tell()} of {n_bytes} bytes"
+        )
+
+
 def _make_tell(raw: Any) -> Callable[[], int]:
     n_bytes: int = raw.size()
 
     def tell() -> int:
         try:
             return int(raw.tell())
-        except ValueError:  # closed: a decompressing stream closes the file at its end
+        except (ValueError, OSError):  # closed: a decompressing stream closes it at its end
             return n_bytes
 
     return tell

@@ -187,13 +187,12 @@ class _Run:
 
     def write_file(self, target: str) -> dict[str, float]:
         """Read, encode and write all rows; return the seconds of each stage."""
-        with contextlib.ExitStack() as files:
-            with report_errors(self.source):
-                opened = files.enter_context(
-                    _sources.open_source(self.source, {}, self.kept, [self.column])
-                )
-                _check_texts(opened.schema.field(self.column))
-                fields = [_sinks.decoded_field(opened.schema.field(name)) for name in self.kept]
+        with report_errors(self.source), contextlib.ExitStack() as files:
+            opened = files.enter_context(
+                _sources.open_source(self.source, {}, self.kept, [self.column])
+            )
+            _check_texts(opened.schema.field(self.column))
+            fields = [_sinks.decoded_field(opened.schema.field(name)) for name in self.kept]
             schema = pa.schema([*fields, self.field])
             show = files.enter_context(progress_bar(self.source, opened.n_rows, opened.n_bytes))
 
@@ -202,7 +201,7 @@ class _Run:
                 self.counts = _Counts(*map(operator.add, self.counts, encoded.counts))
                 show(self.counts.rows, opened.tell())
 
-            # The outermost: an error that does not name the source is one of the target.
+            # Within, errors of the source are reported already: others are of the target.
             with report_errors(target):
                 with _sinks.open_sink(target, schema) as sink:
                     seconds = _stages.overlap(

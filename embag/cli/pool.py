@@ -333,13 +333,12 @@ class _Run:
     def write_file(self, target: str) -> _Done:
         """Read, pool and write all rows."""
         counts = _Counts()
-        with contextlib.ExitStack() as files:
-            with report_errors(self.source):
-                opened = files.enter_context(self._open_source())
-                for name, numbers in self.lists.items():
-                    _lists.check_lists(opened.schema.field(name), numbers)
-                self._check_weights(opened.schema.field(self.column).type)
-                fields = [_sinks.decoded_field(opened.schema.field(name)) for name in self.kept]
+        with report_errors(self.source), contextlib.ExitStack() as files:
+            opened = files.enter_context(self._open_source())
+            for name, numbers in self.lists.items():
+                _lists.check_lists(opened.schema.field(name), numbers)
+            self._check_weights(opened.schema.field(self.column).type)
+            fields = [_sinks.decoded_field(opened.schema.field(name)) for name in self.kept]
             counts_field = [pa.field(self.n_invalid, pa.int64())] if self.n_invalid else []
             schema = pa.schema([*fields, *counts_field, self.field])
             show = files.enter_context(progress_bar(self.source, opened.n_rows, opened.n_bytes))
@@ -350,7 +349,7 @@ class _Run:
                 counts = _Counts(*map(operator.add, counts, pooled.counts))
                 show(counts.rows, opened.tell())
 
-            # The outermost: an error that does not name the source is one of the target.
+            # Within, errors of the source are reported already: others are of the target.
             with report_errors(target):
                 with _sinks.open_sink(target, schema) as sink:
                     seconds = _stages.overlap(

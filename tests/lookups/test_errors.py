@@ -444,3 +444,20 @@ def test_converted_inputs_must_not_share_memory_with_out():
     }.items():
         with pytest.raises(ValueError, match=f"^out must share no memory with {name}, got an ov"):
             call(out=out, **{name: argument})()
+
+
+class WithoutMemory:
+    """Stands for a dtype that cannot be made for want of memory."""
+
+    @property
+    def dtype(self):
+        raise MemoryError
+
+
+def test_no_memory_for_a_dtype():
+    with pytest.raises(MemoryError):
+        embag.embedding_bag([[0]], np.ones((2, 3), np.float32), out_dtype=WithoutMemory())
+    with pytest.raises(MemoryError):
+        embag.EmbeddingBag(2, 3, dtype=WithoutMemory())
+    with pytest.raises(MemoryError):
+        embag.aligned_empty(3, WithoutMemory())

@@ -464,6 +464,27 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, suffix, fa
     assert_same(embag.load_table(path), floats(np.float32))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the error of POSIX")
+def test_a_temporary_file_that_cannot_be_created(tmp_path, monkeypatch):
+    path = tmp_path / "t.npy"
+    monkeypatch.setattr(os, "urandom", lambda _: bytes(200))  # a name longer than file systems take
+    with pytest.raises(OSError, match="File name too long") as caught:
+        embag.save_table(path, floats(np.float32))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENAMETOOLONG, str(path))
+
+
+def test_an_error_that_has_only_a_message_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.npy"
+    embag.save_table(path, floats(np.float32))
+
+    def fail(*_):
+        raise io.UnsupportedOperation("File or stream is not seekable.")
+
+    monkeypatch.setattr(tables, "_map", fail)
+    with pytest.raises(OSError, match=r"t\.npy: File or stream is not seekable\.$"):
+        embag.load_table(path)
+
+
 def test_a_new_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
