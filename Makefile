@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz fuzz-coverage sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -108,6 +108,11 @@ soak: $(VENV)/.test $(VENV)/.serving
 # Failures are written to build/fuzz; make fuzz ARGS="--cases 1000000 --seed 7".
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --failures build/fuzz $(if $(ARGS),$(ARGS),--cases 100000)
+
+# Starts from tests/fuzz/corpus, and writes crashes and new inputs to build/fuzz: a minute for each
+# target. make fuzz-coverage ARGS="tables -max_total_time=600"; ARGS=-merge=1 keeps new inputs.
+fuzz-coverage: $(VENV)/.test $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz.from_bytes.guided $(ARGS)
 
 # A separate build, in build/sanitize; the build in embag/ does not change.
 sanitize: $(VENV)/.test build/sanitize/.built

@@ -11,12 +11,14 @@
     checked_call.py       corrupt a call, make it, and check it
     child.py              many cases in one process
     __main__.py           many processes: counts, crashes, hangs, replay
-    from_bytes.py         the same cases and raw files, guided by coverage (atheris)
+    from_bytes/           targets, which make the same cases, or files, from bytes
+    corpus/               inputs of the targets, found by coverage
 
 A case is drawn from a `random.Random`, so a seed and a number identify it. Hypothesis provides
-such generators too (`st.randoms`), with which it shrinks a failing case and atheris guides the
-choice. Most cases come from Python's own generator, which is ten times as fast. `make test`
-runs a few thousand (test_fuzz.py), `make fuzz` as many as requested.
+such generators too (`st.randoms`), with which it shrinks a failing case. from_bytes/ has one that
+takes its choices from bytes, which atheris varies by coverage. Most cases come from Python's own
+generator, which is ten times as fast. `make test` runs a few thousand (test_fuzz.py) and the
+corpus (test_corpus.py), `make fuzz` as many as requested.
 
 A new argument goes into the sound calls of its function, a new public name also into calls.py.
 """

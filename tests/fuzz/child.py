@@ -32,15 +32,20 @@ def draw(seed, k):
     return case(random.Random(f"{seed}/{k}"))
 
 
-def prepare_process(eager):
-    """Prepare the process for hostile calls: limits, warnings, and threads if `eager`."""
+def prepare_process(eager, memory=MEMORY):
+    """Prepare the process for hostile calls: limits, warnings, and threads if `eager`.
+
+    `memory` is the most bytes of addresses; -1 for any number.
+    """
     faulthandler.enable()
     np.seterr(all="ignore")
     warnings.simplefilter("ignore")  # those of NumPy, about conversions
-    if sys.platform == "linux" and "san.so" not in os.environ.get("LD_PRELOAD", ""):
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    # The sanitizers, of which OSS-Fuzz's are in sanitizer_with_fuzzer.so, reserve more addresses.
+    if sys.platform == "linux" and "san.so" not in preloaded and "sanitizer" not in preloaded:
         import resource  # noqa: PLC0415  # not on every system
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
     else:  # without a limit, copies would take gigabytes
         values.HUGE[:] = [

@@ -215,13 +215,14 @@ def saving_cases(rng):
         place = given.get("folder")
         if type(place) is str:  # a corrupted one makes no folder elsewhere
             given["folder"] = os.path.join(path, place)
-        return ebc.save(**given)
+        ebc.save(**given)
+        return given["folder"]
 
     return Case(
         "EmbeddingBagCollection.save",
         save,
         {"folder": rng.choice([path, str(path)])},
-        lambda result, given: check(embag.EmbeddingBagCollection.load(given["folder"])),
+        lambda saved, given: check(embag.EmbeddingBagCollection.load(saved)),
         (*RAISES, OSError, ImportError),
     )
 

@@ -61,7 +61,7 @@ def test_a_failure_report_names_the_command_that_repeats_it(tmp_path):
 
 @needs_limits
 def test_cases_drawn_by_hypothesis():
-    # from_bytes.py relies on this, and hypothesis shrinks failures.
+    # Hypothesis shrinks failures.
     run(SCRIPTS / "fuzz_by_hypothesis.py")
 
 
