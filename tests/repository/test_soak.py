@@ -55,12 +55,13 @@ def results(tmp_path_factory):
 def test_a_run_is_complete(results):
     assert results["problems"] == []
     kinds = {k: v for part in results["parts"].values() for k, v in part["kinds"].items()}
-    assert len(kinds) == 14
+    assert len(kinds) == 25
     for figures in kinds.values():
         assert figures["calls"] > 0
         assert 0 < figures["p50, us"] <= figures["p99, us"] <= figures["p99.9, us"]
     for part in results["parts"].values():
         assert part["numbers"]["ids out of range"] > 0
+        assert part["numbers"]["values compared"] > 0
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,15 @@ def test_a_run_is_complete(results):
         ),
         (
             lambda kind, process: process.update({"growth, MB": 17}),
-            "library: its memory grew by 17 MB",
+            "library: grew by 17 MB",
+        ),
+        (
+            lambda kind, process: process.update({"growth, threads": 9}),
+            "library: grew by 9 threads",
+        ),
+        (
+            lambda kind, process: process.update({"growth, open files": 17}),
+            "library: grew by 17 open files",
         ),
     ],
 )
@@ -121,13 +130,30 @@ FAULTS = {  # functions of soak_with_a_fault.py, and what must be among the prob
         "one bag: a wrong result: max of table 0",
         "ids out of range, not ",
         "MemoryError: planted",
-        "library: its memory grew by",
+        "library: grew by",
         "gradient and step: ",
     ],
     "collections_that_replace_nothing": [
         "request of 26 tables, by name: a wrong result: not that of a state of the tables",
+        "request of remapped tables: a wrong result: not that of a state of the tables",
         "ids out of range: [",
         "call that must raise: a wrong result: no ValueError",
+    ],
+    "wrong_training": [
+        "training step: a wrong result: table of ",
+        "training step of a remapped table: a wrong result: state 1 of ",
+        "training step of a collection: a wrong result: ",
+        "save and load of a checkpoint: a wrong result: FTRL of float64: 2 steps of 1",
+        "load of a checkpoint: a wrong result: checkpoint 1, not ",
+        "load of a checkpoint: a wrong result: another checksum of checkpoint ",
+    ],
+    "wrong_tables": [
+        "map of a table file, and bags: a wrong result: not that of table_1.safetensors, ",
+        "map of a table file, and bags: a wrong result: a table loaded before from table_0",
+        "copy of a table file, and bags: a wrong result: not that of table_1.safetensors, ",
+        "bags of a remapped table: a wrong result: sum of remapped table ",
+        "request of remapped tables: a wrong result: not that of a state of the tables",
+        " open files",
     ],
     "child_that_hangs": ["RuntimeError: in the child: it hangs"],
     "child_that_dies": ["RuntimeError: in the child: it died; exit status 3"],

@@ -15,7 +15,7 @@ import numpy as np
 import embag
 
 sys.path.append(str(Path(__file__).parents[2]))
-from tools.soak import harness, library
+from tools.soak import harness, library, threads_and_forks
 
 PARENT = os.getpid()
 look_up, backward = embag.embedding_bag, embag.embedding_bag_backward
@@ -53,8 +53,66 @@ def collections_that_replace_nothing():
     embag.EmbeddingBagCollection = Faulty
 
 
+def wrong_training():
+    """Change a table and a state after steps, drop a step, and load wrong checkpoints."""
+    update, load = embag.optim.Optimizer.update, embag.load_checkpoint
+    update_collection = embag.EmbeddingBagCollection.update
+    loads = []
+
+    def faulty_update(self, *arguments, **options):
+        update(self, *arguments, **options)
+        if isinstance(self.table, embag.RemappedTable):
+            for state in self.states.values():
+                state[7] += 1
+        elif type(self) is embag.optim.SGD and self.table.dtype == np.float16:
+            self.table[7, 3] += 1
+
+    def faulty_update_of_collection(self, *arguments, optimizers):
+        name, *_ = optimizers
+        update_collection(self, *arguments, optimizers={name: optimizers[name]})
+
+    def faulty_load(path, *, return_metadata=False, verify=False):
+        items, metadata = load(path, return_metadata=True)
+        loads.append((items, metadata))
+        if return_metadata:
+            if len(loads) % 2:
+                return loads[0]
+            items["SGD"].table[7, 3] += 1
+            return items, metadata
+        items["FTRL"].n_steps += 1
+        return items
+
+    embag.optim.Optimizer.update = faulty_update
+    embag.EmbeddingBagCollection.update = faulty_update_of_collection
+    embag.load_checkpoint = faulty_load
+
+
+def wrong_tables():
+    """Replace no file, change a loaded table, leave files open, and map ids to other rows."""
+    save, load, begin = embag.save_table, embag.load_table, embag.RemappedTable.__init__
+    loaded = {}
+
+    def faulty_save(path, table):
+        if path.name != "table_1.safetensors" or not path.exists():
+            save(path, table)
+
+    def faulty_load(path, memory, *, verify):
+        os.open(path, os.O_RDONLY)
+        if path.name == "table_0.safetensors":
+            loaded[memory] = load(path, "copy")
+            return loaded[memory]
+        loaded[memory][:] += 1
+        return load(path, memory, verify=verify)
+
+    def faulty_init(self, table, index_map=None, scales=None, first_id=0):
+        begin(self, table, np.roll(index_map, 1), scales, first_id)
+
+    embag.save_table, embag.load_table = faulty_save, faulty_load
+    embag.RemappedTable.__init__ = faulty_init
+
+
 def child_that_hangs():
-    library.CHILD_SECONDS = 1
+    threads_and_forks.CHILD_SECONDS = 1
 
     def faulty_lookup(*arguments, **options):
         if os.getpid() != PARENT:
@@ -77,7 +135,7 @@ def threads_that_accumulate():
     harness.HANG_SECONDS = 0.5
 
     def faulty_backward(*arguments, **options):
-        while threading.active_count() < 30 * embag.get_num_threads():
+        while threading.active_count() < 100 * embag.get_num_threads():
             threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
         if options["sparse"]:
             time.sleep(1000)
@@ -88,6 +146,7 @@ def threads_that_accumulate():
 
 if __name__ == "__main__":
     (fault,) = sys.argv[1:]
+    harness.MOST_MESSAGES = 30  # so that one fault of a thread does not hide another
     globals()[fault]()
     print(json.dumps(library.run(2)), flush=True)
     os._exit(0)

@@ -2,9 +2,9 @@
 
 Two processes run concurrently: library.py puts mixed load on the library, and service.py runs
 clients of examples/serving. Every result is checked. The test fails for an error, a wrong
-result, a call that hangs, a kind of work that makes no progress, and for memory or threads that
-grow. `--json` writes the results. `--publish` also writes them into docs/soak.md, after at least
-ten minutes without a problem.
+result, a call that hangs, a kind of work that makes no progress, and for memory, threads or open
+files that grow. `--json` writes the results. `--publish` also writes them into docs/soak.md, after
+at least ten minutes without a problem.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from tools.soak.harness import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 SETUP_SECONDS = 120  # for making tables, starting the service, and the last checks
-GROWTH_MB = 16  # bound on the growth of memory after the warm-up; see docs/soak.md
+# Bounds on the growth of a process after the warm-up; see docs/soak.md.
+BOUNDS = {"growth, MB": 16, "growth, threads": 8, "growth, open files": 16}
 PUBLISHED = ROOT / "benchmarks" / "results" / "soak.json"
 PAGE = ROOT / "docs" / "soak.md"  # page.py renders part of it
 PUBLISHED_MINUTES = 10  # the minimum of a published run
@@ -42,7 +43,7 @@ def main() -> None:
     results = machine.facts()
     results["minutes"] = arguments.minutes
     results["parts"] = run_parts(arguments.minutes * 60)
-    results["bounds"] = {"growth, MB": GROWTH_MB}
+    results["bounds"] = BOUNDS
     results["problems"] = find_problems(results["parts"])
     text = page.render(results)
     print(text)
@@ -110,8 +111,10 @@ def find_problems(parts: dict[str, dict[str, Any]]) -> list[str]:
             if not figures["calls"] or figures["longest pause, s"] > HANG_SECONDS:
                 found.append(f"{kind}: no call for {figures['longest pause, s']:.0f} s")
         for name, figures in part["processes"].items():
-            if figures["growth, MB"] > GROWTH_MB:
-                found.append(f"{name}: its memory grew by {figures['growth, MB']:.0f} MB")
+            for growth, bound in BOUNDS.items():
+                if figures[growth] > bound:
+                    unit = growth.removeprefix("growth, ")
+                    found.append(f"{name}: grew by {figures[growth]:.0f} {unit}")
     return found
 
 

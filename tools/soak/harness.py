@@ -31,12 +31,20 @@ class Timer:
 
     def __init__(self) -> None:
         self.seconds: float | None = None
+        self.n_values = 0  # compared by `check_equal`
 
     def __enter__(self) -> None:
         self.start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self.start
+
+
+def check_equal(timer: Timer, result: Any, expected: Any, what: str) -> None:
+    """Raise unless arrays are equal; count their values."""
+    if not np.array_equal(result, expected):
+        raise WrongResultError(what)
+    timer.n_values += np.size(expected)
 
 
 class Job(NamedTuple):
@@ -67,7 +75,7 @@ class Worker(threading.Thread):
         super().__init__(name=job.kind, daemon=True)
         self.job, self.pauses, self.start_time, self.end_time = job, pauses, start, end
         self.counts = np.zeros((n_intervals, len(BUCKETS)), np.int64)
-        self.n_errors = self.n_wrong = 0
+        self.n_errors = self.n_wrong = self.n_values = 0
         self.messages: list[str] = []
 
     def run(self) -> None:
@@ -85,6 +93,7 @@ class Worker(threading.Thread):
             except Exception:
                 self.n_errors += 1
                 self.report(traceback.format_exc(limit=-2))
+            self.n_values += timer.n_values
             if timer.seconds is not None:  # otherwise there was nothing to do
                 self.pauses.end(time.perf_counter())
                 share = (now - self.start_time) / (self.end_time - self.start_time)
@@ -120,34 +129,42 @@ def run(jobs: list[Job], seconds: float, watched: dict[str, int]) -> dict[str, A
         "kinds": summarize(workers, seconds / n_intervals),
         "processes": memory,
         "problems": messages,
+        "numbers": {"values compared": sum(worker.n_values for worker in workers)},
     }
 
 
 def watch(
     processes: dict[str, psutil.Process], start: float, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Sample the memory and the threads of processes until the end of the run."""
+    """Sample the memory, threads and open files of processes until the end of the run."""
     n_samples = min(600, max(50, round(seconds)))  # one per second in a run of ten minutes
-    samples = {name: np.zeros((n_samples, 3)) for name in processes}
+    samples = {name: np.zeros((n_samples, 4)) for name in processes}
     pss: dict[str, list[float]] = {name: [] for name in processes}
     warm = int(WARM_UP * n_samples)
     for i in range(n_samples):
         time.sleep(max(0, start + seconds * (i + 1) / n_samples - time.perf_counter()))
         for name, process in processes.items():
             resident = process.memory_info().rss / 1e6
-            samples[name][i] = time.perf_counter() - start, resident, process.num_threads()
+            samples[name][i] = (
+                *(time.perf_counter() - start, resident),
+                *(process.num_threads(), process.num_fds()),
+            )
             if i in (0, warm, n_samples - 1):
                 pss[name].append(process.memory_full_info().pss / 1e6)
     results = {}
     for name, values in samples.items():
-        seen, resident, threads = values[warm:].T
-        slope = np.polyfit(seen, resident, 1)[0]
+        seen, resident, threads, files = values[warm:].T
+        # A line fitted to each measure: its rise from the warm-up to the end.
+        growth, of_threads, of_files = np.polyfit(seen, values[warm:, 1:], 1)[0] * np.ptp(seen)
         results[name] = {
             "RSS, MB": [values[i, 1] for i in (0, warm, -1)],
             "PSS, MB": pss[name],
-            "growth, MB": slope * (seen[-1] - seen[0]),
-            "growth, MB per hour": slope * 3600,
-            "threads": [int(values[warm, 2]), int(threads.max())],
+            "growth, MB": growth,
+            "growth, MB per hour": growth / np.ptp(seen) * 3600,
+            "threads": [int(threads[0]), int(threads.max())],
+            "growth, threads": of_threads,
+            "open files": [int(files[0]), int(files.max())],
+            "growth, open files": of_files,
             "RSS over time, MB": [float(part.mean()) for part in np.array_split(values[:, 1], 30)],
         }
     return results

@@ -19,7 +19,7 @@ MARKER = "soak"
 WORK = ("work", "threads", "calls", "per second", "least, most", "over time")
 WORK += ("p50, ms", "p99, ms", "p99.9, ms", "errors", "wrong results")
 PROCESSES = ("process", "RSS, MB: at the start, warm, at the end", "PSS, MB", "over time")
-PROCESSES += ("growth, MB", "per hour", "threads: warm, most")
+PROCESSES += ("growth, MB", "per hour", "threads: warm, most", "open files: warm, most")
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -47,6 +47,7 @@ def render(results: dict[str, Any]) -> str:
     processes = {name: v for part in parts.values() for name, v in part["processes"].items()}
     numbers = [f"{name}: {n:,} {what}" for name, part in parts.items()
                for what, n in part["numbers"].items()]  # fmt: skip
+    bounds = [f"{n} {growth.removeprefix('growth, ')}" for growth, n in results["bounds"].items()]
     return "\n".join(
         [
             f"`python -m tools.soak --minutes {results['minutes']:g}`: "
@@ -59,7 +60,7 @@ def render(results: dict[str, Any]) -> str:
             "",
             *table(PROCESSES, (process_row(name, figures) for name, figures in processes.items())),
             "",
-            f"{'; '.join(numbers)}. Memory may grow by {results['bounds']['growth, MB']} MB.",
+            f"{'; '.join(numbers)}. A process may grow by {', '.join(bounds)}.",
             "",
             "**Problems**: " + ("none." if not results["problems"] else ""),
             *(f"- {' '.join(problem.split())}" for problem in results["problems"]),
@@ -99,6 +100,7 @@ def process_row(name: str, figures: dict[str, Any]) -> list[str]:
         f"{figures['growth, MB']:.1f}",
         f"{figures['growth, MB per hour']:.1f}",
         ", ".join(map(str, figures["threads"])),
+        ", ".join(map(str, figures.get("open files", ()))),  # older results have none
     ]
 
 

@@ -164,6 +164,7 @@ class Client:
         contents = [i % N_CONTENTS for i in range(n_due, self.service.n_swaps_begun + 1)]
         if not np.isclose(score, self.service.scores[contents, user], 1e-4, 1e-4).any():
             raise WrongResultError(f"{score}, with the contents {contents} of the table")
+        timer.n_values += 1
         self.n_left -= 1
         if not self.n_left:
             self.close()
@@ -210,7 +211,7 @@ def run(seconds: float, app: str = "app", late_seconds: float = LATE_SECONDS) ->
             print("ready", flush=True)
             results = harness.run(jobs, seconds, {"worker of the service": workers[0]})
             results["problems"] += count_invalid(service, clients)
-    results["numbers"] = {
+    results["numbers"] |= {
         "ids out of range": sum(sum(n.values()) for c in clients for n in c.n_sent.values()),
         "workers": len(service.workers),
     }
