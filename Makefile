@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz fuzz-coverage sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging coverage mutants docs docs-linkcheck bench soak fuzz fuzz-coverage sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -127,6 +127,30 @@ build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py embag/*/*.
 	EMBAG_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 	  --build-lib build/sanitize --build-temp build/sanitize-objects
 	@touch $@
+
+# Which branches of the kernels and of the Python files tests take: a quarter of an hour. gcc alone.
+# A separate build, without optimization.
+COVERED := lookups gradients tables columns collection stored process text fuzz cli
+coverage: $(VENV)/.test build/coverage/.built
+	rm -rf build/coverage-data && mkdir -p build/coverage-data
+	find build/coverage-objects -name "*.gcda" -delete
+	PYTHONPATH=$(CURDIR)/build/coverage $(BIN)/coverage run -m pytest -p no:cacheprovider \
+	  -m "not slow and not packaging and not demos and not torch" $(addprefix tests/,$(COVERED))
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-covered
+	$(BIN)/python tools/kernel_coverage.py build/coverage-objects
+
+build/coverage/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
+	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+	rm -rf build/coverage build/coverage-objects
+	EMBAG_COVERAGE=1 $(BIN)/python setup.py -q build \
+	  --build-lib build/coverage --build-temp build/coverage-objects
+	@touch $@
+
+# Plants faults in the kernels, and runs the tests with each: an hour.
+mutants: $(VENV)/.test
+	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+	$(BIN)/python -m tools.mutants $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

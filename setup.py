@@ -6,6 +6,8 @@ EMBAG_NO_OPENMP=1
     Build without OpenMP: serial, with the same results.
 EMBAG_SANITIZE=address,undefined
     Build with these sanitizers of gcc or clang, for tests: see `make sanitize`.
+EMBAG_COVERAGE=1
+    Build without optimization, to count which branches run: see `make coverage`.
 """
 
 import os
@@ -73,6 +75,7 @@ CLANG_FLAGS = ["-O3", "-mllvm -inline-threshold=100000"]
 MSVC_FLAGS = ["/O2", "/fp:precise"]
 # With EMBAG_SANITIZE, after all other flags. The first finding ends the process with a report.
 SANITIZER_FLAGS = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+COVERAGE_FLAGS = ["--coverage", "-fprofile-update=atomic", "-O0"]
 
 DIRECTIVES = {
     "language_level": 3,
@@ -114,6 +117,9 @@ class BuildLevels(build_ext):
         if sanitizers:
             compile_args += [f"-fsanitize={sanitizers}", *SANITIZER_FLAGS]
             link_args += [f"-fsanitize={sanitizers}"]
+        if os.environ.get("EMBAG_COVERAGE", "0") not in ("", "0"):
+            compile_args += COVERAGE_FLAGS
+            link_args += ["--coverage"]
         for extension in list(self.extensions):
             level = extension.name.rpartition(".")[2]
             level_args = LEVELS.get(level, ([], []))[msvc]
