@@ -1,0 +1,166 @@
+"""Report which branches of the kernels tests have taken: make coverage.
+
+    python tools/kernel_coverage.py build/coverage-objects
+
+The folder holds what a build with EMBAG_COVERAGE=1 and runs of its modules have written, for
+`gcov`. Cython's C says by comments which line of a .pxi file it stands for. A branch here is one
+that such a line itself makes: an `if`, a loop, a part of an `and` or `or`, a `min`. Those that
+Cython adds, for errors, arguments and reference counts, are not counted. A branch of a function
+with several specializations, or of several levels, counts as taken if one of them takes it.
+
+Branches that no input can take are listed with the reason in tools/unreachable_branches.txt. The
+exit status is 1 if another one was not taken, or if one of these was.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+UNREACHABLE = Path(__file__).with_name("unreachable_branches.txt")
+
+MARK = re.compile(r'\s*/\* "(embag/[^"]+)":(\d+)$')
+# What Cython writes for a condition of its source, and what it adds beside.
+CONDITION = re.compile(r"\s*(\} else )?(if|for|while|switch) \(|.* \? ")
+ADDED = re.compile(r"likely\(|__PYX_ERR|__Pyx_|__pyx_nargs|CYTHON_|Py_None\)\) \{|_save|Py_BEGIN")
+FUSED = re.compile(r"^(__pyx_fuse_[0-9_]+|__pyx_fuse_\d+)+")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python tools/kernel_coverage.py")
+    parser.add_argument("objects", type=Path)
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    levels = {data.stem: branches_of(data) for data in sorted(options.objects.rglob("*.gcda"))}
+    if not levels:
+        raise SystemExit(f"no .gcda files in {options.objects}: the modules have not run")
+    table = table_of(levels)
+    print(table)
+    if options.markdown:
+        options.markdown.write_text(table + "\n")
+    missed = {key for key, n in union_of(levels.values()).items() if n == 0}
+    listed = read_unreachable()
+    names = collections.defaultdict(list)
+    for key in missed:
+        names[name_of(key)].append(key)
+    for name in sorted(names.keys() - listed):
+        file, line, *_ = names[name][0]
+        print(f"{file}:{line}: not taken: {name}")
+    for name in sorted(listed - names.keys()):
+        print(f"{UNREACHABLE.name} lists a branch that was taken, or is no more: {name}")
+    return 1 if names.keys() != listed else 0
+
+
+@functools.cache
+def source_of(file):
+    return (ROOT / file).read_text().splitlines()
+
+
+def marks_of(path):
+    """Return the text of each line of a C file, and the (file, line) that it stands for."""
+    lines = path.read_text(errors="replace").splitlines()
+    marks, mark = [], None
+    for text in lines:
+        found = MARK.match(text)
+        if found:
+            mark = found[1], int(found[2])
+        elif text == "}":
+            mark = None
+        marks.append(mark)
+    return lines, marks
+
+
+def branches_of(data):
+    """Return how often each branch of a module was taken.
+
+    The keys are (file, line, function, number of the condition in that line, way).
+    """
+    output = subprocess.run(
+        ["gcov", "--json-format", "--stdout", "--branch-probabilities", data.name],
+        cwd=data.parent,
+        check=True,
+        capture_output=True,
+    ).stdout
+    counts = collections.Counter()
+    for file in json.loads(output)["files"]:
+        if file["file"].endswith(".h"):
+            add_branches_of_header(file, counts)
+        elif file["file"].endswith(".c"):
+            add_branches_of_module(file, counts)
+    return counts
+
+
+def add_branches_of_header(file, counts):
+    name = re.sub(r".*?(embag/)", r"\1", file["file"])
+    if not (ROOT / name).is_file():
+        return
+    for line in file["lines"]:
+        for way, branch in enumerate(line["branches"]):
+            counts[name, line["line_number"], "", 0, way] += branch["count"]
+
+
+def add_branches_of_module(file, counts):
+    lines, marks = marks_of(ROOT / file["file"])
+    n_conditions = collections.Counter()
+    for line in sorted(file["lines"], key=lambda line: line["line_number"]):
+        mark, text = marks[line["line_number"] - 1], lines[line["line_number"] - 1]
+        if mark is None or not line["branches"]:
+            continue
+        source = source_of(mark[0])[mark[1] - 1].strip()
+        if source.startswith(("def ", "cdef class ")) or ADDED.search(text):
+            continue
+        if not CONDITION.match(text):
+            continue
+        instance = line.get("function_name", "")
+        function = FUSED.sub("", instance)
+        number = n_conditions[instance, mark]
+        n_conditions[instance, mark] += 1
+        for way, branch in enumerate(line["branches"]):
+            counts[(*mark, function, number, way)] += branch["count"]
+
+
+def union_of(levels):
+    total = collections.Counter()
+    for counts in levels:
+        for key, n in counts.items():
+            total[key] += n
+    return total
+
+
+def name_of(key):
+    """Return a name of a branch that does not change with the number of its line."""
+    file, line, _, number, way = key
+    text = " ".join(source_of(file)[line - 1].split("#")[0].split())
+    return f"{file} | {text} | condition {number + 1}, way {way + 1}"
+
+
+def read_unreachable():
+    lines = UNREACHABLE.read_text().splitlines() if UNREACHABLE.exists() else []
+    return {line for line in lines if line and not line.startswith(("#", " "))}
+
+
+def table_of(levels):
+    """Return a table of the shares of branches taken, for each file and level."""
+    columns = {**levels, "all": union_of(levels.values())}
+    rows = [
+        "| File | Branches | " + " | ".join(columns) + " |",
+        "|---|--:" + "|--:" * len(columns) + "|",
+    ]
+    files = sorted({key[0] for key in columns["all"]})
+    for file in [*files, None]:
+        cells = []
+        for counts in columns.values():
+            taken = [n > 0 for key, n in counts.items() if file in {None, key[0]}]
+            cells.append(f"{100 * sum(taken) / len(taken):.1f} %" if taken else "")
+        n_branches = sum(file in {None, key[0]} for key in columns["all"])
+        rows.append(f"| {file or 'All'} | {n_branches} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

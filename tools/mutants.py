@@ -1,0 +1,350 @@
+"""Plant faults, and see whether tests find them: make mutants.
+
+    python -m tools.mutants --count 240 --jobs 2
+    python -m tools.mutants --only 17        # one of them, with the output of the tests
+
+A mutant is a line of the kernels or of `_call.py` with one fault: a bound that is off by one, an
+operator swapped, a check dropped, a flag lost, a tail too short, another padding. All are compiled
+into one copy of the package, in build/mutants; the variable EMBAG_MUTANT selects one. The core
+tests then have to fail, by a failure, a signal, or a test that never ends.
+
+Which lines get which fault is drawn by a fixed seed, from all lines that change a result. What
+only changes the speed (prefetching, timing) is left out. Mutants that no test can find, because
+they compute the same, are listed with the reason in tools/equal_mutants.txt. The exit status is 1
+if another one survives.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "build" / "mutants"
+EQUAL = Path(__file__).with_name("equal_mutants.txt")
+
+KERNELS = (
+    *("bags", "encodings", "modes", "arrays", "arithmetic", "renorm", "jobs", "entries"),
+    *("blocks", "forward", "mapping", "calls", "lists", "gather", "collection", "grouping"),
+    *("backward", "optimizers", "steps", "quantize"),
+)
+FILES = (*(f"embag/_kernels/{name}.pxi" for name in KERNELS), "embag/_call.py")
+# Functions, and lines, that change only how fast a result is there.
+SPEED = re.compile(
+    r"fetch|touch|paged|pieces|timed|strateg|straddles|near\b|choice|ahead|burst|note_ones|"
+    r"begin_|end_piece|budget|in_flight|slices_of|is_large|is_long|shares_of|part_of_job|REGION|"
+    r"embag_now|widest|hugepage|task\.first|"
+    r"_ft is"  # a type: it is no condition when the kernels run
+)
+
+TESTS = [f"tests/{room}" for room in ("lookups", "gradients", "tables", "collection", "columns")]
+SECONDS = 400  # after which a test counts as one that never ends
+
+
+class Mutant(NamedTuple):
+    file: str
+    line: int  # from 1 on
+    before: str
+    after: str
+
+    def __str__(self):
+        return f"{self.file} | {self.before} | {self.after}"
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tools.mutants")
+    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--only", type=int, help="run one, and print the output of its tests")
+    options = parser.parse_args()
+    mutants = draw(options.count, options.seed)
+    mutants = build(mutants)
+    if options.only is not None:
+        print(mutants[options.only - 1])
+        return subprocess.run(**command_of(options.only, capture=False), check=False).returncode
+    outcome, seconds = run(0)
+    if outcome != "survived":
+        raise SystemExit("the tests fail without a fault: python -m tools.mutants --only 0")
+    print(f"{len(mutants)} mutants; all tests take {seconds:.0f} s", flush=True)
+    outcomes = {}
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        futures = {pool.submit(run, i + 1): i for i in range(len(mutants))}
+        for future in concurrent.futures.as_completed(futures):
+            i = futures[future]
+            outcomes[i], seconds = future.result()
+            print(
+                f"{len(outcomes):4} {outcomes[i]:10} {seconds:4.0f} s  {i + 1}: {mutants[i]}",
+                flush=True,
+            )
+    (FOLDER / "outcomes.json").write_text(
+        json.dumps([[str(mutant), outcomes[i]] for i, mutant in enumerate(mutants)], indent=1)
+    )
+    return report(mutants, outcomes)
+
+
+def report(mutants, outcomes):
+    listed = {
+        line
+        for line in (EQUAL.read_text().splitlines() if EQUAL.exists() else [])
+        if line and not line.startswith(("#", " "))
+    }
+    survivors = [mutant for i, mutant in enumerate(mutants) if outcomes[i] == "survived"]
+    equal = [mutant for mutant in survivors if str(mutant) in listed]
+    ends = sorted(set(outcomes.values()))
+    print(", ".join(f"{list(outcomes.values()).count(end)} {end}" for end in ends))
+    print(f"of the survivors {len(equal)} compute the same")
+    for mutant in survivors:
+        if mutant not in equal:
+            print(f"{mutant.file}:{mutant.line}: survived: {mutant.before}  ->  {mutant.after}")
+    return 1 if len(survivors) > len(equal) else 0
+
+
+# --- Faults -------------------------------------------------------------------
+
+NUMBER = r"(?<![\w.])(\d+)(?![\w.])"
+# (what is replaced, by what), each at one place of a line
+FAULTS = [
+    (r"(?<![<>=!-])<(?![<=>])(?=\s)", "<="),
+    (r"<=", "<"),
+    (r"(?<![<>=!-])\s>(?![>=])", " >="),
+    (r">=", ">"),
+    (r"==", "!="),
+    (r"!=", "=="),
+    (r"(?<=[\w)\]]) \+ (?=[\w(<])", " - "),
+    (r"(?<=[\w)\]]) - (?=[\w(<])", " + "),
+    (r"(?<=[\w)\]]) \+ 1\b", ""),
+    (r"(?<=[\w)\]]) - 1\b", ""),
+    (r"(?<=[\w)\]]) \* (?=[\w(<])", " + "),
+    (r"\band\b", "or"),
+    (r"\bor\b", "and"),
+    (r"\bnot ", ""),
+    (r"\bmin\(", "max("),
+    (r"\bmax\(", "min("),
+    (r"\bTrue\b", "False"),
+    (r"\bFalse\b", "True"),
+    (r"<< ", ">> "),
+    (r"(?<!<)>> ", "<< "),
+]
+
+
+def draw(count, seed):
+    """Return mutants, drawn from all that there are, at most one for each line."""
+    candidates = [
+        mutants
+        for file in FILES
+        for line, text in lines_with_code(file)
+        if (mutants := mutants_of(file, line, text))
+    ]
+    rng = random.Random(seed)
+    drawn = [rng.choice(mutants) for mutants in rng.sample(candidates, min(count, len(candidates)))]
+    return sorted(drawn, key=lambda mutant: (mutant.file, mutant.line))
+
+
+def lines_with_code(file):
+    """Return the (number, text) of lines in functions that a fault can be planted in."""
+    inside, function, documented, lines = False, "", False, []
+    for number, text in enumerate((ROOT / file).read_text().splitlines(), 1):
+        head = re.match(r"\s*(?:async )?(?:def|cdef|cpdef)\b.*?(\w+)\(", text)
+        if head:
+            inside, function = True, head[1]
+        elif text and not text[0].isspace() and not text.startswith(")"):
+            inside = False
+        quotes = text.count('"""')
+        in_docstring = documented or quotes > 0
+        documented ^= quotes % 2 == 1
+        code = re.split(r"\s+#", text)[0].strip()
+        if (
+            inside
+            and not head
+            and not in_docstring
+            and code
+            and not code.startswith("#")
+            and code.count("(") == code.count(")")
+            and code.count("[") == code.count("]")
+            and not SPEED.search(code)
+            and not SPEED.search(function)
+        ):
+            lines.append((number, code))
+    return lines
+
+
+STATEMENT = [
+    re.compile(r"(?P<head>(?:if|elif|while) )(?P<part>[^:]+)(?P<tail>:)$"),
+    re.compile(r"(?P<head>for \w+ in range\((?:[^,()]+, )?)(?P<part>[^,()]+)(?P<tail>\):)$"),
+    re.compile(r"(?P<head>return )(?P<part>[^:]+)(?P<tail>)$"),
+    re.compile(
+        r"(?P<head>(?:[\w.]+(?:\[[^=]+\])?) [-+*]?= )(?P<part>[^=:]+|[^:]+(?:==|<=|>=)[^:]+)"
+        r"(?P<tail>)$"
+    ),
+]
+
+
+def mutants_of(file, line, code):
+    """Return the mutants of a line: its changed part, as (before, after)."""
+    for pattern in STATEMENT:
+        found = pattern.match(code)
+        if found:
+            break
+    else:
+        return []
+    part = found["part"]
+    if '"' in part or "lambda" in part or "NULL" in part or "for " in part or "{" in part:
+        return []
+    if part.strip("() ").endswith("."):
+        return []
+    changed = []
+    for what, instead in FAULTS:
+        changed += [
+            part[: place.start()] + instead + part[place.end() :]
+            for place in re.finditer(what, part)
+        ]
+    if found["head"].startswith(("if ", "elif ")):
+        changed.append("False")
+    if found["head"].startswith("for "):
+        changed += [f"({part}) - 1", f"({part}) + 1"]
+    if re.match(r".*\+= $", found["head"]):
+        changed.append("0")
+    return [
+        Mutant(
+            file, line, found["head"] + part + found["tail"], found["head"] + each + found["tail"]
+        )
+        for each in dict.fromkeys(changed)
+        if each != part
+    ]
+
+
+def planted(text, mutant, number):
+    """Return a line that has the fault if EMBAG_MUTANT is its number."""
+    for pattern in STATEMENT:
+        found = pattern.match(mutant.before)
+        if found:
+            break
+    after = mutant.after[len(found["head"]) : len(mutant.after) - len(found["tail"])]
+    both = f"(({after}) if MUTANT == {number} else ({found['part']}))"
+    indent = text[: len(text) - len(text.lstrip())]
+    return f"{indent}{found['head']}{both}{found['tail']}"
+
+
+# --- Builds and runs ----------------------------------------------------------
+
+
+def build(mutants):
+    """Build a copy of the package with all mutants; return those that compile."""
+    while True:
+        write_copy(mutants)
+        bad = compile_copy()
+        if not bad:
+            return mutants
+        n_before = len(mutants)
+        mutants = [mutant for mutant in mutants if (Path(mutant.file).name, mutant.line) not in bad]
+        print(f"{n_before - len(mutants)} mutants do not compile", flush=True)
+        if len(mutants) == n_before:
+            raise SystemExit(f"the copy does not compile: {bad}")
+
+
+def write_copy(mutants):
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    shutil.copytree(
+        ROOT / "embag", FOLDER / "embag", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, FOLDER)
+    for number, mutant in enumerate(mutants, 1):
+        path = FOLDER / mutant.file
+        lines = path.read_text().splitlines(keepends=True)
+        text = lines[mutant.line - 1].rstrip("\n")
+        lines[mutant.line - 1] = planted(text, mutant, number) + "\n"
+        path.write_text("".join(lines))
+    core = FOLDER / "embag" / "_core.pyx"
+    core.write_text(
+        core.read_text().replace(
+            'include "_kernels/bags.pxi"',
+            "import os\ncdef int MUTANT = int(os.environ.get('EMBAG_MUTANT', '0'))\n\n"
+            'include "_kernels/bags.pxi"',
+            1,
+        )
+    )
+    call = FOLDER / "embag" / "_call.py"
+    call.write_text(
+        re.sub(
+            r"\nimport ",
+            "\nimport os\nMUTANT = int(os.environ.get('EMBAG_MUTANT', '0'))\nimport ",
+            call.read_text(),
+            count=1,
+        )
+    )
+
+
+def compile_copy():
+    """Compile the kernels for any processor; return the (name of a file, line) of errors."""
+    # Less optimized: many conditions more. And no other level.
+    compiler = FOLDER / "cc"
+    compiler.write_text('#!/bin/bash\n[[ "$*" == *-march=* ]] && exit 1\nexec cc "${@/#-O2/-O1}"\n')
+    compiler.chmod(0o755)
+    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", "lib"]
+    done = subprocess.run(
+        command,
+        cwd=FOLDER,
+        env={**os.environ, "CC": str(compiler), "LDSHARED": f"{compiler} -shared"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    found = re.findall(r"^(\S+\.(?:pxi|pyx)):(\d+):", output, re.MULTILINE)
+    if done.returncode and not found:
+        raise SystemExit(output)
+    return {(Path(file).name, int(line)) for file, line in found} if done.returncode else set()
+
+
+def command_of(number, *, capture):
+    return {
+        "args": [
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow and not thorough",
+            *TESTS,
+        ],
+        "cwd": ROOT,
+        "env": {
+            **os.environ,
+            "PYTHONPATH": str(FOLDER / "lib"),
+            "EMBAG_MUTANT": str(number),
+            "EMBAG_ISA": "baseline",
+            "EMBAG_TEST_LEVELS": "best",
+            "OMP_WAIT_POLICY": "passive",
+        },
+        "capture_output": capture,
+    }
+
+
+def run(number):
+    """Run the tests with a fault; return how it ended, and the seconds."""
+    began = time.monotonic()
+    try:
+        done = subprocess.run(**command_of(number, capture=True), check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return "endless", time.monotonic() - began
+    ends = {0: "survived", 1: "failed"}
+    outcome = ends.get(done.returncode, "crashed" if done.returncode < 0 else "failed")
+    return outcome, time.monotonic() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
