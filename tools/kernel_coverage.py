@@ -28,7 +28,8 @@ MARK = re.compile(r'\s*/\* "(embag/[^"]+)":(\d+)$')
 # What Cython writes for a condition of its source, and what it adds beside.
 CONDITION = re.compile(r"\s*(\} else )?(if|for|while|switch) \(|.* \? ")
 ADDED = re.compile(r"likely\(|__PYX_ERR|__Pyx_|__pyx_nargs|CYTHON_|Py_None\)\) \{|_save|Py_BEGIN")
-FUSED = re.compile(r"^(__pyx_fuse_[0-9_]+|__pyx_fuse_\d+)+")
+# What specializations and levels add to the name of a function.
+PREFIX = re.compile(r"^(__pyx_fuse_\d+(_\d+)*)?__pyx_\w+?_5embag_\d+_core(_v\d)?_")
 
 
 def main():
@@ -97,7 +98,7 @@ def branches_of(data):
 
 def add_branches_of_header(file, counts):
     name = re.sub(r".*?(embag/)", r"\1", file["file"])
-    if not (ROOT / name).is_file():
+    if not name.startswith("embag/"):
         return
     for line in file["lines"]:
         for way, branch in enumerate(line["branches"]):
@@ -114,10 +115,12 @@ def add_branches_of_module(file, counts):
         source = source_of(mark[0])[mark[1] - 1].strip()
         if source.startswith(("def ", "cdef class ")) or ADDED.search(text):
             continue
+        if "__pyx_pymod_exec" in line.get("function_name", ""):  # the module, as it is imported
+            continue
         if not CONDITION.match(text):
             continue
         instance = line.get("function_name", "")
-        function = FUSED.sub("", instance)
+        function = PREFIX.sub("", instance)
         number = n_conditions[instance, mark]
         n_conditions[instance, mark] += 1
         for way, branch in enumerate(line["branches"]):
