@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[1])]
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support", Path(__file__).parents[1])))
+from array_memory import use_allocator
 from sound_calls import flatten, sound_calls
 
 import embag
@@ -28,22 +29,6 @@ threads.ENTRIES_PER_THREAD = 1  # a call gets the threads that it requests, howe
 BYTES = 0xFF, 0x41
 
 library = ctypes.CDLL(None)
-
-
-def guard_arrays():
-    """Have NumPy allocate from the preloaded library."""
-    api = ctypes.pythonapi
-    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    api.PyCapsule_GetPointer.argtypes = ctypes.py_object, ctypes.c_char_p
-    api.PyCapsule_New.restype = ctypes.py_object
-    api.PyCapsule_New.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
-    functions = api.PyCapsule_GetPointer(np._core._multiarray_umath._ARRAY_API, None)
-    number = 304  # of PyDataMem_SetHandler in NumPy's table
-    address = ctypes.cast(functions, ctypes.POINTER(ctypes.c_void_p))[number]
-    set_handler = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(address)
-    name = b"mem_handler"
-    handler = ctypes.addressof(ctypes.c_char.in_dll(library, "memory_of_arrays"))
-    set_handler(api.PyCapsule_New(handler, name, None))
 
 
 def run(prepare, byte):
@@ -118,7 +103,7 @@ def find(fault):
 
 
 tempfile.tempdir, *faults = sys.argv[1:]
-guard_arrays()
+use_allocator(library)
 np.seterr(all="ignore")
 warnings.simplefilter("ignore")
 if faults:

@@ -13,8 +13,15 @@ import random
 from functools import partial
 
 import numpy as np
-from cases import CASES, EIGHT_BITS, NARROW_FLOATS, QUANTIZED, REDUCTIONS
-from cases import call_arguments, low_precision_table
+from cases import (
+    CASES,
+    EIGHT_BITS,
+    NARROW_FLOATS,
+    QUANTIZED,
+    REDUCTIONS,
+    call_arguments,
+    low_precision_table,
+)
 from fuzz.calls import SOUND
 
 import embag
