@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.extend(map(str, (Path(__file__).parents[1] / "support", Path(__file__).parents[1])))
 from array_memory import use_allocator
-from cases import EIGHT_BITS, NARROW_FLOATS, QUANTIZED, WIDTHS, low_precision_table
-from sound_calls import flatten, sound_calls
+from cases import WIDTHS, low_precision_table
+from sound_calls import KINDS, flatten, sound_calls
 
 import embag
 from embag import _arguments, quantized
@@ -63,7 +63,7 @@ def calls_with_gaps():
     poison(ids[20:])
     poison(weights[20:])
     bags = {"offsets": np.array([0, 3, 3, 20]), "include_last_offset": True}
-    for kind in ("float32", "float64", *NARROW_FLOATS, *EIGHT_BITS, *QUANTIZED):
+    for kind in KINDS:
         for dim in WIDTHS:
             table = low_precision_table(kind, 9, dim)
             rows = table.packed if isinstance(table, embag.QuantizedTable) else table

@@ -5,8 +5,8 @@
         arrays = flatten(call())    # the results, and arrays that the call may write to
 
 The same calls come each time, with the same arguments. They are: lookups of the table of cases
-(cases.py) in all modes and encodings, gradients and steps of them, and cases of the fuzzer
-(fuzz/calls.py), uncorrupted.
+(cases.py) in all modes and encodings, their rows with some ids skipped, gradients and steps of
+them, and cases of the fuzzer (fuzz/calls.py), uncorrupted.
 """
 
 import random
@@ -27,6 +27,7 @@ from fuzz.calls import SOUND
 import embag
 from embag import optim
 
+KINDS = ["float32", "float64", *NARROW_FLOATS, *EIGHT_BITS, *QUANTIZED]
 # `aligned_empty` returns memory that is not written; the others return no arrays.
 _WITHOUT_ARRAYS = {
     *("aligned_empty", "get_num_threads", "num_threads", "set_num_threads", "show_config"),
@@ -45,10 +46,12 @@ _RULES = [
 def sound_calls(n_drawn):
     """Yield names, and functions that prepare a call; `n_drawn` cases of each of the fuzzer's."""
     for n, case in enumerate(CASES):
+        n_threads = n % 2 + 1
+        for kind in KINDS:
+            yield f"rows of {kind}, {case.name}", partial(_rows, case, kind, n_threads)
         for reduction in REDUCTIONS:
-            n_threads = n % 2 + 1
             name = f"{case.name}, {reduction}"
-            for kind in ("float32", "float64", *NARROW_FLOATS, *EIGHT_BITS, *QUANTIZED):
+            for kind in KINDS:
                 yield f"{kind}, {name}", partial(_lookup, case, reduction, kind, n_threads)
             yield f"gradient, {name}", partial(_gradients, case, reduction, n_threads)
             if case.n_rows:
@@ -86,13 +89,31 @@ def flatten(value):
     return [np.asarray(value)] if isinstance(value, np.ndarray | int | float) else []
 
 
+def _rows(case, kind, n_threads):
+    table = low_precision_table(kind, case.n_rows, case.dim)
+    ids = np.concatenate([case.input.reshape(-1), [-1, case.n_rows]])
+    padding = case.options.get("padding_idx")
+
+    def call():
+        rows = embag.embedding(
+            ids, table, padding_idx=padding, invalid="skip", num_threads=n_threads
+        )
+        if kind not in ("float32", "float64"):
+            return rows
+        return rows, [
+            embag.embedding_backward(
+                rows, ids, table, invalid="skip", sparse=sparse, num_threads=n_threads
+            )
+            for sparse in (False, True)
+        ]
+
+    return call
+
+
 def _lookup(case, reduction, kind, n_threads):
-    is_double = kind == "float64"
-    (input, table, offsets), options = call_arguments(
-        case, reduction, np.float64 if is_double else np.float32
-    )
-    if kind not in ("float32", "float64"):
-        table = low_precision_table(kind, case.n_rows, case.dim)
+    dtype = np.float64 if kind == "float64" else np.float32
+    (input, _, offsets), options = call_arguments(case, reduction, dtype)
+    table = low_precision_table(kind, case.n_rows, case.dim)
     winners = {"return_max_indices": True} if reduction == "max" else {}
 
     def call():
