@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging coverage mutants docs docs-linkcheck bench soak fuzz fuzz-coverage sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging coverage mutants docs docs-linkcheck bench soak fuzz fuzz-coverage sanitize sanitize-memory lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -121,6 +121,12 @@ sanitize: $(VENV)/.test build/sanitize/.built
 	  PYTHONPATH=$(CURDIR)/build/sanitize \
 	  $(BIN)/pytest -m "not packaging and not torch and not slow" $(if $(ARGS),$(ARGS),tests)
 
+# Compiles one level with clang's MemorySanitizer and makes some thousand calls: minutes. Debian or
+# Ubuntu. Leaks need no build: tests/process/test_leaks.py.
+sanitize-memory: $(VENV)/.test
+	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+	tools/memory_sanitizer.sh
+
 build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
 	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
 	@echo "building embag with sanitizers: some minutes"
@@ -134,7 +140,7 @@ COVERED := lookups gradients tables columns collection stored process text fuzz 
 coverage: $(VENV)/.test build/coverage/.built
 	rm -rf build/coverage-data && mkdir -p build/coverage-data
 	find build/coverage-objects -name "*.gcda" -delete
-	PYTHONPATH=$(CURDIR)/build/coverage $(BIN)/coverage run -m pytest -p no:cacheprovider \
+	-OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)/build/coverage $(BIN)/coverage run -m pytest -p no:cacheprovider \
 	  -m "not slow and not packaging and not demos and not torch" $(addprefix tests/,$(COVERED))
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered

@@ -73,8 +73,10 @@ GCC_FLAGS = [
 ]
 CLANG_FLAGS = ["-O3", "-mllvm -inline-threshold=100000"]
 MSVC_FLAGS = ["/O2", "/fp:precise"]
-# With EMBAG_SANITIZE, after all other flags. The first finding ends the process with a report.
-SANITIZER_FLAGS = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+# With EMBAG_SANITIZE, after UNIX_FLAGS: all that inlining takes many minutes with checks in it. The
+# first finding ends the process with a report.
+SANITIZER_FLAGS = ["-O1", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+# With EMBAG_COVERAGE, instead of the flags that optimize.
 COVERAGE_FLAGS = ["--coverage", "-fprofile-update=atomic", "-O0"]
 
 DIRECTIVES = {
@@ -104,8 +106,15 @@ class BuildLevels(build_ext):
         msvc = self.compiler.compiler_type == "msvc"
         openmp_args = self.openmp_flags(msvc)
         compile_args, link_args = [], []
+        sanitizers = os.environ.get("EMBAG_SANITIZE", "")
         if msvc:
             compile_args += MSVC_FLAGS
+        elif sanitizers:
+            compile_args += [*UNIX_FLAGS, f"-fsanitize={sanitizers}", *SANITIZER_FLAGS]
+            link_args += [f"-fsanitize={sanitizers}"]
+        elif os.environ.get("EMBAG_COVERAGE", "0") not in ("", "0"):
+            compile_args += [*UNIX_FLAGS, *COVERAGE_FLAGS]
+            link_args += ["--coverage"]
         else:
             compile_args += UNIX_FLAGS
             # Flags that an older compiler does not know are left out: they only affect speed.
@@ -113,13 +122,6 @@ class BuildLevels(build_ext):
             for flag in map(str.split, wanted):
                 if self.builds(TRIVIAL, flag, []):
                     compile_args += flag
-        sanitizers = os.environ.get("EMBAG_SANITIZE", "")
-        if sanitizers:
-            compile_args += [f"-fsanitize={sanitizers}", *SANITIZER_FLAGS]
-            link_args += [f"-fsanitize={sanitizers}"]
-        if os.environ.get("EMBAG_COVERAGE", "0") not in ("", "0"):
-            compile_args += COVERAGE_FLAGS
-            link_args += ["--coverage"]
         for extension in list(self.extensions):
             level = extension.name.rpartition(".")[2]
             level_args = LEVELS.get(level, ([], []))[msvc]

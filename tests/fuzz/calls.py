@@ -76,6 +76,7 @@ _CALLS = [
 ]  # fmt: skip
 
 COVERED = {name for name, *_ in _CALLS}
+SOUND = [(name, draw) for name, draw, *_ in _CALLS]
 _OFTEN = [(draw, others) for _, draw, often, others in _CALLS for _ in range(often)]
 
 
