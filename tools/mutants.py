@@ -20,7 +20,9 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -60,7 +62,8 @@ FIRST = {
     "steps": ["gradients/test_optimizers.py", "gradients/test_optimizers_of_low_precision.py"],
 }
 TESTS = ["lookups", "gradients", "tables", "collection", "columns"]
-SECONDS = 400  # after which a test counts as one that never ends
+SECONDS = 600  # after which tests count as ones that never end,
+CPU_SECONDS = 250  # or after so many of computing
 
 
 class Mutant(NamedTuple):
@@ -361,6 +364,7 @@ def command_of(number, mutant, *, capture):
             "OMP_WAIT_POLICY": "passive",
         },
         "capture_output": capture,
+        "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)),
     }
 
 
@@ -373,7 +377,7 @@ def run(number, mutant=None):
         )
     except subprocess.TimeoutExpired:
         return "endless", time.monotonic() - began
-    ends = {0: "survived", 1: "failed"}
+    ends = {0: "survived", -signal.SIGXCPU: "endless", -signal.SIGKILL: "endless"}
     outcome = ends.get(done.returncode, "crashed" if done.returncode < 0 else "failed")
     return outcome, time.monotonic() - began
 

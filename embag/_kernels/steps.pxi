@@ -191,7 +191,8 @@ cdef inline void make_changes(
             if is_stored_in_fewer:
                 decode_row(step.encoding, step.dim, stored, floats)
                 row = floats
-        follow(rule, step.dim, row, state[0], state[1], grad, numbers, sizes[i])
+        follow(rule, step.dim, row, state[0], state[1], grad, numbers,
+               sizes[i] if is_row_wise(rule) else <floating_ft>0)
         if floating_ft is float:
             if is_stored_in_fewer:
                 encode_row(step, floats, stored, <Py_ssize_t>r)

@@ -190,7 +190,7 @@ def test_installed_wheel_passes_the_tests_without_a_compiler(tmp_path):
 
 
 def test_a_build_without_openmp_passes_the_tests(tmp_path):
-    # By a compiler that knows no levels, as old ones do, and optimizes less: all else takes minutes.
+    # By a compiler that knows no levels, as old ones do, and optimizes less: that takes a minute.
     compiler = tmp_path / "cc"
     known = sysconfig.get_config_var("CC")
     compiler.write_text(
