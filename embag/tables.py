@@ -223,9 +223,11 @@ def load_table(
     if num_threads is not None:
         num_threads = as_count(num_threads, "num_threads")
     check_flags(verify=verify)
-    if verify and not _has_checksum(path):
-        raise ValueError("verify must be False for a .npy file, which has no checksum, got True")
     with open_table(path, name) as (file, place):
+        if verify and not _has_checksum(path):
+            raise ValueError(
+                "verify must be False for a .npy file, which has no checksum, got True"
+            )
         rows = _map(file, place) if memory == "map" else _copy(file, place, num_threads)
         if verify:  # after the copy, which has the bytes that are verified
             checksums.verify(file)
