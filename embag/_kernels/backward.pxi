@@ -162,6 +162,7 @@ def look_up_weights(
         is_index_array(input) and (offsets is None or is_index_array(offsets))
         and is_index_array(positions) and cnp.PyArray_ITEMSIZE(positions) == 8
         and cnp.PyArray_SIZE(positions) <= n_positions
+        and cnp.PyArray_TYPE(per_sample_weights) in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64)
         and is_factors(per_sample_weights, cnp.PyArray_SIZE(input),
                        cnp.PyArray_TYPE(per_sample_weights)))
     cdef:

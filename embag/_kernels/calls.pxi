@@ -321,7 +321,7 @@ def reduce_bags(
         bint done = True
         Job table
         Mapping described
-        Py_ssize_t n_ids = cnp.PyArray_DIM(rows, 0)
+        Py_ssize_t n_ids
 
     demand_encoding(encoding)
     demand_encoding(out_encoding)
@@ -332,6 +332,7 @@ def reduce_bags(
                                 ENCODINGS[out_encoding].type_number)
                   and (n_invalid is None or is_factors(n_invalid, 1, cnp.NPY_INT64)))
     n_bags = cnp.PyArray_DIM(out, 0)
+    n_ids = cnp.PyArray_DIM(rows, 0)
     if out_rows is not None:
         n_bags = cnp.PyArray_SIZE(<cnp.ndarray?>out_rows)
         refuse_change(is_rows_of(out_rows, n_bags, out))

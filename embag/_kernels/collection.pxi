@@ -289,6 +289,7 @@ cdef class Collection:
             Job* job
             bint done = True
         refuse_change(len(inputs) == len(offsets) == len(per_sample_weights) == self.n_features
+                      and cnp.PyArray_NDIM(out) == 2
                       and is_result(out, cnp.PyArray_DIM(out, 0), self.n_columns,
                                     cnp.NPY_FLOAT32))
         for f in range(self.n_features):

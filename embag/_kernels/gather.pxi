@@ -351,18 +351,19 @@ def gather(
         Job job
         int64_t n_left_out = 0
         Mapping described
-        Py_ssize_t n_ids = cnp.PyArray_DIM(rows, 0)
+        Py_ssize_t n_ids
         bint done
     demand_encoding(encoding)
     demand_encoding(out_encoding)
+    refuse_change(is_encoded_table(rows, encoding, dim) and is_index_array(input))
+    n_ids = cnp.PyArray_DIM(rows, 0)
     if mapping is not None:
         refuse_change(
             describe_mapping(&described, mapping, n_ids, ENCODINGS[out_encoding].sum_type)
             and (described.scales == NULL or out_encoding == FLOAT32
                  or out_encoding == FLOAT64))
         n_ids = described.first_id + described.n_ids
-    refuse_change(is_encoded_table(rows, encoding, dim) and is_index_array(input)
-                  and has_shape_of(out, input, dim)
+    refuse_change(has_shape_of(out, input, dim)
                   and cnp.PyArray_TYPE(out) == ENCODINGS[out_encoding].type_number
                   and cnp.PyArray_ISCARRAY(out)
                   and stand_in < n_ids

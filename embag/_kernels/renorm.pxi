@@ -89,15 +89,15 @@ def renorm(
     double norm_type,
 ):
     """Scale the named rows whose norm exceeds max_norm by max_norm / (norm + 1e-7)."""
+    refuse_change(is_table(weight) and cnp.PyArray_ISWRITEABLE(weight) and is_index_array(rows)
+                  and cnp.PyArray_ITEMSIZE(rows) == 8)
     cdef:
         const int64_t* ids = <const int64_t*>cnp.PyArray_DATA(rows)
         Renorm job = Renorm(
             <char*>cnp.PyArray_DATA(weight), cnp.PyArray_STRIDE(weight, 0),
             cnp.PyArray_DIM(weight, 1), cnp.PyArray_SIZE(rows), max_norm, norm_type)
         chunk_work work = <chunk_work>renorm_chunk[float]
-    refuse_change(is_table(weight) and cnp.PyArray_ISWRITEABLE(weight) and is_index_array(rows)
-                  and cnp.PyArray_ITEMSIZE(rows) == 8
-                  and find_bad_index(ids, job.n, <size_t>cnp.PyArray_DIM(weight, 0), 0) < 0)
+    refuse_change(find_bad_index(ids, job.n, <size_t>cnp.PyArray_DIM(weight, 0), 0) < 0)
     if cnp.PyArray_ITEMSIZE(weight) == 8:
         work = <chunk_work>renorm_chunk[double]
     run_chunks(work, &job, ids, NULL, shares_of(n_threads, 0), n_threads)
