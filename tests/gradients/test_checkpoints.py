@@ -304,14 +304,14 @@ def test_no_step_runs_while_a_checkpoint_is_saved(path, monkeypatch):
     optimizer = optim.Adagrad(TABLE.copy())
     with optimizer._locked(), pytest.raises(RuntimeError, match="one step at a time"):
         embag.save_checkpoint(path, {"x": optimizer})
-    write = embag.checkpoints.write_array
+    write = embag.checkpoints.write_tensor
 
     def step_and_write(file, array):
         with pytest.raises(RuntimeError, match="one step at a time"):
             optimizer.step(np.ones_like(TABLE))
         write(file, array)
 
-    monkeypatch.setattr(embag.checkpoints, "write_array", step_and_write)
+    monkeypatch.setattr(embag.checkpoints, "write_tensor", step_and_write)
     assert_same(save_and_load(path, {"x": optimizer})["x"], optimizer)
     optimizer.step(np.ones_like(TABLE))
 
@@ -326,7 +326,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(embag.checkpoints, "write_array", fail)
+    monkeypatch.setattr(embag.checkpoints, "write_tensor", fail)
     with pytest.raises(OSError, match="No space left"):
         embag.save_checkpoint(path, {"x": optimizer})
     assert path.read_bytes() == old
