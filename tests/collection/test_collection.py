@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from cases import SWAPPED, assert_same_bits
 
 import embag
 from embag import EmbeddingBagCollection, Feature, QuantizedTable
@@ -302,7 +302,18 @@ def test_a_call_reads_the_current_values_of_a_table():
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.uint64, ">i4", ">i8", ">u8"]
+    "dtype",
+    [
+        np.int8,
+        np.uint8,
+        np.int16,
+        np.uint16,
+        np.uint32,
+        np.uint64,
+        f"{SWAPPED}i4",
+        f"{SWAPPED}i8",
+        f"{SWAPPED}u8",
+    ],
 )
 def test_other_integers_are_converted(dtype):
     ebc = collection("modes")
@@ -536,7 +547,11 @@ CONSTRUCTION = [
         "tables['unused'] must be a numpy.ndarray, a QuantizedTable or a RemappedTable, got None",
     ),
     (make(tables={"w": W.astype(int)}), TypeError, f"tables['w'] must be {KINDS}, got int64"),
-    (make(tables={"w": W.astype(">f4")}), TypeError, f"tables['w'] must be {KINDS}, got >f4"),
+    (
+        make(tables={"w": W.astype(f"{SWAPPED}f4")}),
+        TypeError,
+        f"tables['w'] must be {KINDS}, got {SWAPPED}f4",
+    ),
     (make(tables={"w": W[0]}), ValueError, "tables['w'] must be 2-D (n_rows, dim), got shape (2,)"),
     (make(None), TypeError, "features must be a sequence of Feature, got None"),
     (make(3), TypeError, "features must be a sequence of Feature, got 3"),

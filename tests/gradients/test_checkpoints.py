@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from cases import SWAPPED
 from optimizers import N_ROWS, OPTIMIZERS, gradient
 from processes import SCRIPTS, run_python
 
@@ -238,7 +239,7 @@ def test_items_may_not_share_memory(path):
         ({"x": embag.quantize(TABLE)}, TypeError, "got QuantizedTable"),
         ({"x": np.ones(2, complex)}, TypeError, "item must be an array of float16, .* complex128"),
         ({"x": np.array([None])}, TypeError, "item must be an array of float16, .* got object"),
-        ({"x": np.ones(2, ">f4")}, TypeError, "in native byte order, got >f4"),
+        ({"x": np.ones(2, f"{SWAPPED}f4")}, TypeError, f"in native byte order, got {SWAPPED}f4"),
         ({"x": OwnSGD(TABLE.copy(), 1)}, TypeError, "must be of a class of embag.optim, .* OwnSGD"),
         ({"x": optim.SGD(TABLE, 1), "y": TABLE[1:2]}, ValueError,
          "items must share no memory, got an overlap of 'x' and 'y'"),

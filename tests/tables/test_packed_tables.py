@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from cases import SWAPPED, assert_same_bits
 from processes import SCRIPTS, run_python
 
 import embag
@@ -327,7 +327,7 @@ def test_floats_of_numpy(bits, layout, level, eager_threads):
                 assert_same_bits(result, expected, f"dim {dim}")
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint64, ">i4"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint64, f"{SWAPPED}i4"])
 @pytest.mark.parametrize(("bits", "layout"), FORMATS)
 def test_some_rows(bits, layout, dtype, level, eager_threads):
     packed = random_packed(99, bits, 21, layout)
