@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz sanitize lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-s390x test-freethreaded cross build-wheel wheel test-packaging docs docs-linkcheck bench soak fuzz sanitize lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -52,10 +52,11 @@ test-pipelines: $(VENV)/.test $(VENV)/.test-pipelines
 test-ray: $(VENV)/.test $(VENV)/.test-ray
 	$(BIN)/pytest -m ray tests
 
-# Cross-compiles for 64-bit Arm and tests the kernels under emulation: minutes. Debian or Ubuntu.
-test-aarch64: $(VENV)/.test
+# Cross-compile for 64-bit Arm, or for s390x, which is big-endian, and test the kernels under
+# emulation: at most ten minutes each. Debian or Ubuntu.
+test-aarch64 test-s390x: test-%: $(VENV)/.test
 	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
-	tools/aarch64.sh $(ARGS)
+	tools/emulate.sh $* $(ARGS)
 
 # Compiles and links for Windows and macOS with Zig: ten minutes. Nothing can be run.
 cross: $(VENV)/.test

@@ -1,17 +1,19 @@
-# Functions for the scripts that use packages of Debian: `. tools/debian.sh`.
+# shellcheck shell=sh
+# Functions for scripts that use packages of Debian: `. tools/debian.sh`.
 
 # install_tools PACKAGE...: install packages on this machine, or show the command.
 install_tools() {
     if [ "$(id -u)" != 0 ]; then
-        echo "not installed: apt install $*"
+        echo "missing tools: apt install $*"
         exit 1
     fi
     apt-get -q update
     apt-get -q -y --no-install-recommends install "$@"
 }
 
-# configure_apt FOLDER RELEASE deb|deb-src ARCHITECTURE: from here on, apt-get has this release of
-# Debian alone, and downloads to FOLDER/archives. To it, nothing is installed.
+# configure_apt FOLDER RELEASE deb|deb-src [ARCHITECTURE]: apt-get then knows this release of Debian
+# alone, believes that nothing is installed, and downloads to FOLDER/archives. Call it in a
+# subshell.
 configure_apt() {
     rm -rf "$1"
     mkdir -p "$1/lists/partial" "$1/archives/partial"
@@ -19,9 +21,10 @@ configure_apt() {
     cat > "$1/sources.list" << END
 $3 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $2 main
 END
+    architecture=${4-$(dpkg --print-architecture)}
     cat > "$1/apt.conf" << END
-APT::Architecture "$4";
-APT::Architectures { "$4"; };
+APT::Architecture "$architecture";
+APT::Architectures { "$architecture"; };
 Dir::State "$1";
 Dir::State::status "$1/status";
 Dir::State::lists "$1/lists";
