@@ -43,6 +43,7 @@ qemu=$(command -v "qemu-$processor" || command -v "qemu-$processor-static")
 if [ ! -e "$folder/.unpacked" ]; then
     rm -rf "$root" "$folder/wheels"
     (
+        # The NumPy of Debian 12 is older than embag needs.
         configure_apt "$folder/apt" forky deb "$architecture"
         apt-get -q -y --no-install-recommends --download-only install \
             python3 libpython3-dev libgomp1 python3-numpy python3-safetensors \
