@@ -433,7 +433,8 @@ def test_broadcast_grad_output(kind, reduction, level, eager_threads):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_grad_output_is_cast_to_the_tables_dtype(given, dtype, level):
     rng = np.random.default_rng(0)
-    grad_output = (rng.standard_normal((4, 20)) * 50 + 60).astype(given)
+    # Some processors cast negative numbers to unsigned integers with a warning.
+    grad_output = abs(rng.standard_normal((4, 20)) * 30).astype(given)
     arguments = rng.integers(0, 6, (4, 3)), rng.standard_normal((6, 20)).astype(dtype)
     for mode in ("sum", "mean", "max"):
         result = backward(grad_output, *arguments, mode=mode)
