@@ -54,13 +54,12 @@ test-ray: $(VENV)/.test $(VENV)/.test-ray
 
 # Cross-compile for 64-bit Arm, or for s390x, which is big-endian, and test the kernels under
 # emulation: at most ten minutes each. Debian or Ubuntu.
-test-aarch64 test-s390x: test-%: $(VENV)/.test
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+test-aarch64 test-s390x: test-%: $(VENV)/.test $(VENV)/.cython
 	tools/emulate.sh $* $(ARGS)
 
 # Compiles and links for Windows and macOS with Zig: ten minutes. Nothing can be run.
-cross: $(VENV)/.test
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3" ziglang
+cross: $(VENV)/.test $(VENV)/.cython
+	$(BIN)/pip install -qq ziglang
 	$(BIN)/python tools/cross.py $(ARGS)
 
 # Builds CPython 3.13 without the GIL and embag for it, and runs tests: minutes. Debian or Ubuntu.
@@ -117,8 +116,7 @@ sanitize: $(VENV)/.test build/sanitize/.built
 	  PYTHONPATH=$(CURDIR)/build/sanitize \
 	  $(BIN)/pytest -m "not packaging and not torch and not slow" $(if $(ARGS),$(ARGS),tests)
 
-build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+build/sanitize/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
 	@echo "building embag with sanitizers: some minutes"
 	EMBAG_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 	  --build-lib build/sanitize --build-temp build/sanitize-objects
@@ -145,6 +143,11 @@ $(VENV)/.built: $(BIN)/python $(SOURCES)
 	  os.path.exists(h) or sys.exit('no ' + h + ': apt install python3-dev')"
 	@echo "building embag: a minute or two"
 	$(BIN)/pip install -qq -e .
+	@touch $@
+
+# For builds outside pip.
+$(VENV)/.cython: $(VENV)/.built
+	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
 	@touch $@
 
 $(VENV)/.%: $(VENV)/.built
