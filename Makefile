@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard embag/*.pyx embag/*/*.pyx embag/*/*.pxi embag/*/*.h)
 
-.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-freethreaded cross build-wheel wheel test-packaging coverage mutants docs docs-linkcheck bench soak fuzz fuzz-coverage sanitize sanitize-memory lint clean
+.PHONY: demo demo-pipeline demo-towers demo-ray test test-fast test-demos test-slow test-torch test-pipelines test-ray test-aarch64 test-s390x test-freethreaded cross build-wheel wheel test-packaging coverage mutants docs docs-linkcheck bench soak fuzz fuzz-coverage sanitize sanitize-memory lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embag demo $(if $(QUERY),"$(QUERY)")
@@ -52,14 +52,14 @@ test-pipelines: $(VENV)/.test $(VENV)/.test-pipelines
 test-ray: $(VENV)/.test $(VENV)/.test-ray
 	$(BIN)/pytest -m ray tests
 
-# Cross-compiles for 64-bit Arm and tests the kernels under emulation: minutes. Debian or Ubuntu.
-test-aarch64: $(VENV)/.test
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
-	tools/aarch64.sh $(ARGS)
+# Cross-compile for 64-bit Arm, or for s390x, which is big-endian, and test the kernels under
+# emulation: at most ten minutes each. Debian or Ubuntu.
+test-aarch64 test-s390x: test-%: $(VENV)/.test $(VENV)/.cython
+	tools/emulate.sh $* $(ARGS)
 
 # Compiles and links for Windows and macOS with Zig: ten minutes. Nothing can be run.
-cross: $(VENV)/.test
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3" ziglang
+cross: $(VENV)/.test $(VENV)/.cython
+	$(BIN)/pip install -qq ziglang
 	$(BIN)/python tools/cross.py $(ARGS)
 
 # Builds CPython 3.13 without the GIL and embag for it, and runs tests: minutes. Debian or Ubuntu.
@@ -123,12 +123,10 @@ sanitize: $(VENV)/.test build/sanitize/.built
 
 # Compiles one level with clang's MemorySanitizer and makes some thousand calls: minutes. Debian or
 # Ubuntu. Leaks need no build: tests/process/test_leaks.py.
-sanitize-memory: $(VENV)/.test
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+sanitize-memory: $(VENV)/.test $(VENV)/.cython
 	tools/memory_sanitizer.sh
 
-build/sanitize/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+build/sanitize/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
 	@echo "building embag with sanitizers: some minutes"
 	EMBAG_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 	  --build-lib build/sanitize --build-temp build/sanitize-objects
@@ -146,16 +144,14 @@ coverage: $(VENV)/.test build/coverage/.built
 	$(BIN)/coverage report --skip-covered
 	$(BIN)/python tools/kernel_coverage.py build/coverage-objects
 
-build/coverage/.built: $(VENV)/.test $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+build/coverage/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
 	rm -rf build/coverage build/coverage-objects
 	EMBAG_COVERAGE=1 $(BIN)/python setup.py -q build \
 	  --build-lib build/coverage --build-temp build/coverage-objects
 	@touch $@
 
 # Plants faults in the kernels, and runs the tests with each: an hour.
-mutants: $(VENV)/.test
-	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
+mutants: $(VENV)/.test $(VENV)/.cython
 	$(BIN)/python -m tools.mutants $(ARGS)
 
 lint: $(VENV)/.test
@@ -179,6 +175,11 @@ $(VENV)/.built: $(BIN)/python $(SOURCES)
 	  os.path.exists(h) or sys.exit('no ' + h + ': apt install python3-dev')"
 	@echo "building embag: a minute or two"
 	$(BIN)/pip install -qq -e .
+	@touch $@
+
+# For builds outside pip.
+$(VENV)/.cython: $(VENV)/.built
+	$(BIN)/pip install -qq "setuptools>=77" "Cython>=3.3"
 	@touch $@
 
 $(VENV)/.%: $(VENV)/.built

@@ -43,7 +43,7 @@ from embag._kernels.dispatch import kernels
 from embag._optimizer import MOST_STEPS
 from embag.memory import aligned_empty
 from embag.optim import Optimizer
-from embag.tables import format_of, open_file, read_into, write_array
+from embag.tables import format_of, open_file, read_tensor, write_tensor
 
 # No key of a table's metadata: these begin with "embag." (docs/tables.md).
 _KEY = "embag-checkpoint"
@@ -143,7 +143,7 @@ def save_checkpoint(
         with replacement(target) as file:
             file.write(header)
             for array in arrays.values():
-                write_array(file, array)
+                write_tensor(file, array)
             checksums.add(file)
 
 
@@ -230,7 +230,7 @@ def load_checkpoint(
                 optimizer = record.make(array, frozen)
                 optimizer.n_steps = record.n_steps
                 for state, memory in optimizer.states.items():
-                    read_into(memory, file, places[f"{name}.{state}"].start)
+                    read_tensor(memory, file, places[f"{name}.{state}"].start)
             items[name] = array if record is None else optimizer
         if verify:  # last: what was read are the bytes that are verified
             checksums.verify(file)
@@ -433,7 +433,7 @@ def _expected_tensors(name: str, record: _Record, table: ArrayPlace) -> dict[str
 def _read(file: BinaryIO, key: str, places: dict[str, ArrayPlace]) -> NDArray[Any]:
     """Read an array into aligned memory."""
     array = aligned_empty(places[key].shape, places[key].dtype)
-    read_into(array, file, places[key].start)
+    read_tensor(array, file, places[key].start)
     if array.dtype == np.bool_ and array.view(np.uint8).max(initial=0) > 1:
         raise ValueError(f"bools of {describe(key)} must be bytes of 0 or 1, got others")
     return array

@@ -233,6 +233,7 @@ class QuantizedTable:
             "fused": the entries, then scale and bias, in float32 for 8 bits and float16 for fewer
             (``torch.ops.quantized.embedding_bag_byte_prepack`` and its variants). "tbe": scale and
             bias in float16, then the entries, then any padding (FBGEMM's table-batched embeddings).
+            The scale and bias have the byte order of the machine.
 
         Returns
         -------

@@ -29,6 +29,7 @@ from embag._files import checksums, other_formats
 from embag._files.errors import add_path_to_errors
 from embag._files.headers import (
     FORMATS,
+    IS_LITTLE_ENDIAN,
     NO_PARTS,
     Format,
     Packing,
@@ -36,6 +37,7 @@ from embag._files.headers import (
     Place,
     check_regular,
     read_tensors,
+    swap_bytes,
 )
 from embag._files.replacement import replacement
 from embag._kernels.dispatch import kernels
@@ -160,6 +162,7 @@ def load_table(
         that map a file share its pages, and a table may be larger than memory.
         "copy": the rows are read into memory from `aligned_empty`, where lookups are fastest.
         ``.npy`` files in Fortran order or in the other byte order can only be copied.
+        ``.safetensors`` files are little-endian.
     name : str, optional
         The tensor in a ``.safetensors`` file. Required if the file has several.
     num_threads : int, optional
@@ -365,18 +368,17 @@ def new_table(
     The file is in place at the end of the block.
     """
     target, file_format = format_of(path)
-    dtype = dtype.newbyteorder("=")
     rows = np.broadcast_to(np.zeros((), dtype), shape)
     header = file_format.header(rows, packing, name, parts)
     with replacement(target) as file:
         file.write(header)
 
         def write(rows: AnyArray) -> None:
-            file.write(_as_bytes(np.ascontiguousarray(rows, dtype)))
+            file.write(_as_bytes(_encode(rows, file_format.is_native, packing)))
 
         yield write
         for array in parts.arrays.values():
-            file.write(_as_bytes(np.ascontiguousarray(array)))
+            file.write(_as_bytes(_encode(array, file_format.is_native)))
         _add_checksum(file, target)
 
 
@@ -408,9 +410,12 @@ def new_quantized_table(
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
             mapped = packed = np.memmap(file, np.uint8, "r+", len(header), shape)
             quantize(rows, bits, out=mapped, progress=progress)
+        yield QuantizedTable.from_packed(packed, *packing)
+        if not file_format.is_native:
+            swap_bytes(packed, packing)
+        if n_rows > 0:
             mapped.flush()
         _add_checksum(file, target)
-        yield QuantizedTable.from_packed(packed, *packing)
 
 
 def _add_checksum(file: BinaryIO, path: str) -> None:
@@ -423,11 +428,20 @@ def _has_checksum(path: Any) -> bool:
     return format_of(path)[1] is FORMATS[".safetensors"]
 
 
-def write_array(file: BinaryIO, array: AnyArray) -> None:
-    """Write the entries of an array in C order, in blocks."""
+def _encode(rows: AnyArray, is_native: bool, packing: Packing | None = None) -> AnyArray:
+    """Return contiguous rows in the byte order of a file."""
+    rows = np.ascontiguousarray(rows)
+    if not is_native:
+        rows = rows.copy()
+        swap_bytes(rows, packing)
+    return rows
+
+
+def write_tensor(file: BinaryIO, array: AnyArray) -> None:
+    """Write the data of an array to a .safetensors file, in blocks."""
     array = np.atleast_1d(array)
     for start, stop in _cut_rows((len(array), math.prod(array.shape[1:])), array.itemsize):
-        file.write(_as_bytes(np.ascontiguousarray(array[start:stop])))
+        file.write(_as_bytes(_encode(array[start:stop], IS_LITTLE_ENDIAN)))
 
 
 # --- Loading ------------------------------------------------------------------
@@ -437,9 +451,11 @@ def _map(file: BinaryIO, place: Place) -> AnyArray:
     remedy = "load it with memory='copy', or convert the file by `embag convert IN OUT`"
     if place.in_fortran_order:
         raise ValueError(f"table must be in C order, got Fortran order: {remedy}")
-    if not place.dtype.isnative:
+    if not place.is_native:
+        dtype = place.packing.encoding.factor_dtype if place.packing else place.dtype
         raise ValueError(
-            f"dtype must be in native byte order to be mapped, got {place.dtype.str}: {remedy}"
+            "dtype must be in native byte order to be mapped, "
+            f"got {dtype.newbyteorder('S').str}: {remedy}"
         )
     if place.start % place.dtype.alignment:
         raise ValueError(
@@ -470,18 +486,27 @@ def _memory_limit() -> float:
 
 
 def _copy(file: BinaryIO, place: Place, num_threads: int | None) -> AnyArray:
-    rows = aligned_empty(place.shape, place.dtype.newbyteorder("="))
-    if place.in_fortran_order or not place.dtype.isnative:
+    rows = aligned_empty(place.shape, place.dtype)
+    if place.in_fortran_order:
         start = 0
         for block in read_rows(file, place):
             rows[start : start + len(block)] = block
             start += len(block)
         return rows
-    read_into(rows, file, place.start, num_threads)
+    _read_into(rows, file, place.start, num_threads)
+    if not place.is_native:
+        swap_bytes(rows, place.packing)
     return rows
 
 
-def read_into(array: AnyArray, file: BinaryIO, start: int, num_threads: int | None = None) -> None:
+def read_tensor(array: AnyArray, file: BinaryIO, start: int) -> None:
+    """Fill a contiguous array with the data of a .safetensors file from `start` on."""
+    _read_into(array, file, start)
+    if not IS_LITTLE_ENDIAN:
+        swap_bytes(array)
+
+
+def _read_into(array: AnyArray, file: BinaryIO, start: int, num_threads: int | None = None) -> None:
     """Fill a contiguous array with the bytes of a file from `start` on."""
     memory = _as_bytes(array)
     n_bytes = len(memory)
@@ -517,18 +542,22 @@ def read_into(array: AnyArray, file: BinaryIO, start: int, num_threads: int | No
 
 
 def read_rows(file: BinaryIO, place: Place) -> Iterator[AnyArray]:
-    """Yield the rows of a table in blocks of about _BLOCK bytes, in the byte order of the file."""
+    """Yield the rows of a table in blocks of about _BLOCK bytes, in native byte order."""
     n_rows, n_columns = place.shape
     itemsize = place.dtype.itemsize
     for start, stop in _cut_rows(place.shape, itemsize):
         if not place.in_fortran_order:
             rows = np.empty((stop - start, n_columns), place.dtype)
             _read(file, place.start + start * n_columns * itemsize, _as_bytes(rows))
+            if not place.is_native:
+                swap_bytes(rows, place.packing)
             yield rows
             continue
         columns = np.empty((n_columns, stop - start), place.dtype)
         for number, column in enumerate(columns):
             _read(file, place.start + (number * n_rows + start) * itemsize, _as_bytes(column))
+        if not place.is_native:
+            swap_bytes(columns)
         yield columns.T
 
 

@@ -6,6 +6,7 @@
 # wheels of PyPI. `python` is the Python of the project, whose pip downloads them.
 set -eu
 cd "$(dirname "$0")/.."
+. tools/debian.sh
 folder=$PWD/build/freethreaded
 interpreter=$folder/python/bin/python3.13t
 mkdir -p "$folder"
@@ -15,41 +16,22 @@ find_tools() {
     command -v gcc && command -v make && command -v xz &&
         ls /usr/include/zlib.h /usr/include/openssl/ssl.h /usr/include/sqlite3.h \
             /usr/share/keyrings/debian-archive-keyring.gpg &&
-        ls /usr/include/ffi.h /usr/include/*/ffi.h 2> /dev/null | grep -q ffi
+        find /usr/include -maxdepth 2 -name ffi.h | grep -q .
 }
 if ! [ -e "$interpreter" ] && ! find_tools > /dev/null 2>&1; then
-    needed="gcc make xz-utils zlib1g-dev libssl-dev libsqlite3-dev libffi-dev debian-archive-keyring"
-    if [ "$(id -u)" != 0 ]; then
-        echo "no compiler or headers: apt install $needed"
-        exit 1
-    fi
-    apt-get -q update
-    # shellcheck disable=SC2086
-    apt-get -q -y --no-install-recommends install $needed
+    install_tools gcc make xz-utils zlib1g-dev libssl-dev libsqlite3-dev libffi-dev \
+        debian-archive-keyring
 fi
 
-# apt has a configuration of its own here, for another release of Debian.
 if [ ! -e "$interpreter" ]; then
-    apt=$folder/apt
-    rm -rf "$apt" "$folder/source"
-    mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$folder/source"
-    : > "$apt/status"
-    cat > "$apt/sources.list" << EOF
-deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main
-EOF
-    cat > "$apt/apt.conf" << EOF
-Dir::State "$apt";
-Dir::State::status "$apt/status";
-Dir::State::lists "$apt/lists";
-Dir::Cache "$apt";
-Dir::Cache::archives "$apt/archives";
-Dir::Etc::sourcelist "$apt/sources.list";
-Dir::Etc::sourceparts "-";
-Debug::NoLocking "1";
-EOF
-    APT_CONFIG=$apt/apt.conf apt-get -q update
-    (cd "$apt/archives" && APT_CONFIG=$apt/apt.conf apt-get -q --download-only source python3.13)
-    tar -xf "$apt"/archives/python3.13_*.orig.tar.xz -C "$folder/source" --strip-components=1
+    rm -rf "$folder/source"
+    mkdir "$folder/source"
+    (
+        configure_apt "$folder/apt" trixie deb-src
+        cd "$folder/apt/archives"
+        apt-get -q --download-only source python3.13
+    )
+    tar -xf "$folder"/apt/archives/python3.13_*.orig.tar.xz -C "$folder/source" --strip-components=1
     echo "building CPython without the GIL: some minutes"
     (cd "$folder/source" &&
         ./configure -q --disable-gil --disable-test-modules --without-ensurepip \

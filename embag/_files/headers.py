@@ -14,7 +14,8 @@ low-precision float is a record with one field of that name. In .safetensors, th
 the options of `QuantizedTable.from_packed`, and list the tensors that belong to a table: its
 `index_map` and its scales. docs/tables.md documents both, byte by byte.
 
-.safetensors is little-endian; this file assumes that the machine is, too.
+.safetensors is little-endian, and .npy says which it is. Rows of a quantized table have a scale and
+a bias in that byte order, in memory in the machine's.
 
 Tested in tests/tables/.
 """
@@ -26,6 +27,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
@@ -37,6 +39,7 @@ from embag._encodings import DTYPES, DTYPES_NAMES, ENCODINGS, LOW_FLOATS, Encodi
 from embag._files import checksums
 from embag._files.errors import add_path_to_errors
 
+IS_LITTLE_ENDIAN = sys.byteorder == "little"
 _ALIGNMENT = 64  # of the data in a file: a cache line, as NumPy aligns it
 _NPY_HEADER = 12 + 10_000  # the longest that NumPy parses
 # Enough for 80,000 tensors; files of the largest models have about a thousand. Refusing a
@@ -97,9 +100,10 @@ class Place(NamedTuple):
     """Where a table is in a file."""
 
     start: int  # the first byte
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any]  # in native byte order
     shape: tuple[int, int]
     packing: Packing | None  # of a quantized table, whose dtype is uint8
+    is_native: bool  # the file has the machine's byte order
     in_fortran_order: bool = False
     parts: Parts = NO_PARTS
 
@@ -110,10 +114,10 @@ class Place(NamedTuple):
 
 
 class ArrayPlace(NamedTuple):
-    """Where an array of any rank is in a file."""
+    """Where an array of any rank is in a .safetensors file."""
 
     start: int  # the first byte
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any]  # in native byte order
     shape: tuple[int, ...]
 
 
@@ -123,6 +127,7 @@ class Format(NamedTuple):
     read: Callable[[BinaryIO, int, str | None], Place]  # (file, its bytes, name)
     # (rows, packing, name, parts)
     header: Callable[[AnyArray, Packing | None, str | None, Parts], bytes]
+    is_native: bool  # files are written in the machine's byte order
 
 
 # --- .npy ---------------------------------------------------------------------
@@ -176,6 +181,9 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     _check_no_name(name)
     header = read_npy_header(file)
     start, dtype, shape, fortran_order = header
+    is_native = dtype.isnative
+    if not is_native:
+        dtype = dtype.newbyteorder("S")
     packing = _packing_of(dtype)
     floats = next((name for name, record in _RECORDS.items() if dtype == record), None)
     if floats is not None:
@@ -188,7 +196,7 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     elif packing is None and dtype.name not in DTYPES:
         raise ValueError(
             f"dtype must be {DTYPES_NAMES}, or the records of a quantized table, "
-            f"got {dtype.str if dtype.kind == 'f' else dtype}"
+            f"got {header.dtype.str if dtype.kind == 'f' else header.dtype}"
         )
     if len(shape) != (1 if packing else 2) or not 0 <= min(shape) <= max(shape) < 2**63:
         kind = "(n_rows,) for records" if packing else "(n_rows, dim)"
@@ -197,7 +205,7 @@ def _read_npy(file: BinaryIO, n_file_bytes: int, name: str | None) -> Place:
     if packing:
         shape, dtype = (shape[0], dtype.itemsize), np.dtype(np.uint8)
     n_rows, n_columns = shape
-    return Place(start, dtype, (n_rows, n_columns), packing, bool(fortran_order))
+    return Place(start, dtype, (n_rows, n_columns), packing, is_native, bool(fortran_order))
 
 
 def _npy_header(rows: AnyArray, packing: Packing | None, name: str | None, parts: Parts) -> bytes:
@@ -304,11 +312,13 @@ def _read_safetensors(file: BinaryIO, n_file_bytes: int, name: str | None) -> Pl
         )
     if len(shape) != 2:
         raise ValueError(f"shape of {describe(name)} must be [n_rows, dim], got {shape}")
+    dtype = numpy_dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8)
     place = Place(
         start + header[name]["data_offsets"][0],
-        numpy_dtype(_SAFETENSORS_DTYPES[code]) if packing is None else np.dtype(np.uint8),
+        dtype,
         (shape[0], shape[1]),
         None if packing is None else _parse_packing(packing),
+        IS_LITTLE_ENDIAN or (packing is None and dtype.itemsize == 1),
         parts=_read_parts(file, start, header, metadata, name),
     )
     _check_span(name, header[name], place.n_bytes)
@@ -357,7 +367,8 @@ def _read_parts(
         data = file.read(n_bytes)
         if len(data) != n_bytes:
             raise ValueError(f"file must not shrink while it is read, got {len(data)} bytes")
-        arrays[part] = np.frombuffer(data, dtype).reshape(tensor["shape"])
+        array = np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
+        arrays[part] = array.reshape(tensor["shape"])
     return Parts(first_id, arrays)
 
 
@@ -523,6 +534,16 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
+def swap_bytes(rows: AnyArray, packing: Packing | None = None) -> None:
+    """Reverse the bytes of each number, in place; in rows of a quantized table, of its factors."""
+    if packing is None:
+        rows.view(f"u{rows.itemsize}").byteswap(inplace=True)
+        return
+    records = rows.view(_record_dtype(rows.shape[1], packing))
+    for factor in ("scale", "bias"):
+        records[factor].byteswap(inplace=True)
+
+
 def check_regular(path: str) -> None:
     """Raise unless this is a regular file: opening or reading others may block forever."""
     mode = os.stat(path).st_mode
@@ -534,6 +555,6 @@ def check_regular(path: str) -> None:
 
 
 FORMATS = {
-    ".npy": Format(_read_npy, _npy_header),
-    ".safetensors": Format(_read_safetensors, _safetensors_header),
+    ".npy": Format(_read_npy, _npy_header, is_native=True),
+    ".safetensors": Format(_read_safetensors, _safetensors_header, IS_LITTLE_ENDIAN),
 }

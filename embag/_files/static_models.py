@@ -30,7 +30,7 @@ from embag._arguments import AnyArray, describe
 from embag._files.errors import add_path_to_errors
 from embag._files.headers import check_regular, place_array, read_tensors
 from embag.remapped import RemappedTable
-from embag.tables import list_tensors, load_table, open_file, read_into
+from embag.tables import list_tensors, load_table, open_file, read_tensor
 
 Library = Literal["model2vec", "sentence-transformers", "wordllama"]
 Memory = Literal["map", "copy"]
@@ -207,7 +207,7 @@ def _read_array(path: Path, name: str) -> AnyArray | None:
             return None
         place = place_array(name, tensors[name], start)
         array = np.empty(place.shape, place.dtype)
-        read_into(array, file, place.start)
+        read_tensor(array, file, place.start)
         return array
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import CASES, REDUCTIONS, call_arguments
+from cases import CASES, NATIVE, REDUCTIONS, SWAPPED, call_arguments
 
 import embag
 
@@ -32,7 +32,7 @@ ERRORS = [
     (
         call(grad_output="abc"),
         TypeError,
-        "grad_output must cast to float32 as 'same_kind', got dtype <U3",
+        f"grad_output must cast to float32 as 'same_kind', got dtype {NATIVE}U3",
     ),
     (
         call(grad_output=None),
@@ -62,9 +62,10 @@ ERRORS = [
         "weight must be float32, float64, float16 or bfloat16 in native byte order, got int64",
     ),
     (
-        call(weight=W.astype(">f4")),
+        call(weight=W.astype(f"{SWAPPED}f4")),
         TypeError,
-        "weight must be float32, float64, float16 or bfloat16 in native byte order, got >f4",
+        "weight must be float32, float64, float16 or bfloat16 in native byte order, "
+        f"got {SWAPPED}f4",
     ),
     (call(weight=W[0]), ValueError, "weight must be 2-D (n_rows, dim), got shape (2,)"),
     # input and offsets: dtypes and shapes

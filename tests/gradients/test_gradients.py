@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import reference
-from cases import CASES, REDUCTIONS, assert_same_bits, call_arguments
+from cases import CASES, REDUCTIONS, SWAPPED, assert_same_bits, call_arguments
 
 import embag
 
@@ -145,7 +145,9 @@ def test_offsets_of_another_integer_dtype_than_input(index_dtype, offset_dtype, 
         assert_same_bits(result, right)
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32, np.uint64, ">i4", ">i8"])
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.uint32, np.uint64, f"{SWAPPED}i4", f"{SWAPPED}i8"]
+)
 def test_other_integer_dtypes_and_lists_are_converted(dtype):
     weight = np.arange(20, dtype=np.float32).reshape(10, 2)
     grad_output = np.array([[1, 2], [3, 4]], np.float32)
@@ -427,11 +429,12 @@ def test_broadcast_grad_output(kind, reduction, level, eager_threads):
                 assert_same_bits(result.per_sample_weights, expected.per_sample_weights)
 
 
-@pytest.mark.parametrize("given", ["f2", "f4", "f8", "g", "i1", "u2", "i8", "?", ">f4"])
+@pytest.mark.parametrize("given", ["f2", "f4", "f8", "g", "i1", "u2", "i8", "?", f"{SWAPPED}f4"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_grad_output_is_cast_to_the_tables_dtype(given, dtype, level):
     rng = np.random.default_rng(0)
-    grad_output = (rng.standard_normal((4, 20)) * 50 + 60).astype(given)
+    # Some processors cast negative numbers to unsigned integers with a warning.
+    grad_output = abs(rng.standard_normal((4, 20)) * 30).astype(given)
     arguments = rng.integers(0, 6, (4, 3)), rng.standard_normal((6, 20)).astype(dtype)
     for mode in ("sum", "mean", "max"):
         result = backward(grad_output, *arguments, mode=mode)

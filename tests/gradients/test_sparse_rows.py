@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from cases import SWAPPED, assert_same_bits
 
 import embag
 from embag import SparseRows
@@ -36,7 +36,9 @@ def test_attributes():
     assert [type(n) for n in single.shape] == [int, int]
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32, np.uint64, ">i8"])
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.int32, np.uint32, np.uint64, f"{SWAPPED}i8"]
+)
 def test_indices_of_any_integer_dtype(dtype):
     given = np.array([1, 3], dtype)
     sparse = rows(given)
@@ -506,9 +508,9 @@ CONSTRUCTOR_ERRORS = [
         "values must be float32 or float64 in native byte order, got int64",
     ),
     (
-        {"values": VALUES.astype(">f8")},
+        {"values": VALUES.astype(f"{SWAPPED}f8")},
         TypeError,
-        "values must be float32 or float64 in native byte order, got >f8",
+        f"values must be float32 or float64 in native byte order, got {SWAPPED}f8",
     ),
     ({"values": VALUES[0]}, ValueError, "values must be 2-D (n_rows, dim), got shape (2,)"),
     ({"values": VALUES[:1]}, ValueError, "values must have shape (2, 2), got (1, 2)"),
@@ -565,9 +567,9 @@ STEP_ERRORS = [
     (step([[1.0]]), TypeError, "weight must be a numpy.ndarray, got list"),
     (step(WEIGHT.astype(np.float32)), TypeError, "weight must be float64, got float32"),
     (
-        step(WEIGHT.astype(">f8")),
+        step(WEIGHT.astype(f"{SWAPPED}f8")),
         TypeError,
-        "weight must be float32 or float64 in native byte order, got >f8",
+        f"weight must be float32 or float64 in native byte order, got {SWAPPED}f8",
     ),
     (step(WEIGHT[0]), ValueError, "weight must be 2-D (n_rows, dim), got shape (2,)"),
     (step(WEIGHT[:4]), ValueError, "weight must have shape (5, 2), got (4, 2)"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import NATIVE, SWAPPED
 
 import embag
 
@@ -74,18 +75,18 @@ ERRORS = [
         "or a QuantizedTable, got int64",
     ),
     (
-        call(weight=W.astype(">f4")),
+        call(weight=W.astype(f"{SWAPPED}f4")),
         TypeError,
         "weight must be float32, float64, float16, bfloat16, int8, uint8, float8_e4m3fn or "
         "float8_e5m2 in native byte order, "
-        "or a QuantizedTable, got >f4",
+        f"or a QuantizedTable, got {SWAPPED}f4",
     ),
     (
-        call(weight=W.astype(">f2")),
+        call(weight=W.astype(f"{SWAPPED}f2")),
         TypeError,
         "weight must be float32, float64, float16, bfloat16, int8, uint8, float8_e4m3fn or "
         "float8_e5m2 in native byte order, "
-        "or a QuantizedTable, got >f2",
+        f"or a QuantizedTable, got {SWAPPED}f2",
     ),
     (
         call(weight=W.astype(np.float16), max_norm=1.0),
@@ -114,7 +115,7 @@ ERRORS = [
     (call(input=[1.0]), TypeError, "input must be integers, got dtype float64"),
     (call(input=np.array([])), TypeError, "input must be integers, got dtype float64"),
     (call(input=[True]), TypeError, "input must be integers, got dtype bool"),
-    (call(input="abc"), TypeError, "input must be integers, got dtype <U3"),
+    (call(input="abc"), TypeError, f"input must be integers, got dtype {NATIVE}U3"),
     (call(input=None), TypeError, "input must be integers, got None"),
     (call(input={1}), TypeError, "input must be integers, got set"),
     (call(input=[1, None]), TypeError, "input must be integers, got input[1] = None"),
@@ -283,7 +284,7 @@ ERRORS = [
     (
         call(per_sample_weights="abc"),
         TypeError,
-        "per_sample_weights must cast to float32 as 'same_kind', got dtype <U3",
+        f"per_sample_weights must cast to float32 as 'same_kind', got dtype {NATIVE}U3",
     ),
     (
         call(per_sample_weights=[1.0, None, 2.0]),

@@ -15,6 +15,7 @@ from cases import (
     NARROW_FLOATS,
     QUANTIZED,
     REDUCTIONS,
+    SWAPPED,
     assert_same_bits,
     dtype_of,
     low_precision_table,
@@ -565,7 +566,12 @@ def test_weights_are_computed_in_float32(kind, level):
     weights = np.array([0.1, 0.7, 1 / 3])
     call = functools.partial(embag.embedding_bag, [1, 2, 3], table, [0], mode="sum")
     expected = call(per_sample_weights=weights.astype(np.float32))
-    for given in (weights, weights.tolist(), weights.astype(">f8"), np.repeat(weights, 2)[::2]):
+    for given in (
+        weights,
+        weights.tolist(),
+        weights.astype(f"{SWAPPED}f8"),
+        np.repeat(weights, 2)[::2],
+    ):
         assert_same_bits(call(per_sample_weights=given), expected)
     narrow = weights.astype(np.float16)
     assert_same_bits(
@@ -688,8 +694,8 @@ def test_errors(kind):
     for given, seen in (
         (np.float64, "float64"),
         ("int8", "int8"),
-        (">f2", ">f2"),
-        (">f4", ">f4"),
+        (f"{SWAPPED}f2", f"{SWAPPED}f2"),
+        (f"{SWAPPED}f4", f"{SWAPPED}f4"),
         (bool, "bool"),
         ("no dtype", "'no dtype'"),
         (3, "3"),
@@ -749,7 +755,7 @@ def test_tables_of_other_byte_orders_are_refused():
         "weight must be float32, float64, float16, bfloat16, int8, uint8, float8_e4m3fn or "
         "float8_e5m2 in native byte order, or a QuantizedTable"
     )
-    refuse(TypeError, f"{kinds}, got >f2", [0], np.zeros((2, 3), ">f2"), [0])
+    refuse(TypeError, f"{kinds}, got {SWAPPED}f2", [0], np.zeros((2, 3), f"{SWAPPED}f2"), [0])
     refuse(TypeError, f"{kinds}, got uint16", [0], np.zeros((2, 3), np.uint16), [0])
     refuse(TypeError, f"{kinds}, got |V2", [0], np.zeros((2, 3), "V2"), [0])
     ml_dtypes = pytest.importorskip("ml_dtypes")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from cases import CASES, REDUCTIONS, assert_same_bits, call_arguments
+from cases import CASES, REDUCTIONS, SWAPPED, assert_same_bits, call_arguments
 
 import embag
 
@@ -44,7 +44,18 @@ def test_offsets_of_another_integer_dtype_than_input(reduction, level):
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.uint64, ">i4", ">i8", ">u8"]
+    "dtype",
+    [
+        np.int8,
+        np.uint8,
+        np.int16,
+        np.uint16,
+        np.uint32,
+        np.uint64,
+        f"{SWAPPED}i4",
+        f"{SWAPPED}i8",
+        f"{SWAPPED}u8",
+    ],
 )
 def test_other_integer_dtypes_are_converted(dtype):
     weight = np.arange(20, dtype=np.float32).reshape(10, 2)
@@ -124,7 +135,12 @@ def test_sample_weights_are_computed_in_the_tables_dtype(level):
     expected = embag.embedding_bag(
         [1, 2, 3], table, [0], mode="sum", per_sample_weights=weights.astype(np.float32)
     )
-    for given in (weights, weights.tolist(), weights.astype(">f8"), np.repeat(weights, 2)[::2]):
+    for given in (
+        weights,
+        weights.tolist(),
+        weights.astype(f"{SWAPPED}f8"),
+        np.repeat(weights, 2)[::2],
+    ):
         result = embag.embedding_bag([1, 2, 3], table, [0], mode="sum", per_sample_weights=given)
         assert_same_bits(result, expected)
     halves = embag.embedding_bag(

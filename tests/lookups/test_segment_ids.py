@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import reference
+from cases import NATIVE, SWAPPED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,7 +111,9 @@ def test_options(mode, is_sorted):
         )
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.int32, np.int64, np.uint8, np.uint64, ">i8", list])
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.int32, np.int64, np.uint8, np.uint64, f"{SWAPPED}i8", list]
+)
 @pytest.mark.parametrize("is_sorted", [False, True])
 def test_types_of_segment_ids(kind, is_sorted):
     segments = np.sort(SEGMENTS) if is_sorted else SEGMENTS
@@ -310,7 +313,7 @@ ERRORS = [
     (call(segment_ids=[True, False, True]), TypeError,
      "segment_ids must be integers, got dtype bool"),
     (call(segment_ids=["a", "b", "c"]), TypeError,
-     "segment_ids must be integers, got dtype <U1"),
+     f"segment_ids must be integers, got dtype {NATIVE}U1"),
     (call(segment_ids=[0, -1, -2]), ValueError,
      "segment_ids must be at least 0 and less than n_bags = 1, got segment_ids[1] = -1"),
     (call(segment_ids=[-3, -2, -1]), ValueError,

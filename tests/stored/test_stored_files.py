@@ -8,6 +8,7 @@ record a folder for the version that comes next, and leave the others as they ar
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ TABLES = [
     for folder, expected in EXPECTED.items()
     for file in expected["tables"]
 ]
+# The files are little-endian: other machines cannot map them (tests/tables/test_byte_orders.py).
+MEMORIES = ["map", "copy"] if sys.byteorder == "little" else ["copy"]
 of_each_version = pytest.mark.parametrize("folder", VERSIONS, ids=lambda folder: folder.name)
 
 
@@ -45,7 +48,7 @@ def test_there_are_files():
     assert len(TABLES) >= 18
 
 
-@pytest.mark.parametrize("memory", ["map", "copy"])
+@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize(("folder", "file"), TABLES)
 def test_tables(folder, file, memory, level):
     require_dtypes(file)
@@ -68,13 +71,13 @@ def test_tables(folder, file, memory, level):
 
 @of_each_version
 def test_quantized_bytes(folder):
-    floats = embag.load_table(folder / "tables" / "float32.npy")
+    floats = embag.load_table(folder / "tables" / "float32.npy", "copy")
     for file in ("8-bits.npy", "4-bits.safetensors", "2-bits.npy"):
-        table = embag.load_table(folder / "tables" / file)
+        table = embag.load_table(folder / "tables" / file, "copy")
         assert embag.quantize(floats, table.bits).packed.tobytes() == table.packed.tobytes()
 
 
-@pytest.mark.parametrize("memory", ["map", "copy"])
+@pytest.mark.parametrize("memory", MEMORIES)
 @of_each_version
 def test_collection(folder, memory, level):
     ebc = EmbeddingBagCollection.load(folder / "collection", memory=memory)
@@ -177,9 +180,9 @@ def replace_text(path, old, new):
 def load(path, monkeypatch):
     """Load what this file is a part of."""
     if path.parent.name == "tables":
-        return embag.load_table(path)
+        return embag.load_table(path, "copy")
     if path.parent.name == "collection":
-        return EmbeddingBagCollection.load(path.parent)
+        return EmbeddingBagCollection.load(path.parent, memory="copy")
     if path.parent.name == "sharded":
         with local_shards(monkeypatch), make_sharded() as sharded:
             return sharded.restore(path.parent)

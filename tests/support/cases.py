@@ -5,6 +5,7 @@ levels and threads.
 """
 
 import os
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,9 @@ from embag._kernels import dispatch
 LEVELS = [level for level in dispatch.built_levels() if level in dispatch.supported_levels()]
 if os.environ.get("EMBAG_TEST_LEVELS") == "best":
     LEVELS = LEVELS[-1:]
+
+# The characters of the machine's byte order, and of the other one, in names of dtypes.
+NATIVE, SWAPPED = "<>" if sys.byteorder == "little" else "><"
 
 
 @dataclass(frozen=True)

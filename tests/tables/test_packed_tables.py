@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from cases import SWAPPED, assert_same_bits
 from processes import SCRIPTS, run_python
 
 import embag
@@ -295,15 +295,19 @@ def test_more_rows_than_can_be_counted(dim, level):
 # --- Dequantized floats ---------------------------------------------------------------
 
 
+FLOAT32S = [*np.array([0.5, -4], np.float32).tobytes()]  # in the machine's byte order
+FLOAT16S = [*np.array([0.5, -4], np.float16).tobytes()]
+
+
 @pytest.mark.parametrize(
     ("packed", "bits", "layout", "floats"),
     [
-        ([0, 1, 255, 0, 0, 0, 63, 0, 0, 128, 192], 8, "fused", [-4, -3.5, 123.5]),
-        ([0, 56, 0, 196, 0, 1, 255], 8, "tbe", [-4, -3.5, 123.5]),
-        ([0x10, 0x2, 0, 56, 0, 196], 4, "fused", [-4, -3.5, -3]),
-        ([0, 56, 0, 196, 0x10, 0xF2, 77], 4, "tbe", [-4, -3.5, -3]),
-        ([0b11_10_01_00, 0, 56, 0, 196], 2, "fused", [-4, -3.5, -3]),
-        ([0, 56, 0, 196, 0b11_10_01_00], 2, "tbe", [-4, -3.5, -3]),
+        ([0, 1, 255, *FLOAT32S], 8, "fused", [-4, -3.5, 123.5]),
+        ([*FLOAT16S, 0, 1, 255], 8, "tbe", [-4, -3.5, 123.5]),
+        ([0x10, 0x2, *FLOAT16S], 4, "fused", [-4, -3.5, -3]),
+        ([*FLOAT16S, 0x10, 0xF2, 77], 4, "tbe", [-4, -3.5, -3]),
+        ([0b11_10_01_00, *FLOAT16S], 2, "fused", [-4, -3.5, -3]),
+        ([*FLOAT16S, 0b11_10_01_00], 2, "tbe", [-4, -3.5, -3]),
     ],
 )
 def test_floats_of_literals(packed, bits, layout, floats, level):
@@ -323,7 +327,7 @@ def test_floats_of_numpy(bits, layout, level, eager_threads):
                 assert_same_bits(result, expected, f"dim {dim}")
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint64, ">i4"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint64, f"{SWAPPED}i4"])
 @pytest.mark.parametrize(("bits", "layout"), FORMATS)
 def test_some_rows(bits, layout, dtype, level, eager_threads):
     packed = random_packed(99, bits, 21, layout)
@@ -429,7 +433,8 @@ def test_the_bytes_of_fbgemm():
 
 def test_error_of_literals():
     # Rows of 2 bits with scale 1 and bias 0.
-    packed = np.array([[0b11_10_01_00, 0, 60, 0, 0]] * 2 + [[0, 0, 60, 0, 0]] * 2, np.uint8)
+    factors = np.array([1, 0], np.float16).tobytes()
+    packed = np.array([[0b11_10_01_00, *factors]] * 2 + [[0, *factors]] * 2, np.uint8)
     table = fused(packed, 2, 4)
     weight = np.array([[0, 1, 2, 3], [0, 1, 2, -1], [0, 0, 0, 0], [1, 0, 0, 0]], np.float32)
     error = table.error(weight)

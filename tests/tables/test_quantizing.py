@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from cases import SWAPPED, assert_same_bits
 
 import embag
 from embag import quantized
@@ -370,7 +370,7 @@ ERRORS = [
     (call([[1.0]]), TypeError, "weight must be a numpy.ndarray, got list"),
     (call(None), TypeError, "weight must be a numpy.ndarray, got None"),
     (call(W.astype(int)), TypeError, f"{FLOATS}, got int64"),
-    (call(W.astype(">f4")), TypeError, f"{FLOATS}, got >f4"),
+    (call(W.astype(f"{SWAPPED}f4")), TypeError, f"{FLOATS}, got {SWAPPED}f4"),
     (call(W.astype(np.longdouble)), TypeError, f"{FLOATS}, got {np.dtype(np.longdouble).str}"),
     (call(W.astype(complex)), TypeError, f"{FLOATS}, got complex128"),
     (call(W.astype(object)), TypeError, f"{FLOATS}, got object"),

@@ -704,7 +704,6 @@ BAD_NPY = {
         npy_of([("q8x27", "u1", (27,)), ("scale", "<f4"), ("bias", "<f4")], (4, 1)),
         r"shape must be \(n_rows,\) for records, got \(4, 1\)",
     ),
-    "records_swapped": (npy_of([("scale", ">f2"), ("bias", ">f2"), ("q8x1", "u1", (1,))]), "dtype"),
 }
 
 

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from cases import SWAPPED
 
 import embag
 
@@ -104,7 +105,8 @@ def test_strided_and_byteswapped_indices(level):
     spaced = np.repeat(INPUT, 3)[::3]
     np.testing.assert_array_equal(embag.embedding_bag(spaced, table, OFFSETS), expected)
     np.testing.assert_array_equal(
-        embag.embedding_bag(INPUT.astype(">i8"), table, np.repeat(OFFSETS, 2)[::2]), expected
+        embag.embedding_bag(INPUT.astype(f"{SWAPPED}i8"), table, np.repeat(OFFSETS, 2)[::2]),
+        expected,
     )
     square = INPUT[:196].reshape(14, 14)
     np.testing.assert_array_equal(
