@@ -293,6 +293,18 @@ def test_float64_entries_are_rounded_when_read(level):
     assert ebc([2, 2], [0, 1, 2]).tolist() == [[np.inf, np.inf]]
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_tables_with_a_scale_for_each_row(by_name, level):
+    q, scales = np.array([[1, 2], [3, 4], [5, 6]], np.int8), np.array([1, 10, 100], np.float32)
+    table = embag.QuantizedTable.from_int8(q, scales)
+    ebc = embag.EmbeddingBagCollection({"t": table}, [embag.Feature("a", "t")])
+    result = ebc(
+        {"a": np.array([[0, 1], [1, 2]])} if by_name else np.array([0, 1, 1, 2]),
+        None if by_name else np.array([0, 2, 4]),
+    )
+    assert result.tolist() == [[31, 42], [530, 640]]
+
+
 def test_a_call_reads_the_current_values_of_a_table():
     table = np.ones((3, 2), np.float32)
     ebc = EmbeddingBagCollection({"t": table}, features(("t",)))

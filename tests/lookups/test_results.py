@@ -158,3 +158,18 @@ def test_the_mean_is_a_true_division(level):
         total = embag.embedding_bag(np.arange(n), table, [0], mode="sum")
         mean = embag.embedding_bag(np.arange(n), table, [0], mode="mean")
         assert_same_bits(mean, total / np.float32(n))
+
+
+@pytest.mark.parametrize("include_last_offset", [False, True])
+def test_large_calls_that_get_one_thread(include_last_offset, level):
+    table = np.arange(64, dtype=np.float32).reshape(8, 8)
+    input, offsets = np.arange(40_000) % 8, np.arange(0, 40_001, 100)
+    expected = table.sum(0, dtype=np.float64) * 100 / 8
+    with embag.num_threads(1):
+        result = embag.embedding_bag(
+            input, table, offsets, mode="sum", include_last_offset=include_last_offset
+        )
+    assert result.shape == (401 - include_last_offset, 8)
+    assert not result[400:].any()
+    # Each bag has the ids 0 to 7 twelve times, and four of them once more.
+    assert np.array_equal(result[:400:2] + result[1:400:2], np.tile(2 * expected, (200, 1)))

@@ -382,3 +382,29 @@ def test_out_lies_apart_from_the_ids_of_features_without_bags():
     with pytest.raises(ValueError, match=r"out must share no memory with values\['u'\]"):
         ebc({"p": [[1]], "u": memory.reshape(-1).view(np.int64)}, out=memory)
     assert not memory.any()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_results_in_out(dtype, n_threads, level, eager_threads):
+    table = remapped("float32", 8, dtype=dtype)
+    input = np.clip(INPUT, FIRST, FIRST + N_IDS - 1)
+    expected = embag.embedding_bag(input, table, OFFSETS)
+    out = np.full(expected.shape, np.nan, np.float32)
+    assert embag.embedding_bag(input, table, OFFSETS, out=out, num_threads=n_threads) is out
+    assert_same_bits(out, expected)
+    # Nothing is written for a bad id, nor for a row that the map has got since.
+    for row in (-2, N_ROWS):
+        changed = RemappedTable(table.table, table.index_map.copy(), first_id=FIRST)
+        changed.index_map[input[-1] - FIRST] = row
+        out[:] = 7
+        with pytest.raises(ValueError, match=f"index_map must hold rows .* = {row}"):
+            embag.embedding_bag(input, changed, OFFSETS, out=out, num_threads=n_threads)
+        assert (out == 7).all()
+    for bad in (FIRST - 1, FIRST + N_IDS):
+        changed = input.copy()
+        changed[-1] = bad
+        out[:] = 7
+        with pytest.raises(IndexError, match=f"= {bad} is out of range"):
+            embag.embedding_bag(changed, table, OFFSETS, out=out, num_threads=n_threads)
+        assert (out == 7).all()
