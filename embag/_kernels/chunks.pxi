@@ -5,8 +5,8 @@ cdef enum:
     MOST_BYTES = 1 << 24
     # How long the regions of a large call take, about, in ns. Between them Python's signal handlers
     # run, so Ctrl-C waits for one region.
-    REGION = 100_000_000
-    MOST_OF_REGION = 50      # chunks for each thread
+    REGION = 50_000_000
+    MOST_OF_REGION = 20      # chunks for each thread: some may take much longer than those before
 
 # A chunk of a kernel's work. False if something is bad.
 ctypedef bint (*chunk_work)(
@@ -100,6 +100,9 @@ cdef bint run_stages(
                 if n_threads == 1:   # without OpenMP
                     for c in range(first, stop):
                         n_bad += not do_chunk(work, job, input, out, c, n_chunks)
+                        if is_long and embag_now() - began > REGION:
+                            stop = c + 1
+                            break
                 elif in_place:
                     for c in prange(first, stop, num_threads=n_threads, schedule="static",
                                     chunksize=1):

@@ -136,10 +136,10 @@ def between_regions():
 
 def interrupt_within_kernel(name, call):
     """Call, and send SIGINT ever later, until the exception comes out of a kernel."""
-    for attempt in range(100):
+    for attempt in range(400):
         started = threading.Event()
 
-        def send(delay=attempt * 0.002, started=started):
+        def send(delay=attempt % 20 * 0.0005 + attempt // 20 * 0.01, started=started):
             started.wait()
             time.sleep(delay)
             os.kill(os.getpid(), signal.SIGINT)
@@ -157,7 +157,7 @@ def interrupt_within_kernel(name, call):
         thread.join()
         if last.filename.endswith((".pxi", ".pyx")):
             return
-    raise SystemExit(f"{name}: never interrupted within a kernel")
+    raise SystemExit(f"{name}: never interrupted within a kernel: {last}")
 
 
 def short_calls():
