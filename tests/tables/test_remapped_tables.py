@@ -385,11 +385,12 @@ def test_out_lies_apart_from_the_ids_of_features_without_bags():
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_results_in_out(dtype, n_threads, level, eager_threads):
-    table = remapped("float32", 8, dtype=dtype)
+def test_results_in_out(dtype, scaled, n_threads, level, eager_threads):
+    table = remapped("float32", 8, scaled, dtype)
     input = np.clip(INPUT, FIRST, FIRST + N_IDS - 1)
-    expected = embag.embedding_bag(input, table, OFFSETS)
+    expected, _ = reference.mapped_embedding_bag(input, table, OFFSETS, mode="mean")
     out = np.full(expected.shape, np.nan, np.float32)
     assert embag.embedding_bag(input, table, OFFSETS, out=out, num_threads=n_threads) is out
     assert_same_bits(out, expected)
