@@ -53,7 +53,7 @@ test-ray: $(VENV)/.test $(VENV)/.test-ray
 	$(BIN)/pytest -m ray tests
 
 # Cross-compile for 64-bit Arm, or for s390x, which is big-endian, and test the kernels under
-# emulation: at most ten minutes each. Debian or Ubuntu.
+# emulation: about ten minutes each. Debian or Ubuntu.
 test-aarch64 test-s390x: test-%: $(VENV)/.test $(VENV)/.cython
 	tools/emulate.sh $* $(ARGS)
 
