@@ -236,3 +236,10 @@ def test_ragged_columns_are_refused_before_their_library_reads_them():
     ):
         with pytest.raises((TypeError, ValueError), match="must"):
             call()
+
+
+def test_rows_with_a_scale(level):
+    q, scales = np.array([[1, 2], [3, 4], [5, 6]], np.int8), np.array([1, 10, 100], np.float32)
+    table = embag.QuantizedTable.from_int8(q, scales)
+    for ids in (np.array([2, 0, 1]), [2, 0, 1]):
+        assert embag.embedding(ids, table).tolist() == [[500, 600], [1, 2], [30, 40]]

@@ -394,18 +394,20 @@ def test_results_in_out(dtype, scaled, n_threads, level, eager_threads):
     out = np.full(expected.shape, np.nan, np.float32)
     assert embag.embedding_bag(input, table, OFFSETS, out=out, num_threads=n_threads) is out
     assert_same_bits(out, expected)
-    # Nothing is written for a bad id, nor for a row that the map has got since.
+    # Nothing is written for a bad id, nor for a row that the map has got since: the last of so many
+    # that others would be done before.
+    input = np.append(np.tile(np.delete(input, input == input[-1]), 400), input[-1:])
+    offsets, options = np.arange(0, len(input), 20), {"num_threads": n_threads}
+    out = np.full((len(offsets), 8), 7, np.float32)
     for row in (-2, N_ROWS):
         changed = RemappedTable(table.table, table.index_map.copy(), first_id=FIRST)
         changed.index_map[input[-1] - FIRST] = row
-        out[:] = 7
         with pytest.raises(ValueError, match=f"index_map must hold rows .* = {row}"):
-            embag.embedding_bag(input, changed, OFFSETS, out=out, num_threads=n_threads)
+            embag.embedding_bag(input, changed, offsets, out=out, **options)
         assert (out == 7).all()
     for bad in (FIRST - 1, FIRST + N_IDS):
         changed = input.copy()
         changed[-1] = bad
-        out[:] = 7
         with pytest.raises(IndexError, match=f"= {bad} is out of range"):
-            embag.embedding_bag(changed, table, OFFSETS, out=out, num_threads=n_threads)
+            embag.embedding_bag(changed, table, offsets, out=out, **options)
         assert (out == 7).all()
