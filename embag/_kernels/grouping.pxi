@@ -87,6 +87,9 @@ cdef bint fill_keys(
             bag_stop = bag_bound(bags, b + 1)
         counts[<uint64_t>r & mask] += 1
         keys[k] = (<uint64_t>r << low_bits) | <uint64_t>(k if bags == NULL else b)
+    # Moves write all over the memory: the first one would have to wait for all of it.
+    for k in range(start, stop, 512):        # the entries of a page
+        job.other[k] = 0
     return True
 
 
