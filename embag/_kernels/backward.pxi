@@ -172,7 +172,6 @@ def look_up_weights(
             <int64_t*>cnp.PyArray_DATA(bag_of), cnp.PyArray_SIZE(positions),
             <int64_t*>cnp.PyArray_DATA(positions))
         Stage[2] stages
-        Py_ssize_t n_chunks = chunks_of_keys(n_positions, n_threads)
         cnp.npy_intp[1] shape
         cnp.ndarray factors
     refuse_change(job.bags.n_bags >= 0 and n_positions <= job.bags.n_indices)
@@ -182,9 +181,9 @@ def look_up_weights(
     stages[1] = Stage(<chunk_work>look_up[float], NULL)
     if cnp.PyArray_ITEMSIZE(per_sample_weights) == 8:
         stages[1].work = <chunk_work>look_up[double]
-    done = run_stages(stages, 2, &job, cnp.PyArray_DATA(per_sample_weights),
-                      cnp.PyArray_DATA(factors), n_chunks, n_threads, True,
-                      n_chunks > n_threads)
+    done = run_in_place(stages, 2, &job, cnp.PyArray_DATA(per_sample_weights),
+                        cnp.PyArray_DATA(factors), chunks_of_keys(n_positions, n_threads),
+                        n_threads)
     return factors if done else None
 
 

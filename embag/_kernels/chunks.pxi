@@ -88,7 +88,7 @@ cdef bint run_stages(
     cdef int s = 0
     cdef chunk_work work
     cdef Leader leader
-    cdef int64_t began, process = embag_process()
+    cdef int64_t began, process = embag_process() if is_long else 0
     while s < n_stages:
         with nogil:
             while s < n_stages:
@@ -133,6 +133,15 @@ cdef bint run_stages(
             if embag_process() != process:
                 n_threads = 1        # a handler has forked, and the team is the parent's
     return True
+
+
+cdef bint run_in_place(
+    const Stage* stages, int n_stages, void* job, const void* input, void* out,
+    Py_ssize_t n_chunks, int n_threads,
+) except -1:
+    """run_stages, of work that is cut into as many chunks for each thread: one, if it is small."""
+    return run_stages(stages, n_stages, job, input, out, n_chunks, n_threads, True,
+                      n_chunks > n_threads)
 
 
 cdef inline Py_ssize_t size_of_region(

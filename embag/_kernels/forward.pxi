@@ -303,7 +303,7 @@ cdef bint do_jobs(
     if batch.tasks == NULL:
         raise MemoryError("no memory to plan a call")
     try:
-        n_tasks = plan_jobs(jobs, n_jobs, batch.tasks, n_threads)
+        n_tasks = plan_jobs(jobs, n_jobs, total, batch.tasks, n_threads)
         done = run_stages(&stage, 1, &batch, NULL, NULL, n_tasks, n_threads, False,
                           is_large(n_slices, n_threads))
         for t in range(n_tasks):
@@ -410,13 +410,12 @@ cdef inline Py_ssize_t slices_of_job(const Job* job) noexcept nogil:
 cdef Py_ssize_t plan_jobs(
     const Job* jobs,
     Py_ssize_t n_jobs,
+    double total,                    # their bytes
     Task* tasks,                     # OUT  room for 3 * shares_of_job, for each job
     int n_threads,
 ) noexcept nogil:
     """Cut all jobs into tasks of about equal bytes; returns how many."""
-    cdef:
-        Py_ssize_t j, t, first, n_tasks = 0
-        double total = bytes_of_jobs(jobs, n_jobs)
+    cdef Py_ssize_t j, t, first, n_tasks = 0
     for j in range(n_jobs):
         first = n_tasks
         n_tasks += plan(

@@ -279,16 +279,15 @@ def group_by_row(
     n_stages = sort_stages(&job, cnp.PyArray_ITEMSIZE(input) == 8, stages)
     stages[n_stages] = Stage(<chunk_work>count_groups, <serial_work>number_groups)
     try:
-        if not run_stages(stages, n_stages + 1, &job, cnp.PyArray_DATA(input), NULL, n_chunks,
-                          n_threads, True, n_chunks > n_threads):
+        if not run_in_place(stages, n_stages + 1, &job, cnp.PyArray_DATA(input), NULL, n_chunks,
+                            n_threads):
             return None
         rows = empty_int64(job.n_groups)
         starts = empty_int64(job.n_groups + 1)
         job.rows = <int64_t*>cnp.PyArray_DATA(rows)
         job.starts = <int64_t*>cnp.PyArray_DATA(starts)
         job.starts[job.n_groups] = job.n_keys
-        run_stages(&write, 1, &job, NULL, job.other, n_chunks, n_threads, True,
-                   n_chunks > n_threads)
+        run_in_place(&write, 1, &job, NULL, job.other, n_chunks, n_threads)
     finally:
         free(job.counts)
     members = second if job.other == <uint64_t*>cnp.PyArray_DATA(second) else first

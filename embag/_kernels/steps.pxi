@@ -374,8 +374,7 @@ cdef bint sort_in_team(OptimizerStep* step, int n_threads) except -1:
     if step.factors != NULL and not run_chunks(<chunk_work>fill_bag_of, &step.look_up, NULL, NULL,
                                                n_chunks, n_threads):
         return False
-    return run_stages(stages, n_stages, &step.sorting, step.input, NULL, n_chunks, n_threads, True,
-                      n_chunks > n_threads)
+    return run_in_place(stages, n_stages, &step.sorting, step.input, NULL, n_chunks, n_threads)
 
 
 cdef bint do_step(
@@ -626,7 +625,7 @@ cdef int make_steps(int n_threads, tuple optimizers, tuple gradients) except -1:
         Stage[2] stages
         Py_ssize_t n_tables = len(optimizers), n_tasks = 0, t, j
         int n_summed = 0
-        bint is_long = False
+        bint has_large = False       # tables, to be sorted in several chunks for each thread
         size_t most_tasks = 3 * (SHARES * <size_t>n_threads + <size_t>n_tables)
         size_t room = 0, room_of_cut = 0, n_bytes
         char* memory = NULL
@@ -647,11 +646,11 @@ cdef int make_steps(int n_threads, tuple optimizers, tuple gradients) except -1:
             describe_gradient(&batch.steps[j], rows, grads, terms, scratch, n_threads)
             room = max(room, <size_t>bytes_of_sums(&batch.steps[j]))
             n_summed += batch.steps[j].is_summed
-            is_long = is_long or (batch.steps[j].is_summed and chunks_of_keys(
+            has_large = has_large or (batch.steps[j].is_summed and chunks_of_keys(
                 batch.steps[j].sorting.n_keys, n_threads) > n_threads)
         room = ((TOGETHER + 1) * room + LINE - 1) // LINE * LINE
         # Few or large tables are sorted one after the other, many at the same time.
-        if n_summed < n_threads or is_long:
+        if n_summed < n_threads or has_large:
             for j in range(n_tables):
                 if batch.steps[j].is_summed:
                     done = done and sort_in_team(&batch.steps[j], n_threads)
