@@ -30,15 +30,11 @@ PREFIX = re.compile(r"^(__pyx_fuse_\d+(_\d+)*)?__pyx_\w+?_5embag_\d+_core(_v\d)?
 def main():
     parser = argparse.ArgumentParser(prog="python tools/kernel_coverage.py")
     parser.add_argument("objects", type=Path)
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     levels = {data.stem: branches_of(data) for data in sorted(options.objects.rglob("*.gcda"))}
     if not levels:
         raise SystemExit(f"no .gcda files in {options.objects}: the modules have not run")
-    table = table_of(levels)
-    print(table)
-    if options.markdown:
-        options.markdown.write_text(table + "\n")
+    print(table_of(levels))
     for key, n in sorted(union_of(levels.values()).items()):
         if n == 0:
             file, line, _, number, way = key
@@ -102,13 +98,11 @@ def add_branches_of_module(file, counts):
         if mark is None or not line["branches"]:
             continue
         source = source_of(mark[0])[mark[1] - 1].strip()
-        if source.startswith(("def ", "cdef class ")) or ADDED.search(text):
-            continue
-        if "__pyx_pymod_exec" in line.get("function_name", ""):  # the module, as it is imported
-            continue
-        if not CONDITION.match(text):
-            continue
         instance = line.get("function_name", "")
+        is_generated = source.startswith(("def ", "cdef class ")) or ADDED.search(text)
+        # The last is the module, as it is imported.
+        if is_generated or not CONDITION.match(text) or "__pyx_pymod_exec" in instance:
+            continue
         function = PREFIX.sub("", instance)
         number = n_conditions[instance, mark]
         n_conditions[instance, mark] += 1

@@ -7,17 +7,11 @@
 # Cython, and needs a shared libpython.
 set -eu
 cd "$(dirname "$0")/.."
+. tools/debian.sh
 folder=$PWD/build/memory
 mkdir -p "$folder/files"
 
-if ! command -v clang > /dev/null; then
-    if [ "$(id -u)" != 0 ]; then
-        echo "no clang: apt install clang"
-        exit 1
-    fi
-    apt-get -q update
-    apt-get -q -y --no-install-recommends install clang
-fi
+command -v clang > /dev/null || install_tools clang
 
 # Arguments of functions are checked where they are passed, since functions that are not compiled
 # pass some without their state. Local variables count as written, since such functions write to

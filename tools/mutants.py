@@ -16,7 +16,6 @@ if another one survives.
 
 import argparse
 import concurrent.futures
-import json
 import os
 import random
 import re
@@ -42,7 +41,7 @@ FILES = (*(f"embag/_kernels/{name}.pxi" for name in KERNELS), "embag/_call.py")
 # Functions, and lines, that change only how fast a result is there.
 SPEED = re.compile(
     r"fetch|touch|TOUCHES|paged|pieces|timed|strateg|straddles|near\b|choice|ahead|burst|note_ones|"
-    r"begin_|end_piece|budget|in_flight|slices_of|is_large|is_long|shares_of|part_of_job|REGION|"
+    r"begin_|end_piece|budget|in_flight|slices_of|is_large|is_long|has_large|shares_of|part_of_job|REGION|"
     r"embag_now|widest|hugepage|task\.first|"
     r"_ft is"  # a type: it is no condition when the kernels run
 )
@@ -104,17 +103,12 @@ def main():
                 f"{len(outcomes):4} {outcomes[i]:10} {seconds:4.0f} s  {i + 1}: {mutants[i]}",
                 flush=True,
             )
-    (FOLDER / "outcomes.json").write_text(
-        json.dumps([[str(mutant), outcomes[i]] for i, mutant in enumerate(mutants)], indent=1)
-    )
     return report(mutants, outcomes)
 
 
 def report(mutants, outcomes):
     listed = {
-        line
-        for line in (EQUAL.read_text().splitlines() if EQUAL.exists() else [])
-        if line and not line.startswith(("#", " "))
+        line for line in EQUAL.read_text().splitlines() if line and not line.startswith(("#", " "))
     }
     survivors = [mutant for i, mutant in enumerate(mutants) if outcomes[i] == "survived"]
     equal = [mutant for mutant in survivors if str(mutant) in listed]
@@ -129,7 +123,6 @@ def report(mutants, outcomes):
 
 # --- Faults -------------------------------------------------------------------
 
-NUMBER = r"(?<![\w.])(\d+)(?![\w.])"
 # (what is replaced, by what), each at one place of a line
 FAULTS = [
     (r"(?<![<>=!-])<(?![<=>])(?=\s)", "<="),
@@ -207,18 +200,23 @@ STATEMENT = [
 ]
 
 
+def split_statement(code):
+    """Return what stands before the part of a line that can be changed, the part, and the rest.
+
+    None for a line without one.
+    """
+    matches = (pattern.match(code) for pattern in STATEMENT)
+    found = next(filter(None, matches), None)
+    return found and (found["head"], found["part"], found["tail"])
+
+
 def mutants_of(file, line, code):
-    """Return the mutants of a line: its changed part, as (before, after)."""
-    for pattern in STATEMENT:
-        found = pattern.match(code)
-        if found:
-            break
-    else:
+    """Return the mutants of a line."""
+    found = split_statement(code)
+    if found is None:
         return []
-    part = found["part"]
-    if '"' in part or "lambda" in part or "NULL" in part or "for " in part or "{" in part:
-        return []
-    if part.strip("() ").endswith("."):
+    head, part, tail = found
+    if any(word in part for word in ('"', "lambda", "NULL", "for ", "{")):
         return []
     changed = []
     for what, instead in FAULTS:
@@ -226,16 +224,14 @@ def mutants_of(file, line, code):
             part[: place.start()] + instead + part[place.end() :]
             for place in re.finditer(what, part)
         ]
-    if found["head"].startswith(("if ", "elif ")):
+    if head.startswith(("if ", "elif ")):
         changed.append("False")
-    if found["head"].startswith("for "):
+    if head.startswith("for "):
         changed += [f"({part}) - 1", f"({part}) + 1"]
-    if re.match(r".*\+= $", found["head"]):
+    if head.endswith("+= "):
         changed.append("0")
     return [
-        Mutant(
-            file, line, found["head"] + part + found["tail"], found["head"] + each + found["tail"]
-        )
+        Mutant(file, line, code, head + each + tail)
         for each in dict.fromkeys(changed)
         if each != part
     ]
@@ -243,14 +239,10 @@ def mutants_of(file, line, code):
 
 def planted(text, mutant, number):
     """Return a line that has the fault if EMBAG_MUTANT is its number."""
-    for pattern in STATEMENT:
-        found = pattern.match(mutant.before)
-        if found:
-            break
-    after = mutant.after[len(found["head"]) : len(mutant.after) - len(found["tail"])]
-    both = f"(({after}) if MUTANT == {number} else ({found['part']}))"
+    head, part, tail = split_statement(mutant.before)
+    after = mutant.after[len(head) : len(mutant.after) - len(tail)]
     indent = text[: len(text) - len(text.lstrip())]
-    return f"{indent}{found['head']}{both}{found['tail']}"
+    return f"{indent}{head}(({after}) if MUTANT == {number} else ({part})){tail}"
 
 
 # --- Builds and runs ----------------------------------------------------------
