@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from cases import SWAPPED, assert_same_bits
+from cases import CONVERTED_INTEGERS, SWAPPED, assert_same_bits
 
 import embag
 from embag import EmbeddingBagCollection, Feature, QuantizedTable
@@ -313,20 +313,7 @@ def test_a_call_reads_the_current_values_of_a_table():
     assert ebc([1], [0, 1]).tolist() == [[5, 5]]
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        np.int8,
-        np.uint8,
-        np.int16,
-        np.uint16,
-        np.uint32,
-        np.uint64,
-        f"{SWAPPED}i4",
-        f"{SWAPPED}i8",
-        f"{SWAPPED}u8",
-    ],
-)
+@pytest.mark.parametrize("dtype", CONVERTED_INTEGERS)
 def test_other_integers_are_converted(dtype):
     ebc = collection("modes")
     parts = batch(ebc, "one_bag")

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 import reference
-from cases import CASES, REDUCTIONS, SWAPPED, assert_same_bits, call_arguments
+from cases import (
+    CASES,
+    CONVERTED_INTEGERS,
+    REDUCTIONS,
+    SWAPPED,
+    assert_same_bits,
+    call_arguments,
+)
 
 import embag
 
@@ -43,20 +50,7 @@ def test_offsets_of_another_integer_dtype_than_input(reduction, level):
             assert_same_bits(result, expected)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        np.int8,
-        np.uint8,
-        np.int16,
-        np.uint16,
-        np.uint32,
-        np.uint64,
-        f"{SWAPPED}i4",
-        f"{SWAPPED}i8",
-        f"{SWAPPED}u8",
-    ],
-)
+@pytest.mark.parametrize("dtype", CONVERTED_INTEGERS)
 def test_other_integer_dtypes_are_converted(dtype):
     weight = np.arange(20, dtype=np.float32).reshape(10, 2)
     expected = embag.embedding_bag([1, 9, 3], weight, [0, 1], mode="sum")

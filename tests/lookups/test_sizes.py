@@ -140,7 +140,7 @@ def test_a_gradient_of_more_than_two_billion_indices():
     "san.so" in os.environ.get("LD_PRELOAD", ""), reason="sanitizers take all addresses"
 )
 def test_every_allocation_may_fail(tmp_path):
-    script = SCRIPTS / "fail_allocations.py"
+    script = SCRIPTS / "limit_memory.py"
     result = run_python(
         *("-W", "ignore", "-X", "faulthandler", script, tmp_path),
         timeout=300,

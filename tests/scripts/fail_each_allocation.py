@@ -9,7 +9,7 @@ call, number of threads and kind, how often it raised, and how often that was an
 MemoryError.
 
 After each failure a step is made and counted, or nothing has changed and the next call is right.
-fail_allocations.py lets large allocations fail by the limit of the system.
+limit_memory.py lets large allocations fail by the limit of the system.
 """
 
 import _testcapi

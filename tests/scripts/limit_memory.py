@@ -1,6 +1,6 @@
 """Call everything with a little more memory each time: what is allocated first fails first.
 
-Run as ``fail_allocations.py FOLDER``. For each call and number of threads, print its name, the
+Run as ``limit_memory.py FOLDER``. For each call and number of threads, print its name, the
 number, and how many times it raised MemoryError before it returned.
 """
 

@@ -21,6 +21,11 @@ if os.environ.get("EMBAG_TEST_LEVELS") == "best":
 
 # The characters of the machine's byte order, and of the other one, in names of dtypes.
 NATIVE, SWAPPED = "<>" if sys.byteorder == "little" else "><"
+# Integers that are no index arrays: ids of these dtypes are copied.
+CONVERTED_INTEGERS = [
+    *(np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.uint64),
+    *(f"{SWAPPED}i4", f"{SWAPPED}i8", f"{SWAPPED}u8"),
+]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ tests/scripts/fill_memory.py.
 #include <stdint.h>
 #include <string.h>
 
+#include "array_memory.h"
+
 void* __libc_malloc(size_t n);
 void __libc_free(void* block);
 
@@ -142,24 +144,12 @@ size_t malloc_usable_size(void* block)
     return block ? header_of(block)->n : 0;
 }
 
-/* --- NumPy's allocator: PyDataMem_Handler of numpy/ndarraytypes.h, version 1 ------------ */
+/* --- NumPy's allocator ------------------------------------------------------------------- */
 
 static void* array_malloc(void* context, size_t n)
 {
     (void)context;
     return malloc(n);
-}
-
-static void* array_calloc(void* context, size_t n, size_t size)
-{
-    (void)context;
-    return calloc(n, size);
-}
-
-static void* array_realloc(void* context, void* old, size_t n)
-{
-    (void)context;
-    return realloc(old, n);
 }
 
 static void array_free(void* context, void* block, size_t n)
@@ -168,13 +158,3 @@ static void array_free(void* context, void* block, size_t n)
     (void)n;
     free(block);
 }
-
-struct {
-    char name[127];
-    uint8_t version;
-    void* context;
-    void* (*malloc)(void*, size_t);
-    void* (*calloc)(void*, size_t, size_t);
-    void* (*realloc)(void*, void*, size_t);
-    void (*free)(void*, void*, size_t);
-} memory_of_arrays = {"guarded", 1, NULL, array_malloc, array_calloc, array_realloc, array_free};

@@ -19,6 +19,8 @@ Used by tests/scripts/poison_memory.py.
 #include <stdlib.h>
 #include <string.h>
 
+#include "array_memory.h"
+
 int Py_BytesMain(int argc, char** argv);
 
 void* embag_malloc(size_t n)
@@ -54,35 +56,12 @@ static void* array_malloc(void* context, size_t n)
     return embag_allocates() ? embag_malloc(n) : malloc(n);
 }
 
-static void* array_calloc(void* context, size_t n, size_t size)
-{
-    (void)context;
-    return calloc(n, size);
-}
-
-static void* array_realloc(void* context, void* old, size_t n)
-{
-    (void)context;
-    return realloc(old, n);
-}
-
 static void array_free(void* context, void* block, size_t n)
 {
     (void)context;
     (void)n;
     embag_free(block);
 }
-
-/* PyDataMem_Handler of numpy/ndarraytypes.h, version 1. */
-struct {
-    char name[127];
-    uint8_t version;
-    void* context;
-    void* (*malloc)(void*, size_t);
-    void* (*calloc)(void*, size_t, size_t);
-    void* (*realloc)(void*, void*, size_t);
-    void (*free)(void*, void*, size_t);
-} memory_of_arrays = {"poisoned", 1, NULL, array_malloc, array_calloc, array_realloc, array_free};
 
 int main(int argc, char** argv)
 {
