@@ -135,11 +135,14 @@ build/sanitize/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag
 # Which branches of the kernels and of the Python files tests take: a quarter of an hour. gcc alone.
 # A separate build, without optimization.
 COVERED := lookups gradients tables columns collection stored process text fuzz cli
+# These measure memory, which coverage.py takes, too, or would take a quarter of an hour.
+UNCOVERED := lookups/test_memory_use.py process/test_changing_arrays.py
 coverage: $(VENV)/.test build/coverage/.built
 	rm -rf build/coverage-data && mkdir -p build/coverage-data
 	find build/coverage-objects -name "*.gcda" -delete
-	-OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)/build/coverage $(BIN)/coverage run -m pytest -p no:cacheprovider \
-	  -m "not slow and not packaging and not demos and not torch" $(addprefix tests/,$(COVERED))
+	OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)/build/coverage $(BIN)/coverage run $(BIN)/pytest \
+	  -p no:cacheprovider -m "not slow and not packaging and not demos and not torch" \
+	  $(addprefix --deselect=tests/,$(UNCOVERED)) $(addprefix tests/,$(COVERED))
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered
 	$(BIN)/python tools/kernel_coverage.py build/coverage-objects

@@ -22,7 +22,12 @@ ROOT = Path(__file__).parents[1]
 MARK = re.compile(r'\s*/\* "(embag/[^"]+)":(\d+)$')
 # What Cython writes for a condition of its source, and what it adds beside.
 CONDITION = re.compile(r"\s*(\} else )?(if|for|while|switch) \(|.* \? ")
-ADDED = re.compile(r"likely\(|__PYX_ERR|__Pyx_|__pyx_nargs|CYTHON_|Py_None\)\) \{|_save|Py_BEGIN")
+ADDED = re.compile(
+    r"likely\(|__PYX_ERR|__Pyx_|__pyx_nargs|CYTHON_|Py_None\)\) \{|_save|Py_BEGIN|"
+    r"#pragma|if \(__pyx_t_\d+ > 0\)$"  # of `prange`
+)
+# What a statement with a condition has; others take tuples apart, or are functions' heads.
+BRANCHES = re.compile(r"\b(if|elif|else|while|for|and|or|not|min|max)\b|[=<] .* [=<]")
 # What specializations and levels add to the name of a function.
 PREFIX = re.compile(r"^(__pyx_fuse_\d+(_\d+)*)?__pyx_\w+?_5embag_\d+_core(_v\d)?_")
 
@@ -45,6 +50,28 @@ def main():
 @functools.cache
 def source_of(file):
     return (ROOT / file).read_text().splitlines()
+
+
+@functools.cache
+def statements_of(file):
+    """Return, for each line of a file, the statement that it is a part of; "" for heads."""
+    statements, first, depth, quoted = [], 0, 0, False
+    for number, text in enumerate(source_of(file)):
+        quoted ^= text.count('"""') % 2 == 1
+        code = re.sub(r'"[^"]*"', '""', text).partition("#")[0].rstrip()
+        if not quoted:
+            depth += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
+        statements.append(code)
+        if depth == 0:
+            whole = " ".join(statements[first:]).strip()
+            is_head = re.match(r"(def|cpdef|cdef class|cdef [\w. *]+\(.*:$|except)\b", whole)
+            statements[first:] = ["" if is_head else whole] * (number + 1 - first)
+            first = number + 1
+    return statements
+
+
+def statement_of(file, line):
+    return statements_of(file)[line - 1]
 
 
 def marks_of(path):
@@ -97,11 +124,11 @@ def add_branches_of_module(file, counts):
         mark, text = marks[line["line_number"] - 1], lines[line["line_number"] - 1]
         if mark is None or not line["branches"]:
             continue
-        source = source_of(mark[0])[mark[1] - 1].strip()
+        statement = statement_of(*mark)
         instance = line.get("function_name", "")
-        is_generated = source.startswith(("def ", "cdef class ")) or ADDED.search(text)
+        is_condition = BRANCHES.search(statement) and CONDITION.match(text)
         # The last is the module, as it is imported.
-        if is_generated or not CONDITION.match(text) or "__pyx_pymod_exec" in instance:
+        if ADDED.search(text) or not is_condition or "__pyx_pymod_exec" in instance:
             continue
         function = PREFIX.sub("", instance)
         number = n_conditions[instance, mark]

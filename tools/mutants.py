@@ -10,11 +10,12 @@ tests then have to fail, by a failure, a signal, or a test that never ends.
 
 Which lines get which fault is drawn by a fixed seed, from all lines that change a result. What
 only changes the speed (prefetching, timing) is left out. Mutants that no test can find, because
-they compute the same, are listed with the reason in tools/equal_mutants.txt. The exit status is 1
-if another one survives.
+they compute the same, are listed with the reason in tools/equal_mutants.txt, and are not run. The
+exit status is 1 if another one survives.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import os
 import random
@@ -89,36 +90,28 @@ def main():
         print(mutant)
         command = command_of(options.only, mutant, capture=False)
         return subprocess.run(**command, check=False).returncode
-    outcome, seconds = run(0)
+    outcome, seconds, output = run(0)
     if outcome != "survived":
-        raise SystemExit("the tests fail without a fault: python -m tools.mutants --only 0")
+        raise SystemExit(f"the tests fail without a fault:\n{output}")
     print(f"{len(mutants)} mutants; all tests take {seconds:.0f} s", flush=True)
-    outcomes = {}
+    equal = {line for line in EQUAL.read_text().splitlines() if line and not line.startswith("#")}
+    numbered = {i: mutant for i, mutant in enumerate(mutants, 1) if str(mutant) not in equal}
+    ends = collections.Counter({"equal": len(mutants) - len(numbered)})
+    survivors = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        futures = {pool.submit(run, i + 1, mutant): i for i, mutant in enumerate(mutants)}
-        for future in concurrent.futures.as_completed(futures):
-            i = futures[future]
-            outcomes[i], seconds = future.result()
-            print(
-                f"{len(outcomes):4} {outcomes[i]:10} {seconds:4.0f} s  {i + 1}: {mutants[i]}",
-                flush=True,
-            )
-    return report(mutants, outcomes)
-
-
-def report(mutants, outcomes):
-    listed = {
-        line for line in EQUAL.read_text().splitlines() if line and not line.startswith(("#", " "))
-    }
-    survivors = [mutant for i, mutant in enumerate(mutants) if outcomes[i] == "survived"]
-    equal = [mutant for mutant in survivors if str(mutant) in listed]
-    ends = sorted(set(outcomes.values()))
-    print(", ".join(f"{list(outcomes.values()).count(end)} {end}" for end in ends))
-    print(f"of the survivors {len(equal)} compute the same")
+        futures = {pool.submit(run, i, mutant): (i, mutant) for i, mutant in numbered.items()}
+        for n_done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            i, mutant = futures[future]
+            outcome, seconds, output = future.result()
+            ends[outcome] += 1
+            if outcome == "survived":
+                survivors.append(mutant)
+            found_by = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)[:1]
+            print(f"{n_done:4} {outcome:9} {seconds:4.0f} s  {i}: {mutant}", *found_by, flush=True)
+    print(", ".join(f"{n} {end}" for end, n in sorted(ends.items())))
     for mutant in survivors:
-        if mutant not in equal:
-            print(f"{mutant.file}:{mutant.line}: survived: {mutant.before}  ->  {mutant.after}")
-    return 1 if len(survivors) > len(equal) else 0
+        print(f"{mutant.file}:{mutant.line}: survived: {mutant.before}  ->  {mutant.after}")
+    return 1 if survivors else 0
 
 
 # --- Faults -------------------------------------------------------------------
@@ -361,17 +354,17 @@ def command_of(number, mutant, *, capture):
 
 
 def run(number, mutant=None):
-    """Run the tests with a fault; return how that ended, and the seconds."""
+    """Run the tests with a fault; return how that ended, the seconds, and the output."""
     began = time.monotonic()
     try:
         done = subprocess.run(
-            **command_of(number, mutant, capture=True), check=False, timeout=SECONDS
+            **command_of(number, mutant, capture=True), text=True, check=False, timeout=SECONDS
         )
     except subprocess.TimeoutExpired:
-        return "endless", time.monotonic() - began
+        return "endless", time.monotonic() - began, ""
     ends = {0: "survived", -signal.SIGXCPU: "endless", -signal.SIGKILL: "endless"}
     outcome = ends.get(done.returncode, "crashed" if done.returncode < 0 else "failed")
-    return outcome, time.monotonic() - began
+    return outcome, time.monotonic() - began, done.stdout
 
 
 if __name__ == "__main__":

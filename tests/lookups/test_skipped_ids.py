@@ -155,6 +155,15 @@ def test_out_and_max_norm():
         np.testing.assert_allclose(reference_table, scaled, rtol=1e-6)
 
 
+@pytest.mark.parametrize("row", [0, 2])
+def test_max_norm_scales_the_row_that_stands_in(row):
+    table = np.full((3, 4), 2, np.float32)  # of norm 4
+    embag.embedding_bag([[1, 99]], table, max_norm=1, invalid=row)
+    expected = np.full((3, 4), 2, np.float32)
+    expected[[1, row]] = 0.5
+    np.testing.assert_allclose(table, expected, rtol=1e-6)
+
+
 def test_bad_offsets_are_errors():
     table = np.zeros((3, 2), np.float32)
     out = np.full((2, 2), 7, np.float32)

@@ -2,7 +2,8 @@
 
 Python checks all arguments first. The kernels look at layouts once more, because code that runs in
 between may change an array. So whatever an array has become, a kernel raises or returns, and reads
-and writes nothing else. Prints how many calls returned and how many raised.
+and writes nothing else. The same holds for numbers, but for the number of threads. Prints how many
+calls returned and how many raised.
 """
 
 import collections
@@ -10,7 +11,9 @@ import contextlib
 import copy
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -27,31 +30,41 @@ FUNCTIONS = [
     *("plain_call", "plain_gather", "quantize", "reduce_bags", "renorm", "scatter", "scatter_max"),
     *("step_tables", "are_apart", "is_encoded_table"),
 ]
-# These take what the user gave; the others take what was checked, of which arrays may change.
-UNCHECKED = ["plain_call", "plain_gather"]
+METHODS = ["pool", "pool_each", "gather_named"]  # of collections
+# These take what the user gave; the others take what was checked.
+UNCHECKED = ["plain_call", "plain_gather", "pool", "gather_named"]
+# How many arguments come first that stay as they are: threads, or a function and a number.
+N_TRUSTED = {"plain_call": 2, "plain_gather": 2, "gather_named": 0, "Collection": 0}
 # The kernels made these arrays themselves: no other code has them.
 INTERNAL = {("look_up_weights", 5)}
-MOST_EXAMPLES = 8  # calls of a function that are corrupted
-ERRORS = (TypeError, ValueError, RuntimeError, IndexError, OverflowError, MemoryError)
+MOST_EXAMPLES = 24  # calls of a function that are corrupted
+ERRORS = (TypeError, ValueError, KeyError, RuntimeError, IndexError, OverflowError, MemoryError)
 NUMBERS = (-(2**62), -1, 0, 3, 2**31, 2**62)
 
 
 def record_calls():
-    """Return calls of each function by its name: arguments that differ in kind."""
+    """Return (name, function, arguments) of calls that differ in kind."""
     examples = collections.defaultdict(dict)
 
-    def recorder(name, function):
-        def call(*arguments):
-            kinds = tuple(map(kind_of, arguments))
-            if kinds not in examples[name] and len(examples[name]) < MOST_EXAMPLES:
-                examples[name][kinds] = copy.deepcopy(arguments)
-            return function(*arguments)
+    def record(name, function, *arguments):
+        kinds = tuple(map(kind_of, arguments))
+        if kinds not in examples[name] and len(examples[name]) < MOST_EXAMPLES:
+            examples[name][kinds] = name, function, copy.deepcopy(arguments)
+        return function(*arguments)
 
-        return call
+    class Collection(kernels.Collection):
+        pass
 
-    functions = {name: getattr(kernels, name) for name in FUNCTIONS}
-    for name, function in functions.items():
-        setattr(kernels, name, recorder(name, function))
+    def recorder_of_method(name):
+        method = getattr(kernels.Collection, name)
+        return lambda self, *arguments: record(name, partial(method, self), *arguments)
+
+    for name in METHODS:
+        setattr(Collection, name, recorder_of_method(name))
+    originals = {name: getattr(kernels, name) for name in [*FUNCTIONS, "Collection"]}
+    for name in FUNCTIONS:
+        setattr(kernels, name, partial(record, name, originals[name]))
+    kernels.Collection = partial(record, "Collection", Collection)
     for k, (_, prepare) in enumerate(sound_calls(n_drawn=30)):
         if k % 5 == 0:
             prepare()()
@@ -59,9 +72,10 @@ def record_calls():
     embag.embedding_bag(np.zeros((2, 2), np.int64), table, max_norm=0.5)
     with contextlib.suppress(ValueError):
         embag.quantize(np.full((3, 4), np.nan, np.float32))
-    for name, function in functions.items():
+    for name, function in originals.items():
         setattr(kernels, name, function)
-    return {functions[name]: list(calls.values()) for name, calls in examples.items()}
+    assert set(examples) == {*FUNCTIONS, *METHODS, "Collection"}, list(examples)
+    return [call for calls in examples.values() for call in calls.values()]
 
 
 def kind_of(value):
@@ -70,16 +84,38 @@ def kind_of(value):
     return tuple(map(kind_of, value)) if isinstance(value, tuple) else type(value).__name__
 
 
-def others(value, is_checked):
-    """Yield values that an argument may have become, or should not be."""
+def others(value, is_checked, arrays=()):
+    """Yield values that an argument may have become, or should not be.
+
+    `arrays` are the arrays among the other arguments: where there is none yet, one of their shapes.
+    """
     if isinstance(value, np.ndarray):
         yield from arrays_like(value)
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple | list):
+        make = getattr(value, "_make", type(value))
         for i, item in enumerate(value):
             for other in others(item, is_checked):
-                yield (*value[:i], other, *value[i + 1 :])
+                yield make([*value[:i], other, *value[i + 1 :]])
+        yield value[:-1]
+        yield value + value[-1:]
+    elif type(value) is bool:
+        yield not value
+    elif isinstance(value, int):
+        yield from NUMBERS
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            for other in others(item, is_checked):
+                yield value | {key: other}
+            yield {name: other for name, other in value.items() if name != key}
+    elif hasattr(value, "_encoded"):
+        for other in others(value._encoded, is_checked=False):
+            yield SimpleNamespace(_encoded=other)
+    elif value is None:
+        for array in arrays:
+            for dtype in ("i4", "i8", "f4", "f8"):
+                yield np.zeros(array.shape, dtype)
     if not is_checked:
-        yield from (None, (), 1.5, "skip", object(), True, *NUMBERS)
+        yield from (None, (), 1.5, 0.0, "skip", "other", object(), True, [], *NUMBERS)
         yield from (np.zeros(3, np.int64), np.zeros((2, 2), np.float32), np.zeros(0, np.int32))
 
 
@@ -114,19 +150,16 @@ prepare_process(eager=True)
 with tempfile.TemporaryDirectory() as tempfile.tempdir:
     examples = record_calls()
 counts = collections.Counter()
-for function, calls in examples.items():
-    for arguments in calls:
-        # The first argument of `plain_*` is a function, and the second one a positive number.
-        for i in range(2 if function.__name__ in UNCHECKED else 0, len(arguments)):
-            if (function.__name__, i) in INTERNAL:
-                continue
-            for other in others(arguments[i], function.__name__ not in UNCHECKED):
-                given = copy.deepcopy(arguments)
-                given = (*given[:i], other, *given[i + 1 :])
-                try:
-                    function(*given)
-                    counts["returned"] += 1
-                except ERRORS:
-                    counts["raised"] += 1
-assert len(examples) == len(FUNCTIONS), sorted(function.__name__ for function in examples)
+for name, function, arguments in examples:
+    for i in range(N_TRUSTED.get(name, 1), len(arguments)):
+        if (name, i) in INTERNAL:
+            continue
+        arrays = [array for array in arguments if isinstance(array, np.ndarray)]
+        for other in others(arguments[i], name not in UNCHECKED, arrays):
+            given = copy.deepcopy(arguments)
+            try:
+                function(*given[:i], other, *given[i + 1 :])
+                counts["returned"] += 1
+            except ERRORS:
+                counts["raised"] += 1
 print(dict(counts))
