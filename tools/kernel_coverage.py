@@ -1,23 +1,30 @@
 """Report which branches of the kernels tests have taken: make coverage.
 
-    python tools/kernel_coverage.py build/coverage-objects
+    python -m tools.kernel_coverage build/coverage-objects --page docs/testing.md
 
 The folder holds what a build with EMBAG_COVERAGE=1 and runs of its modules have written, for
 `gcov`. Cython's C says by comments which line of a .pxi file it stands for. A branch here is one
 that such a line itself makes: an `if`, a loop, a part of an `and` or `or`, a `min`. Those that
 Cython adds, for errors, arguments and reference counts, are not counted. A branch of a function
 with several specializations, or of several levels, counts as taken if one of them takes it.
+
+Branches that no test takes are listed with the reason in tools/untaken_branches.txt: file, text of
+the line, and `condition.way` for each. The exit status is 1 if another one is not taken.
 """
 
 import argparse
 import collections
 import functools
+import itertools
 import json
 import re
 import subprocess
 from pathlib import Path
 
+from benchmarks.operations.table import insert
+
 ROOT = Path(__file__).parents[1]
+UNTAKEN = Path(__file__).with_name("untaken_branches.txt")
 
 MARK = re.compile(r'\s*/\* "(embag/[^"]+)":(\d+)$')
 # What Cython writes for a condition of its source, and what it adds beside.
@@ -28,23 +35,40 @@ ADDED = re.compile(
 )
 # What a statement with a condition has; others take tuples apart, or are functions' heads.
 BRANCHES = re.compile(r"\b(if|elif|else|while|for|and|or|not|min|max)\b|[=<] .* [=<]")
-# What specializations and levels add to the name of a function.
-PREFIX = re.compile(r"^(__pyx_fuse_\d+(_\d+)*)?__pyx_\w+?_5embag_\d+_core(_v\d)?_")
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python tools/kernel_coverage.py")
+    parser = argparse.ArgumentParser(prog="python -m tools.kernel_coverage")
     parser.add_argument("objects", type=Path)
+    parser.add_argument("--page", type=Path, help="a page to write the table to")
     options = parser.parse_args()
-    levels = {data.stem: branches_of(data) for data in sorted(options.objects.rglob("*.gcda"))}
-    if not levels:
+    modules = {data.stem: branches_of(data) for data in sorted(options.objects.rglob("*.gcda"))}
+    if not modules:
         raise SystemExit(f"no .gcda files in {options.objects}: the modules have not run")
-    print(table_of(levels))
-    for key, n in sorted(union_of(levels.values()).items()):
+    listed = {line for line in UNTAKEN.read_text().splitlines() if line and line[0] != "#"}
+    total = sum(modules.values(), collections.Counter())
+    total.update(dict.fromkeys(itertools.chain(*modules.values()), 0))
+    untaken = dict(untaken_of(total))
+    table = table_of(modules, total)
+    print(table)
+    if options.page:
+        options.page.write_text(insert(options.page.read_text(), "coverage", table))
+    for line in sorted(listed.difference(untaken)):
+        print(f"listed, but not so: {line}")
+    unlisted = [line for line in untaken if line not in listed]
+    for line in unlisted:
+        print(f"not taken, and not listed: {untaken[line]}: {line}")
+    return 1 if unlisted else 0
+
+
+def untaken_of(counts):
+    """Yield a line for the list, and a line number, of each line with a branch not taken."""
+    numbers = collections.defaultdict(list)
+    for (file, line, number, way), n in sorted(counts.items()):
         if n == 0:
-            file, line, _, number, way = key
-            text = source_of(file)[line - 1].strip()
-            print(f"{file}:{line}: not taken: condition {number + 1}, way {way + 1}: {text}")
+            numbers[file, line].append(f"{number + 1}.{way + 1}")
+    for (file, line), found in numbers.items():
+        yield f"{file} | {source_of(file)[line - 1].strip()} | {' '.join(found)}", line
 
 
 @functools.cache
@@ -91,7 +115,7 @@ def marks_of(path):
 def branches_of(data):
     """Return how often each branch of a module was taken.
 
-    The keys are (file, line, function, number of the condition in that line, way).
+    The keys are (file, line, number of the condition in that line, way).
     """
     output = subprocess.run(
         ["gcov", "--json-format", "--stdout", "--branch-probabilities", data.name],
@@ -114,7 +138,7 @@ def add_branches_of_header(file, counts):
         return
     for line in file["lines"]:
         for way, branch in enumerate(line["branches"]):
-            counts[name, line["line_number"], "", 0, way] += branch["count"]
+            counts[name, line["line_number"], 0, way] += branch["count"]
 
 
 def add_branches_of_module(file, counts):
@@ -130,38 +154,29 @@ def add_branches_of_module(file, counts):
         # The last is the module, as it is imported.
         if ADDED.search(text) or not is_condition or "__pyx_pymod_exec" in instance:
             continue
-        function = PREFIX.sub("", instance)
         number = n_conditions[instance, mark]
         n_conditions[instance, mark] += 1
         for way, branch in enumerate(line["branches"]):
-            counts[(*mark, function, number, way)] += branch["count"]
+            counts[(*mark, number, way)] += branch["count"]
 
 
-def union_of(levels):
-    total = collections.Counter()
-    for counts in levels:
-        for key, n in counts.items():
-            total[key] += n
-    return total
-
-
-def table_of(levels):
-    """Return a table of the shares of branches taken, for each file and level."""
-    columns = {**levels, "all": union_of(levels.values())}
+def table_of(modules, total):
+    """Return a table of the branches taken, for each file and level."""
     rows = [
-        "| File | Branches | " + " | ".join(columns) + " |",
-        "|---|--:" + "|--:" * len(columns) + "|",
+        "| File | branches | not taken | baseline | v3 | v4 | all levels |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    files = sorted({key[0] for key in columns["all"]})
-    for file in [*files, None]:
-        cells = []
-        for counts in columns.values():
-            taken = [n > 0 for key, n in counts.items() if file in {None, key[0]}]
-            cells.append(f"{100 * sum(taken) / len(taken):.1f} %" if taken else "")
-        n_branches = sum(file in {None, key[0]} for key in columns["all"])
-        rows.append(f"| {file or 'All'} | {n_branches} | " + " | ".join(cells) + " |")
+    levels = [modules.get(name, {}) for name in ("_core", "_core_v3", "_core_v4")]
+    for file in [*sorted({file for file, *_ in total}), None]:
+        taken = [
+            [n > 0 for key, n in counts.items() if file in {None, key[0]}]
+            for counts in (*levels, total)
+        ]
+        shares = (f"{100 * sum(each) / len(each):.1f} %" if each else "" for each in taken)
+        n, n_taken = len(taken[-1]), sum(taken[-1])
+        rows.append(f"| {file or 'All'} | {n} | {n - n_taken} | " + " | ".join(shares) + " |")
     return "\n".join(rows)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

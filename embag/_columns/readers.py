@@ -349,16 +349,17 @@ def _read_scipy(value: Any, name: str, flat: bool) -> Column | None:
     if form != "csr" or value.ndim != 2:
         seen = f"{form} with {value.ndim} axes"
         raise TypeError(f"{name} must be a CSR matrix where it is sparse, got {seen}: see tocsr()")
-    n = value.shape[0]
+    n, n_columns = int(value.shape[0]), int(value.shape[1])
     indices, offsets, data = map(np.asarray, (value.indices, value.indptr, value.data))
-    if len(offsets) != n + 1 or len(data) != len(indices):
+    is_flat = indices.ndim == offsets.ndim == data.ndim == 1
+    if not is_flat or offsets.size != n + 1 or data.size != indices.size:
         raise ValueError(
-            f"{name} must be a sound CSR matrix, got {len(offsets)} of indptr for {n} rows, "
-            f"{len(indices)} indices and {len(data)} data"
+            f"{name} must be a sound CSR matrix, got {offsets.size} of indptr for {n} rows, "
+            f"{indices.size} indices and {data.size} data{'' if is_flat else ', not all 1-D'}"
         )
     column = Column([Chunk(n, indices, offsets)], name)
     column.weights = Column([Chunk(n, data, offsets)], f"the data of {name}")
-    column.n_columns = value.shape[1]
+    column.n_columns = n_columns
     return column
 
 

@@ -72,7 +72,6 @@ cpdef bint is_index_array(object array):
     cdef cnp.ndarray indices = <cnp.ndarray>array
     return (
         cnp.PyTypeNum_ISSIGNED(cnp.PyArray_TYPE(indices))
-        and cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(indices))
         and cnp.PyArray_ITEMSIZE(indices) >= 4
         and cnp.PyArray_ISCARRAY_RO(indices)
     )
@@ -117,16 +116,14 @@ cdef bint is_result(object array, Py_ssize_t n_bags, Py_ssize_t dim, int type_nu
     )
 
 
-cdef bint is_rows_of(object array, Py_ssize_t n, cnp.ndarray out):
-    """Whether these are n increasing rows of `out`: the ends are looked at."""
-    if not (is_index_array(array) and cnp.PyArray_ITEMSIZE(<cnp.ndarray>array) == 8):
+cdef bint is_rows_of(object array, cnp.ndarray out):
+    """Whether these are increasing rows of `out`: the ends are looked at."""
+    if not (is_index_array(array) and cnp.PyArray_ITEMSIZE(<cnp.ndarray>array) == 8
+            and cnp.PyArray_NDIM(<cnp.ndarray>array) == 1):
         return False
     cdef const int64_t* rows = <const int64_t*>cnp.PyArray_DATA(<cnp.ndarray>array)
-    return (
-        cnp.PyArray_NDIM(<cnp.ndarray>array) == 1
-        and cnp.PyArray_DIM(<cnp.ndarray>array, 0) == n
-        and (n == 0 or (rows[0] >= 0 and rows[n - 1] < cnp.PyArray_DIM(out, 0)))
-    )
+    cdef Py_ssize_t n = cnp.PyArray_DIM(<cnp.ndarray>array, 0)
+    return n == 0 or (rows[0] >= 0 and rows[n - 1] < cnp.PyArray_DIM(out, 0))
 
 
 cdef bint is_factors(object array, Py_ssize_t n_indices, int type_number):

@@ -334,8 +334,9 @@ def reduce_bags(
     n_bags = cnp.PyArray_DIM(out, 0)
     n_ids = cnp.PyArray_DIM(rows, 0)
     if out_rows is not None:
-        n_bags = cnp.PyArray_SIZE(<cnp.ndarray?>out_rows)
-        refuse_change(is_rows_of(out_rows, n_bags, out))
+        refuse_change(is_rows_of(out_rows, out)
+                      and mapping is None and default_row < 0 and not normalizes)
+        n_bags = cnp.PyArray_SIZE(<cnp.ndarray>out_rows)
     refuse_change(max_indices is None
                   or (is_plain(encoding) and encoding == out_encoding and out_rows is None
                       and is_result(max_indices, n_bags, dim, cnp.NPY_INT64)))

@@ -342,9 +342,9 @@ cdef class Collection:
             if type(ids) is tuple and len(<tuple>ids) == 2:
                 ids, bounds = <tuple>ids
                 if type(ids) is list:
-                    ids = ids_of_list(ids)
+                    ids = ids_of_list(<list>ids)
                 if type(bounds) is list:
-                    bounds = ids_of_list(bounds)
+                    bounds = ids_of_list(<list>bounds)
                 if bounds is None:
                     return None
             elif type(ids) is list:

@@ -85,7 +85,6 @@ cdef bint finish_task(const Job* job, const Task* task) noexcept nogil:
     instead.weights = NULL
     instead.ones = False
     instead.padding = instead.default_row = instead.stand_in = -1
-    instead.out_rows = NULL
     instead.choice = NULL
     if not chooses(job.operation):
         instead.operation = SUM if job.default_factor == NULL else WEIGHTED_SUM
@@ -117,9 +116,9 @@ cdef bint finish_task(const Job* job, const Task* task) noexcept nogil:
 
 
 cdef inline void* result_of(const Job* job, Py_ssize_t b) noexcept nogil:
-    """Where the result of a bag goes."""
+    """Where the result of a bag goes, in order."""
     cdef Py_ssize_t step = job.out_stride * (ENCODINGS[job.out_encoding].bits // 8)
-    return <char*>job.out + (b if job.out_rows == NULL else job.out_rows[b]) * step
+    return <char*>job.out + b * step
 
 
 cdef void normalize(floating_ft* row, Py_ssize_t dim) noexcept nogil:

@@ -261,7 +261,7 @@ def plain_gather(
         return None
 
     if type(input) is list:
-        input = ids_of_list(input)
+        input = ids_of_list(<list>input)
 
     # The table.
     row_scales = None

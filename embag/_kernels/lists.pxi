@@ -35,13 +35,11 @@ cdef Filled fill_ids(object sequence, int64_t* ids, Py_ssize_t n) except *:
     return FILLED
 
 
-cdef object ids_of_list(object ids):
-    """An int64 array of a list or tuple of ints; None of anything else."""
+cdef object ids_of_list(list ids):
+    """An int64 array of a list of ints; None if other items are in it."""
     cdef cnp.ndarray array
     cdef Filled filled = CHANGED
     cdef Py_ssize_t n
-    if not is_sequence(ids):
-        return None
     while filled == CHANGED:
         n = length_of(ids)
         array = empty_int64(n)

@@ -246,7 +246,6 @@ cdef inline bint choose_scaled_as(
     one.operation = MAX
     one.sample = NULL
     one.ones = False
-    one.out_rows = NULL
     use_strategy(&one, Strategy(INTO_L1, 0, 0))
     part.bag_start = 0
     part.bag_stop = 1
@@ -337,10 +336,7 @@ cdef bint do_mapped(const Job* job, Task* task) noexcept nogil:
         part.weights = sample_from(job, job.weights, start)
         part.sample = piece.factors if scaled else part.weights
         note_ones(&part)
-        if job.out_rows == NULL:
-            part.out = result_of(job, cut.bag_start)
-        else:
-            part.out_rows = job.out_rows + cut.bag_start
+        part.out = result_of(job, cut.bag_start)
         if job.n_valid != NULL:
             part.n_valid = job.n_valid + cut.bag_start
         inner = Task(0, n_bags, task.column_start, task.column_stop, True, False, 0, 0)

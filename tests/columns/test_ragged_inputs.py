@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from arrow_exports import LET_BE, Exports
+from arrow_exports import LET_BE, Exports, FailingStream
 from cases import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -567,6 +567,47 @@ def test_matrices_with_changed_parts():
     )
 
 
+class LikeMatrix:
+    """What a matrix of SciPy has."""
+
+    format, ndim, shape = "csr", 2, (1, 10)
+    indices, indptr, data = np.array([3]), np.array([0, 1]), np.full(1, 2, np.float32)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {},
+        {"shape": [1, 10]},
+        {"shape": (1, 10, 1)},
+        {"shape": (np.int64(1), 10)},
+        {"shape": (1, np.int64(10))},
+        {"indices": [3]},
+        {"data": [2.0]},
+    ],
+    ids=str,
+)
+def test_parts_of_other_types(part):
+    matrix = type("csr_array", (LikeMatrix,), {"__module__": "scipy.sparse"} | part)()
+    assert_same_bits(embag.embedding_bag(matrix, W, mode="sum"), W[[3]] * 2)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"indices": np.ones((1, 1), np.int64)},
+        {"indices": np.array(1), "data": np.array(2.0)},
+        {"data": np.ones(2, np.float32)},
+        {"__module__": 5},
+    ],
+    ids=str,
+)
+def test_parts_that_no_matrix_has(part):
+    matrix = type("csr_array", (LikeMatrix,), {"__module__": "scipy.sparse"} | part)()
+    with pytest.raises((TypeError, ValueError), match=r"^input must "):
+        embag.embedding_bag(matrix, W, mode="sum")
+
+
 def test_matrices_that_do_not_fit():
     sparse = pytest.importorskip("scipy.sparse")
     for matrix, options, kind, message in (
@@ -817,12 +858,41 @@ def test_offsets_out_of_bounds(offsets, message, dtype):
         lambda array: setattr(array, "release", LET_BE) or setattr(array, "buffers", None),
         lambda array: setattr(array, "release", LET_BE) or setattr(array, "children", None),
         lambda array: array.children[0].contents.buffers.__setitem__(1, None),
+        lambda array: setattr(array, "null_count", 1) or setattr(array, "n_buffers", 0),
     ],
 )
 def test_impossible_counts(change):
     pa = pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match=r"^input must be a column, got Exports: it must follow "):
         embag.embedding_bag(Exports(pa.array([[1, 2], [3]]), change), W)
+
+
+def test_structs_that_say_less():
+    pa = pytest.importorskip("pyarrow")
+    column = pa.array([[1, 2], [3]])
+    expected = embag.embedding_bag(column, W)
+    for change in (
+        {"change": lambda array: setattr(array, "null_count", -1)},  # not counted
+        {"change_schema": lambda schema: setattr(schema, "name", None)},
+    ):
+        assert_same_bits(embag.embedding_bag(Exports(column, **change), W), expected)
+
+
+def test_types_that_cannot_be():
+    pa = pytest.importorskip("pyarrow")
+    column = Exports(
+        pa.array([[1]]),
+        change_schema=lambda schema: (
+            setattr(schema, "release", LET_BE) or setattr(schema, "children", None)
+        ),
+    )
+    with pytest.raises(ValueError, match=r"it must follow .* got a type without its children"):
+        embag.embedding_bag(column, W)
+    deep = pa.int64()
+    for _ in range(20):
+        deep = pa.list_(deep)
+    with pytest.raises(TypeError, match="input must be lists of numbers, got lists of"):
+        embag.embedding_bag(pa.array([None], deep), W)
 
 
 class WrongProducer:
@@ -875,6 +945,8 @@ def test_a_stream_that_fails():
     schema = pa.schema({"ids": pa.list_(pa.int64())})
     with pytest.raises(ValueError, match=r"^input must be a column, .*the disk is gone"):
         embag.embedding_bag(pa.RecordBatchReader.from_batches(schema, batches()), W)
+    with pytest.raises(ValueError, match=r"^input must be a column, .*its stream failed: error 5"):
+        embag.embedding_bag(FailingStream(), W)
 
 
 # --- Collections ----------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Rows without bags: `embedding` and `embedding_backward`."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -156,6 +158,33 @@ def test_tables_that_are_copied():
     column = np.zeros((5, 20), np.float32)
     with pytest.raises(ValueError, match="out must share no memory with weight, got an overlap"):
         embag.embedding([1], column.T, out=column.reshape(-1, 5)[:1])
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_out_is_written_only_if_all_ids_are_good(dtype):
+    out = np.full((2, 5), 7, np.float32)
+    with pytest.raises(IndexError, match=re.escape("input[1] = 20 is out of range")):
+        embag.embedding(np.array([4, 20], dtype), TABLE, out=out)
+    assert (out == 7).all()
+    embag.embedding(np.array([4, 19], dtype), TABLE, out=out)
+    assert out.tobytes() == TABLE[[4, 19]].tobytes()
+
+
+def test_outputs_in_the_memory_of_inputs():
+    message = "out must share no memory with {}, got an overlap"
+    memory = np.zeros(40, np.uint8)
+    ids = memory[:16].view(np.int64)
+    table = np.ones((3, 5), np.float32)
+    with pytest.raises(ValueError, match=message.format("input")):
+        embag.embedding(ids, table, out=memory.view(np.float32).reshape(2, 5))
+    with pytest.raises(ValueError, match=message.format("weight")):
+        embag.embedding([1], table, out=table[2:])
+    scales = np.ones(3, np.float32)
+    table = embag.QuantizedTable.from_int8(np.ones((3, 1), np.int8), scales)
+    with pytest.raises(ValueError, match=message.format("weight")):
+        embag.embedding([1], table, out=scales[:1].reshape(1, 1))
+    with pytest.raises(ValueError, match="out must be C-contiguous and aligned, got strides"):
+        embag.embedding([1], TABLE, out=np.zeros((1, 5), np.float32)[:, ::-1])
 
 
 def test_tables_without_columns():

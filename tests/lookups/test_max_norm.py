@@ -90,6 +90,13 @@ def test_a_max_norm_of_zero_clears_rows_and_keeps_nan(level):
     np.testing.assert_array_equal(table, [[0, 0], [np.nan, 1]])
 
 
+@pytest.mark.parametrize("norm_type", [1.5, 2.0, 3.0, np.inf])
+def test_a_row_of_infinite_norm(norm_type, level):
+    table = np.array([[np.inf, 4.0], [-np.inf, 1.0], [3.0, 4.0]])
+    embag.embedding_bag([0, 1], table, [0], max_norm=1, norm_type=norm_type)
+    np.testing.assert_array_equal(table, [[np.nan, 0], [np.nan, 0], [3, 4]])
+
+
 def test_inputs_that_share_memory_with_the_table_are_read_first(level):
     table = np.array([[3.0, 4.0], [6.0, 8.0]])
     other = table.copy()

@@ -9,8 +9,10 @@ calls returned and how many raised.
 import collections
 import contextlib
 import copy
+import itertools
 import sys
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from fuzz.child import prepare_process
 from sound_calls import sound_calls
 
 import embag
+from embag import _encodings
 from embag._kernels.dispatch import kernels
 
 FUNCTIONS = [
@@ -32,12 +35,12 @@ FUNCTIONS = [
 ]
 METHODS = ["pool", "pool_each", "gather_named"]  # of collections
 # These take what the user gave; the others take what was checked.
-UNCHECKED = ["plain_call", "plain_gather", "pool", "gather_named"]
+UNCHECKED = ["plain_call", "plain_gather", "pool", "gather_named", "Collection"]
 # How many arguments come first that stay as they are: threads, or a function and a number.
 N_TRUSTED = {"plain_call": 2, "plain_gather": 2, "gather_named": 0, "Collection": 0}
 # The kernels made these arrays themselves: no other code has them.
 INTERNAL = {("look_up_weights", 5)}
-MOST_EXAMPLES = 24  # calls of a function that are corrupted
+MOST_EXAMPLES = 32  # calls of a function that are corrupted
 ERRORS = (TypeError, ValueError, KeyError, RuntimeError, IndexError, OverflowError, MemoryError)
 NUMBERS = (-(2**62), -1, 0, 3, 2**31, 2**62)
 
@@ -68,14 +71,37 @@ def record_calls():
     for k, (_, prepare) in enumerate(sound_calls(n_drawn=30)):
         if k % 5 == 0:
             prepare()()
-    table = np.ones((3, 4), np.float32)
-    embag.embedding_bag(np.zeros((2, 2), np.int64), table, max_norm=0.5)
-    with contextlib.suppress(ValueError):
-        embag.quantize(np.full((3, 4), np.nan, np.float32))
+    more_calls()
     for name, function in originals.items():
         setattr(kernels, name, function)
     assert set(examples) == {*FUNCTIONS, *METHODS, "Collection"}, list(examples)
     return [call for calls in examples.values() for call in calls.values()]
+
+
+def more_calls():
+    """Make calls that the sound ones do not have."""
+    table, ids = np.ones((3, 4), np.float32), np.array([[0, 1], [1, 2]])
+    embag.embedding_bag(ids, table.copy(), max_norm=0.5)
+    with contextlib.suppress(ValueError):
+        embag.quantize(np.full((3, 4), np.nan, np.float32))
+    remapped = embag.RemappedTable(table, [2, -1, 0], scales=[1, 2, 3], first_id=5)
+    wide = table.astype(np.float64)
+    for weight, first, dtype in ((remapped, 5, "f4"), (table, 0, "f4"), (wide, 0, "f8")):
+        input = ids + first
+        narrow = "f2" if dtype == "f4" else dtype
+        for options in (
+            {"return_n_valid": True},
+            {"out_dtype": narrow},
+            {"out": np.empty((2, 4), dtype)},
+            {"normalize": True, "default_idx": first, "padding_idx": first},
+        ):
+            embag.embedding_bag(input, weight, mode="sum", **options)
+        embag.embedding(input, weight)
+        embag.embedding(input, weight, out_dtype=narrow)
+        embag.embedding(input, weight, out=np.empty((2, 2, 4), dtype))
+    ebc = embag.EmbeddingBagCollection({"t": remapped}, [embag.Feature("a", "t", mode="sum")])
+    ebc({"a": ids + 5})
+    ebc((ids + 5).reshape(-1), np.array([0, 2, 4]))
 
 
 def kind_of(value):
@@ -140,26 +166,76 @@ def arrays_like(array):
         yield np.broadcast_to(array[:1], array.shape)
         yield array[::-1]
     if array.dtype.kind == "i":
-        for number in NUMBERS:
+        for number, part in itertools.product(NUMBERS, (slice(1), slice(-1, None))):
             changed = array.copy()
-            changed.reshape(-1)[-1:] = np.array(number).astype(array.dtype)
+            changed.reshape(-1)[part] = np.array(number).astype(array.dtype)
             yield changed
+    shifted = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    yield shifted.view(array.dtype).reshape(array.shape)
 
 
+def changes_in_between(arguments):
+    """Yield arguments of a `plain_*` function whose arrays change while it asks for threads."""
+    for i, change in itertools.product(
+        range(2, len(arguments)),
+        (
+            lambda array: setattr(array, "shape", (*array.shape, 1)),
+            lambda array: setattr(array, "shape", (array.size, 1)),
+            lambda array: setattr(array, "dtype", array.dtype.newbyteorder()),
+            lambda array: setattr(array, "dtype", np.int32),
+            lambda array: setattr(array, "strides", array.strides[::-1]),
+            lambda array: array.resize((0,), refcheck=False),
+        ),
+    ):
+        given = copy.deepcopy(arguments)
+        changed = given[i]._encoded.rows if hasattr(given[i], "_encoded") else given[i]
+        if isinstance(changed, np.ndarray):
+            yield (partial(change_and_agree, change, changed), 0, *given[2:])
+
+
+def change_and_agree(change, array, *_):
+    with contextlib.suppress(ValueError):
+        change(array)
+    return True
+
+
+def combinations(name, arguments):
+    """Yield arguments with another encoding of results, and results of its dtype."""
+    places = {"reduce_bags": (11, 12), "gather": (5, 6)}
+    if name in places:
+        out, code = places[name]
+        for dtype, encoding in _encodings._BY_DTYPE.items():
+            results = np.zeros(arguments[out].shape, dtype)
+            yield replaced(replaced(arguments, out, results), code, encoding.code)
+
+
+def replaced(arguments, i, value):
+    return (*arguments[:i], value, *arguments[i + 1 :])
+
+
+def corrupted(name, arguments):
+    """Yield arguments of which one is another, or changes."""
+    # The first argument of `plain_*` is a function, and the second one a positive number.
+    for i in range(N_TRUSTED.get(name, 1), len(arguments)):
+        arrays = [array for array in arguments if isinstance(array, np.ndarray)]
+        if (name, i) not in INTERNAL:
+            for other in others(arguments[i], name not in UNCHECKED, arrays):
+                yield replaced(copy.deepcopy(arguments), i, other)
+    if name.startswith("plain_"):
+        yield from changes_in_between(arguments)
+    yield from combinations(name, arguments)
+
+
+warnings.simplefilter("ignore")  # NumPy's, of shapes that are set
 prepare_process(eager=True)
 with tempfile.TemporaryDirectory() as tempfile.tempdir:
     examples = record_calls()
 counts = collections.Counter()
 for name, function, arguments in examples:
-    for i in range(N_TRUSTED.get(name, 1), len(arguments)):
-        if (name, i) in INTERNAL:
-            continue
-        arrays = [array for array in arguments if isinstance(array, np.ndarray)]
-        for other in others(arguments[i], name not in UNCHECKED, arrays):
-            given = copy.deepcopy(arguments)
-            try:
-                function(*given[:i], other, *given[i + 1 :])
-                counts["returned"] += 1
-            except ERRORS:
-                counts["raised"] += 1
+    for given in corrupted(name, arguments):
+        try:
+            function(*given)
+            counts["returned"] += 1
+        except ERRORS:
+            counts["raised"] += 1
 print(dict(counts))
