@@ -30,7 +30,7 @@ MARK = re.compile(r'\s*/\* "(embag/[^"]+)":(\d+)$')
 # What Cython writes for a condition of its source, and what it adds beside.
 CONDITION = re.compile(r"\s*(\} else )?(if|for|while|switch) \(|.* \? ")
 ADDED = re.compile(
-    r"likely\(|__PYX_ERR|__Pyx_|__pyx_nargs|CYTHON_|Py_None\)\) \{|_save|Py_BEGIN|"
+    r"likely\(|__PYX_ERR|__Pyx_|__pyx_nargs|CYTHON_|Py_None\)\) \{|_save|Py_BEGIN|\(index=0;|"
     r"#pragma|if \(__pyx_t_\d+ > 0\)$"  # of `prange`
 )
 # What a statement with a condition has; others take tuples apart, or are functions' heads.

@@ -160,7 +160,7 @@ cdef class Array:
         """
         cdef const ArrowArray* child
         cdef int64_t size, start = 0, n
-        require(0 <= i < self.array.n_children and i < len(self.type.children)
+        require(i < self.array.n_children and i < len(self.type.children)
                 and self.array.children != NULL and self.array.children[i] != NULL,
                 "an array without its children")
         child = self.array.children[i]

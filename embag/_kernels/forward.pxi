@@ -453,13 +453,12 @@ REDUCERS[INT2] = REDUCERS[TBE_INT2] = Reducers(reduce_int2, reduce_int2)
 cdef reducer reducer_of(int encoding, int out_encoding, bint wide) noexcept nogil:
     """The function that reduces bags of such a table to such results by such ids; NULL if
     there is none."""
-    cdef bint is_narrow = ENCODINGS[encoding].sum_type == cnp.NPY_FLOAT32
     if encoding == FLOAT64 and out_encoding == FLOAT32:
         return reduce_narrowed
     if is_plain(encoding):
         if out_encoding != encoding:
             return NULL
-    elif not (is_narrow and ENCODINGS[out_encoding].rounds
+    elif not (ENCODINGS[out_encoding].rounds
               and ENCODINGS[out_encoding].sum_type == cnp.NPY_FLOAT32):
         return NULL
     return REDUCERS[encoding].by_int64 if wide else REDUCERS[encoding].by_int32

@@ -81,10 +81,9 @@ cdef inline bint copy_block(
         # One row is prefetched at each position up to single_stop; or a burst of them.
         Py_ssize_t single_stop = n_indices - ahead if ahead > 0 and burst == 0 else 0
         Py_ssize_t k = task.bag_start, next_k, next_stop, segment_stop, middle
-    if task.first:
-        for next_k in range(k, min(k + ahead, n_indices)):
-            fetch_copied(True, half, address + <size_t>input[next_k] * <size_t>stride, n_bytes,
-                         straddles)
+    for next_k in range(k, min(k + ahead, n_indices)):
+        fetch_copied(True, half, address + <size_t>input[next_k] * <size_t>stride, n_bytes,
+                     straddles)
     while k < stop:
         segment_stop = stop
         if ahead > 0 and burst > 0:

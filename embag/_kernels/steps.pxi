@@ -361,8 +361,7 @@ cdef bint sort_table(
     for s in range(n_stages):
         if not stages[s].work(&step.sorting, step.input, NULL, 0, 1):
             return False
-        if stages[s].then != NULL:
-            stages[s].then(&step.sorting, 1)
+        stages[s].then(&step.sorting, 1)
     return True
 
 

@@ -140,10 +140,9 @@ cdef bint start_helper():
 
 cdef object lead_here(object function, int n_threads, size_t stack_bytes, tuple arguments):
     """Call a function with a team that the calling thread leads."""
-    cdef int n = 1
-    if n_threads > 1:
-        with nogil:
-            n = embag_ready_team(n_threads, stack_bytes)
+    cdef int n
+    with nogil:
+        n = embag_ready_team(n_threads, stack_bytes)
     record_team(n_threads, n)
     take_region()                    # of a call that raised
     result = function(n, *arguments)

@@ -876,18 +876,27 @@ def test_structs_that_say_less():
         {"change_schema": lambda schema: setattr(schema, "name", None)},
     ):
         assert_same_bits(embag.embedding_bag(Exports(column, **change), W), expected)
+    column = Exports(  # without room for validity
+        pa.array([[1, 2]], pa.list_(pa.int64(), 2)),
+        lambda array: setattr(array, "null_count", -1) or setattr(array, "n_buffers", 0),
+    )
+    assert_same_bits(embag.embedding_bag(column, W), expected[:1])
 
 
 def test_types_that_cannot_be():
     pa = pytest.importorskip("pyarrow")
-    column = Exports(
-        pa.array([[1]]),
-        change_schema=lambda schema: (
-            setattr(schema, "release", LET_BE) or setattr(schema, "children", None)
-        ),
-    )
-    with pytest.raises(ValueError, match=r"it must follow .* got a type without its children"):
-        embag.embedding_bag(column, W)
+    for change, message in (
+        (lambda schema: setattr(schema, "children", None), "a type without its children"),
+        (lambda schema: setattr(schema, "n_children", 0), "an array without its children"),
+    ):
+        column = Exports(
+            pa.array([[1]]),
+            change_schema=lambda schema, change=change: (
+                setattr(schema, "release", LET_BE) or change(schema)
+            ),
+        )
+        with pytest.raises(ValueError, match=f"it must follow .* got {message}"):
+            embag.embedding_bag(column, W)
     deep = pa.int64()
     for _ in range(20):
         deep = pa.list_(deep)

@@ -170,6 +170,23 @@ def test_out_is_written_only_if_all_ids_are_good(dtype):
     assert out.tobytes() == TABLE[[4, 19]].tobytes()
 
 
+def test_each_bad_id_is_found():
+    # In tables of this size, rows are prefetched in bursts.
+    table = np.ones((300_000, 16), np.float32)
+    ids = np.random.default_rng(1).integers(0, len(table), 300)
+    for at in (0, 3, 100, 200, 296, 299):
+        bad = ids.copy()
+        bad[at] = -1
+        with pytest.raises(IndexError, match=re.escape(f"input[{at}] = -1 is out of range")):
+            embag.embedding(bad, table)
+
+
+def test_a_long_call_on_one_thread():
+    table = np.arange(80, dtype=np.float32).reshape(10, 8)
+    ids = np.arange(1_000_000) % 10
+    assert embag.embedding(ids, table, num_threads=1).tobytes() == table[ids].tobytes()
+
+
 def test_outputs_in_the_memory_of_inputs():
     message = "out must share no memory with {}, got an overlap"
     memory = np.zeros(40, np.uint8)

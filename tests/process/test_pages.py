@@ -223,6 +223,23 @@ def cold(tmp_path, monkeypatch):
     return table
 
 
+def test_mapped_ids_beside_plain_ones(kernels):
+    table = np.arange(64_000, dtype=np.float32).reshape(4000, 16)
+    tables = {"a": table, "b": embag.RemappedTable(table, np.arange(4000)[::-1]), "c": table}
+    features = [embag.Feature(name, name, mode="sum") for name in tables]
+    ebc = embag.EmbeddingBagCollection(tables, features)
+    ids = np.random.default_rng(0).integers(0, 4000, (3, 500))
+    kernels.prefetch_pages_above(-1)
+    kernels.pin_pages(True)
+    with embag.num_threads(1):
+        found = ebc(ids.reshape(-1), np.arange(4) * 500)
+        expected = [table[ids[0]].sum(0), table[3999 - ids[1]].sum(0), table[ids[2]].sum(0)]
+        np.testing.assert_array_equal(found, np.concatenate(expected)[None])
+        ids[2, 499] = 4000
+        with pytest.raises(IndexError, match=r"feature 'c': values.1499. = 4000 is out of range"):
+            ebc(ids.reshape(-1), np.arange(4) * 500)
+
+
 def wait_for_pages(table, expected):
     stop = time.monotonic() + 30
     while not np.array_equal(resident(table), expected):

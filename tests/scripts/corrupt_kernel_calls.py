@@ -24,22 +24,25 @@ from fuzz.child import prepare_process
 from sound_calls import sound_calls
 
 import embag
-from embag import _encodings
+from embag import _encodings, optim
 from embag._kernels.dispatch import kernels
 
 FUNCTIONS = [
     *("add_rows", "count_bags", "divide_by_divisors", "dot_rows", "first_bad_index"),
     *("first_bad_offset", "first_bad_row", "gather", "group_by_row", "look_up_weights"),
     *("plain_call", "plain_gather", "quantize", "reduce_bags", "renorm", "scatter", "scatter_max"),
-    *("step_tables", "are_apart", "is_encoded_table"),
+    *("step_tables", "are_apart", "is_encoded_table", "is_table"),
 ]
 METHODS = ["pool", "pool_each", "gather_named"]  # of collections
 # These take what the user gave; the others take what was checked.
-UNCHECKED = ["plain_call", "plain_gather", "pool", "gather_named", "Collection"]
-# How many arguments come first that stay as they are: threads, or a function and a number.
-N_TRUSTED = {"plain_call": 2, "plain_gather": 2, "gather_named": 0, "Collection": 0}
+UNCHECKED = ["plain_call", "plain_gather", "pool", "gather_named", "Collection", "is_table"]
+# The first argument is a number of threads, which is trusted, but for these
+WITHOUT_THREADS = ["are_apart", "count_bags", "is_encoded_table", "is_table", "gather_named"]
+WITHOUT_THREADS += ["first_bad_index", "first_bad_offset", "first_bad_row", "Collection"]
+# and these, whose first two are a function and a positive number.
+N_TRUSTED = dict.fromkeys(WITHOUT_THREADS, 0) | {"plain_call": 2, "plain_gather": 2}
 # The kernels made these arrays themselves: no other code has them.
-INTERNAL = {("look_up_weights", 5)}
+INTERNAL = {("look_up_weights", 5), ("reduce_bags", 14)}
 MOST_EXAMPLES = 32  # calls of a function that are corrupted
 ERRORS = (TypeError, ValueError, KeyError, RuntimeError, IndexError, OverflowError, MemoryError)
 NUMBERS = (-(2**62), -1, 0, 3, 2**31, 2**62)
@@ -68,10 +71,10 @@ def record_calls():
     for name in FUNCTIONS:
         setattr(kernels, name, partial(record, name, originals[name]))
     kernels.Collection = partial(record, "Collection", Collection)
+    more_calls()
     for k, (_, prepare) in enumerate(sound_calls(n_drawn=30)):
         if k % 5 == 0:
             prepare()()
-    more_calls()
     for name, function in originals.items():
         setattr(kernels, name, function)
     assert set(examples) == {*FUNCTIONS, *METHODS, "Collection"}, list(examples)
@@ -79,14 +82,27 @@ def record_calls():
 
 
 def more_calls():
-    """Make calls that the sound ones do not have."""
+    """Make calls that the sound ones do not have, or late."""
     table, ids = np.ones((3, 4), np.float32), np.array([[0, 1], [1, 2]])
     embag.embedding_bag(ids, table.copy(), max_norm=0.5)
+    embag.embedding_bag_backward(np.ones((2, 4), "f4"), ids, table, scale_grad_by_freq=True)
+    for given in ((ids,), (ids[0], np.array([0, 1]))):
+        optim.SGD(table.copy(), 1).update(np.ones((2, 4), np.float32), *given)
     with contextlib.suppress(ValueError):
         embag.quantize(np.full((3, 4), np.nan, np.float32))
+    with contextlib.suppress(ValueError):
+        embag.embedding_bag(ids[0], table, np.array([0, 3]))
+    with contextlib.suppress(ImportError):
+        import pyarrow as pa  # noqa: PLC0415
+
+        embag.embedding_bag(pa.chunked_array([[[0], [1, 2]], [[0], [1]]])[1:], table)
     remapped = embag.RemappedTable(table, [2, -1, 0], scales=[1, 2, 3], first_id=5)
-    wide = table.astype(np.float64)
-    for weight, first, dtype in ((remapped, 5, "f4"), (table, 0, "f4"), (wide, 0, "f8")):
+    halves, wide = table.astype(np.float16), table.astype(np.float64)
+    remapped_halves = embag.RemappedTable(halves, [2, -1, 0], scales=[1, 2, 3], first_id=5)
+    for weight, first, dtype in (
+        *((remapped, 5, "f4"), (remapped_halves, 5, "f4")),
+        *((table, 0, "f4"), (halves, 0, "f4"), (wide, 0, "f8")),
+    ):
         input = ids + first
         narrow = "f2" if dtype == "f4" else dtype
         for options in (
@@ -146,7 +162,8 @@ def others(value, is_checked, arrays=()):
 
 
 def arrays_like(array):
-    """Yield arrays of another size, dtype, layout or byte order."""
+    """Yield arrays of another size, dtype, layout or byte order; and none."""
+    yield None
     for dtype in ("i4", "i8", "f4", "f8", "u1", "i2", "f2", "?"):
         yield np.zeros(array.shape, dtype)
     yield np.zeros(array.shape, array.dtype.newbyteorder())
@@ -166,7 +183,9 @@ def arrays_like(array):
         yield np.broadcast_to(array[:1], array.shape)
         yield array[::-1]
     if array.dtype.kind == "i":
-        for number, part in itertools.product(NUMBERS, (slice(1), slice(-1, None))):
+        middle = array.size // 2
+        parts = slice(1), slice(middle, middle + 1), slice(-1, None)
+        for number, part in itertools.product(NUMBERS, parts):
             changed = array.copy()
             changed.reshape(-1)[part] = np.array(number).astype(array.dtype)
             yield changed
@@ -200,7 +219,10 @@ def change_and_agree(change, array, *_):
 
 
 def combinations(name, arguments):
-    """Yield arguments with another encoding of results, and results of its dtype."""
+    """Yield arguments of which several are others, but fit each other."""
+    if name == "reduce_bags":  # no bags
+        yield tuple(() if type(value) is tuple else value for value in arguments)
+    # Another encoding of results, and results of its dtype.
     places = {"reduce_bags": (11, 12), "gather": (5, 6)}
     if name in places:
         out, code = places[name]
@@ -215,10 +237,9 @@ def replaced(arguments, i, value):
 
 def corrupted(name, arguments):
     """Yield arguments of which one is another, or changes."""
-    # The first argument of `plain_*` is a function, and the second one a positive number.
     for i in range(N_TRUSTED.get(name, 1), len(arguments)):
         arrays = [array for array in arguments if isinstance(array, np.ndarray)]
-        if (name, i) not in INTERNAL:
+        if (name, i) not in INTERNAL or arguments[i] is None:
             for other in others(arguments[i], name not in UNCHECKED, arrays):
                 yield replaced(copy.deepcopy(arguments), i, other)
     if name.startswith("plain_"):
