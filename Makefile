@@ -132,20 +132,24 @@ build/sanitize/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag
 	  --build-lib build/sanitize --build-temp build/sanitize-objects
 	@touch $@
 
-# Which branches of the kernels and of the Python files tests take: a quarter of an hour. gcc alone.
-# A separate build, without optimization.
-COVERED := lookups gradients tables columns collection stored process text fuzz cli
-# These measure memory, which coverage.py takes, too, or would take a quarter of an hour.
-UNCOVERED := lookups/test_memory_use.py process/test_changing_arrays.py
+# Which branches of the kernels and of the Python files tests take: half an hour. gcc alone. A
+# separate build, without optimization. Some tests measure memory, of which coverage.py takes some;
+# others would take very long.
+COVERED := $(addprefix tests/,lookups gradients tables columns collection stored process text fuzz cli)
+MEASURED := $(addprefix tests/,lookups/test_memory_use.py process/test_failing_allocations.py)
+TOO_SLOW := tests/process/test_changing_arrays.py
+COVERED_TESTS := -p no:cacheprovider -m "not slow and not packaging and not demos and not torch"
+coverage: export OMP_WAIT_POLICY := passive
+coverage: export PYTHONPATH := $(CURDIR)/build/coverage
 coverage: $(VENV)/.test build/coverage/.built
 	rm -rf build/coverage-data && mkdir -p build/coverage-data
 	find build/coverage-objects -name "*.gcda" -delete
-	OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)/build/coverage $(BIN)/coverage run $(BIN)/pytest \
-	  -p no:cacheprovider -m "not slow and not packaging and not demos and not torch" \
-	  $(addprefix --deselect=tests/,$(UNCOVERED)) $(addprefix tests/,$(COVERED))
+	$(BIN)/coverage run $(BIN)/pytest $(COVERED_TESTS) $(COVERED) \
+	  $(addprefix --deselect=,$(MEASURED) $(TOO_SLOW))
+	$(BIN)/pytest $(COVERED_TESTS) $(MEASURED)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered
-	$(BIN)/python tools/kernel_coverage.py build/coverage-objects
+	$(BIN)/python -m tools.kernel_coverage build/coverage-objects --page docs/testing.md
 
 build/coverage/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag/*.py embag/*/*.py)
 	rm -rf build/coverage build/coverage-objects

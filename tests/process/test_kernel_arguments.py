@@ -2,7 +2,11 @@
 
 import re
 
+import numpy as np
+import pytest
 from processes import SCRIPTS, run_python
+
+from embag._kernels import dispatch
 
 
 def test_arrays_that_do_not_fit():
@@ -11,3 +15,14 @@ def test_arrays_that_do_not_fit():
     returned, raised = map(int, re.findall(r"\d+", output))
     assert returned > 100
     assert raised > 1000
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("row", [3, -2, 2**62])
+def test_rows_that_are_out_of_range_by_then(dtype, row, level):
+    kernels = dispatch.load_level(level)
+    weight, values = np.zeros((3, 2), dtype), np.ones((2, 2), dtype)
+    assert not kernels.add_rows(1, weight, np.array([row, 1]), values, 1.0)
+    assert not weight.any()
+    winners = np.array([[row, 1], [0, 2]])
+    assert not kernels.scatter_max(1, values, winners, -1, weight)
