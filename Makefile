@@ -133,9 +133,10 @@ build/sanitize/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag
 	@touch $@
 
 # Which branches of the kernels and of the Python files tests take: half an hour. gcc alone. A
-# separate build, without optimization. Some tests measure memory, of which coverage.py takes some;
-# others would take very long.
-COVERED := $(addprefix tests/,lookups gradients tables columns collection stored process text fuzz cli)
+# separate build, without optimization. Of two runs, the first one is at all levels. Some tests
+# measure memory, of which coverage.py takes some; others would take very long.
+COVERED_FIRST := $(addprefix tests/,lookups gradients tables columns collection stored)
+COVERED := $(addprefix tests/,process text fuzz cli)
 MEASURED := $(addprefix tests/,lookups/test_memory_use.py process/test_failing_allocations.py)
 TOO_SLOW := tests/process/test_changing_arrays.py
 COVERED_TESTS := -p no:cacheprovider -m "not slow and not packaging and not demos and not torch"
@@ -144,7 +145,9 @@ coverage: export PYTHONPATH := $(CURDIR)/build/coverage
 coverage: $(VENV)/.test build/coverage/.built
 	rm -rf build/coverage-data && mkdir -p build/coverage-data
 	find build/coverage-objects -name "*.gcda" -delete
-	$(BIN)/coverage run $(BIN)/pytest $(COVERED_TESTS) $(COVERED) \
+	$(BIN)/coverage run $(BIN)/pytest $(COVERED_TESTS) $(COVERED_FIRST) \
+	  $(addprefix --deselect=,$(MEASURED))
+	EMBAG_TEST_LEVELS=best $(BIN)/coverage run $(BIN)/pytest $(COVERED_TESTS) $(COVERED) \
 	  $(addprefix --deselect=,$(MEASURED) $(TOO_SLOW))
 	$(BIN)/pytest $(COVERED_TESTS) $(MEASURED)
 	$(BIN)/coverage combine -q

@@ -59,7 +59,10 @@ FIRST = {
     "renorm": ["lookups/test_max_norm.py"],
     "steps": ["gradients/test_optimizers.py", "gradients/test_optimizers_of_low_precision.py"],
 }
-TESTS = ["lookups", "gradients", "tables", "collection", "columns"]
+TESTS = [
+    *("lookups", "gradients", "tables", "collection", "columns"),
+    *("process/test_kernel_arguments.py", "process/test_failing_allocations.py"),
+]
 SECONDS = 60  # after which a test counts as one that never ends
 ALL_SECONDS = 400  # or all of them, where they do not even start
 
@@ -67,11 +70,12 @@ ALL_SECONDS = 400  # or all of them, where they do not even start
 class Mutant(NamedTuple):
     file: str
     line: int  # from 1 on
+    above: str  # the line above
     before: str
     after: str
 
     def __str__(self):
-        return f"{self.file} | {self.before} | {self.after}"
+        return f"{self.file} | {self.above} | {self.before} | {self.after}"
 
 
 def main():
@@ -144,8 +148,8 @@ def draw(count, seed):
     candidates = [
         mutants
         for file in FILES
-        for line, text in lines_with_code(file)
-        if (mutants := mutants_of(file, line, text))
+        for line, above, text in lines_with_code(file)
+        if (mutants := mutants_of(file, line, above, text))
     ]
     rng = random.Random(seed)
     drawn = [rng.choice(mutants) for mutants in rng.sample(candidates, min(count, len(candidates)))]
@@ -153,8 +157,9 @@ def draw(count, seed):
 
 
 def lines_with_code(file):
-    """Return the (number, text) of lines in functions that a fault can be planted in."""
+    """Return (number, line above, line) of lines in functions that a fault can be planted in."""
     inside, function, documented, lines = False, "", False, []
+    above = code = ""
     for number, text in enumerate((ROOT / file).read_text().splitlines(), 1):
         head = re.match(r"\s*(?:async )?(?:def|cdef|cpdef)\b.*?(\w+)\(", text)
         if head:
@@ -164,7 +169,7 @@ def lines_with_code(file):
         quotes = text.count('"""')
         in_docstring = documented or quotes > 0
         documented ^= quotes % 2 == 1
-        code = re.split(r"\s+#", text)[0].strip()
+        above, code = code, re.split(r"\s+#", text)[0].strip()
         if (
             inside
             and not head
@@ -176,7 +181,7 @@ def lines_with_code(file):
             and not SPEED.search(code)
             and not SPEED.search(function)
         ):
-            lines.append((number, code))
+            lines.append((number, above, code))
     return lines
 
 
@@ -201,7 +206,7 @@ def split_statement(code):
     return found and (found["head"], found["part"], found["tail"])
 
 
-def mutants_of(file, line, code):
+def mutants_of(file, line, above, code):
     """Return the mutants of a line."""
     found = split_statement(code)
     if found is None:
@@ -222,7 +227,7 @@ def mutants_of(file, line, code):
     if head.endswith("+= "):
         changed.append("0")
     return [
-        Mutant(file, line, code, head + each + tail)
+        Mutant(file, line, above, code, head + each + tail)
         for each in dict.fromkeys(changed)
         if each != part
     ]

@@ -71,6 +71,20 @@ def test_the_first_of_equals_and_the_first_nan_win():
     assert winners.tolist() == [[1, 0]]
 
 
+@pytest.mark.parametrize("offsets", [[0, 9, 3], [0, 3, 2], [0, 2, 9], [1, 2, 3]])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_offsets_of_winners_are_checked(offsets, n_threads, eager_threads, level):
+    table, ids = np.ones((4, 40), np.float32), np.arange(4)
+    for mode in ("max", "min"):
+        with pytest.raises(ValueError, match="^offsets must "):
+            embag.embedding_bag(
+                *(ids, table, np.array(offsets)),
+                mode=mode,
+                return_max_indices=True,
+                num_threads=n_threads,
+            )
+
+
 def test_order_of_results():
     result, winners, n_invalid, n_valid = lookup(
         mode="max", return_max_indices=True, return_n_invalid=True, return_n_valid=True

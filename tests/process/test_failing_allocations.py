@@ -19,7 +19,14 @@ pytestmark = [
     ),
 ]
 SOME = [
-    *("a remapped table", "segment ids", "embedding", "update by Adam", "weighted update"),
+    *(
+        "a remapped table",
+        "counts of a remapped table",
+        "segment ids",
+        "embedding",
+        "update by Adam",
+        "weighted update",
+    ),
     *("update of a remapped table", "gradients of a collection", "load_state_dict"),
 ]
 

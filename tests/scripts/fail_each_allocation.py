@@ -81,6 +81,9 @@ def lookup_cases():
             IDS, TABLE, OFFSETS, mode="max", return_max_indices=True, num_threads=t
         ),
         "a remapped table": lambda t: embag.embedding_bag(IDS, remapped, OFFSETS, num_threads=t),
+        "counts of a remapped table": lambda t: embag.embedding_bag(
+            IDS, remapped, OFFSETS, return_n_valid=True, num_threads=t
+        ),
         "lists": lambda t: embag.embedding_bag(LISTS, TABLE, num_threads=t),
         "tensors": lambda t: embag.embedding_bag(
             Exported(IDS), Exported(TABLE), Exported(OFFSETS), num_threads=t

@@ -316,6 +316,8 @@ def test_ids_out_of_range():
                 call([11, bad])
     with pytest.raises(ValueError, match=r"padding_idx must name .* of the ids 10 to 12, got 9"):
         embag.embedding_bag([11], table, [0], padding_idx=9)
+    with pytest.raises(ValueError, match=r"padding_idx must name .* of the ids 10 to 12, got 9"):
+        embag.embedding_bag(np.array([[11]]), table, padding_idx=9)
     with pytest.raises(ValueError, match="max_norm must be None"):
         embag.embedding_bag([11], table, [0], max_norm=1)
 
