@@ -76,7 +76,7 @@ def test_the_first_of_equals_and_the_first_nan_win():
 def test_offsets_of_winners_are_checked(offsets, n_threads, eager_threads, level):
     table, ids = np.ones((4, 40), np.float32), np.arange(4)
     for mode in ("max", "min"):
-        with pytest.raises(ValueError, match="^offsets must "):
+        with pytest.raises(ValueError, match=r"^offsets must "):
             embag.embedding_bag(
                 *(ids, table, np.array(offsets)),
                 mode=mode,
