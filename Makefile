@@ -160,7 +160,7 @@ build/coverage/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag
 	  --build-lib build/coverage --build-temp build/coverage-objects
 	@touch $@
 
-# Plants faults in the kernels, and runs the tests with each: an hour.
+# Plants faults in the kernels, and runs the tests with each: two hours on two cores.
 mutants: $(VENV)/.test $(VENV)/.cython
 	$(BIN)/python -m tools.mutants $(ARGS)
 
