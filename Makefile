@@ -133,8 +133,9 @@ build/sanitize/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag
 	@touch $@
 
 # Which branches of the kernels and of the Python files tests take: half an hour. gcc alone. A
-# separate build, without optimization. Of two runs, the first one is at all levels. Some tests
-# measure memory, of which coverage.py takes some; others would take very long.
+# separate build, without optimization. The first run is at all levels, the second at the best one.
+# The third has tests that count memory, without coverage.py, which takes some, too.
+# test_changing_arrays.py would take too long.
 COVERED_FIRST := $(addprefix tests/,lookups gradients tables columns collection stored)
 COVERED := $(addprefix tests/,process text fuzz cli)
 MEASURED := $(addprefix tests/,lookups/test_memory_use.py process/test_failing_allocations.py)

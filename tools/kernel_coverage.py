@@ -8,8 +8,8 @@ that such a line itself makes: an `if`, a loop, a part of an `and` or `or`, a `m
 Cython adds, for errors, arguments and reference counts, are not counted. A branch of a function
 with several specializations, or of several levels, counts as taken if one of them takes it.
 
-Branches that no test takes are listed with the reason in tools/untaken_branches.txt: file, text of
-the line, and `condition.way` for each. The exit status is 1 if another one is not taken.
+Branches that no test can take are listed with the reason in tools/untaken_branches.txt: file, line
+above, line, and `condition.way` of each branch. The exit status is 1 if another one is not taken.
 """
 
 import argparse
@@ -48,27 +48,30 @@ def main():
     listed = {line for line in UNTAKEN.read_text().splitlines() if line and line[0] != "#"}
     total = sum(modules.values(), collections.Counter())
     total.update(dict.fromkeys(itertools.chain(*modules.values()), 0))
-    untaken = dict(untaken_of(total))
+    untaken = untaken_of(total)
     table = table_of(modules, total)
     print(table)
     if options.page:
         options.page.write_text(insert(options.page.read_text(), "coverage", table))
     for line in sorted(listed.difference(untaken)):
-        print(f"listed, but not so: {line}")
+        print(f"listed, but taken or gone: {line}")
     unlisted = [line for line in untaken if line not in listed]
     for line in unlisted:
-        print(f"not taken, and not listed: {untaken[line]}: {line}")
+        print(f"not taken, and not listed: {line}: {', '.join(untaken[line])}")
     return 1 if unlisted else 0
 
 
 def untaken_of(counts):
-    """Yield a line for the list, and a line number, of each line with a branch not taken."""
+    """Return the lines of the list, with numbers of lines, for branches that were not taken."""
     numbers = collections.defaultdict(list)
     for (file, line, number, way), n in sorted(counts.items()):
         if n == 0:
             numbers[file, line].append(f"{number + 1}.{way + 1}")
+    untaken = collections.defaultdict(list)
     for (file, line), found in numbers.items():
-        yield f"{file} | {source_of(file)[line - 1].strip()} | {' '.join(found)}", line
+        above, text = (each.strip() for each in source_of(file)[line - 2 : line])
+        untaken[f"{file} | {above} | {text} | {' '.join(found)}"].append(str(line))
+    return untaken
 
 
 @functools.cache
@@ -88,7 +91,7 @@ def statements_of(file):
         statements.append(code)
         if depth == 0:
             whole = " ".join(statements[first:]).strip()
-            is_head = re.match(r"(def|cpdef|cdef class|cdef [\w. *]+\(.*:$|except)\b", whole)
+            is_head = re.match(r"(def|cpdef|cdef class|except)\b|cdef [\w. *]+\(.*:$", whole)
             statements[first:] = ["" if is_head else whole] * (number + 1 - first)
             first = number + 1
     return statements

@@ -153,7 +153,7 @@ cdef class Array:
         return size
 
     def child(self, int i):
-        """Return a child: a field of structs, or the items of lists.
+        """Return a child, i >= 0: a field of structs, or the items of lists.
 
         The entries of a field, and those of FixedSizeLists, are those of this array; the items
         of other lists are all that are in memory.

@@ -116,7 +116,7 @@ cdef bint finish_task(const Job* job, const Task* task) noexcept nogil:
 
 
 cdef inline void* result_of(const Job* job, Py_ssize_t b) noexcept nogil:
-    """Where the result of a bag goes, in order."""
+    """Where the result of a bag goes, in a job without out_rows."""
     cdef Py_ssize_t step = job.out_stride * (ENCODINGS[job.out_encoding].bits // 8)
     return <char*>job.out + b * step
 

@@ -823,6 +823,11 @@ CALLS = [
         "feature 'b': offsets must be integers, got dtype float64",
     ),
     (
+        named(b=(np.array([[0, 1], [1, 0]]), [0.5])),
+        TypeError,
+        "feature 'b': offsets must be integers, got dtype float64",
+    ),
+    (
         named(b=([1], [[0, 1]])),
         ValueError,
         "feature 'b': offsets must be 1-D, got shape (1, 2)",

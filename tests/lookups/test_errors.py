@@ -5,6 +5,7 @@ import pytest
 from cases import NATIVE, SWAPPED
 
 import embag
+from embag._kernels import dispatch
 
 W = np.arange(20, dtype=np.float32).reshape(10, 2)
 I3 = np.array([1, 2, 3])
@@ -426,7 +427,12 @@ def test_outputs_too_large_for_memory_are_memory_errors():
 
 def test_tables_without_columns_cost_no_time(level):
     bags = np.broadcast_to(np.int32(0), (2**50, 0))
-    assert embag.embedding_bag(bags, W[:, :0]).shape == (2**50, 0)
+    result = embag.embedding_bag(bags, W[:, :0])
+    assert result.shape == (2**50, 0)
+    assert embag.embedding_bag_backward(result, bags, W[:, :0], mode="sum").weight.size == 0
+    winners = np.empty((2**50, 0), np.int64)
+    kernels = dispatch.load_level(level)
+    assert kernels.scatter_max(1, result, winners, -1, W[:, :0].copy())
 
 
 @pytest.mark.parametrize("argument", ["padding_idx", "num_threads"])

@@ -258,6 +258,11 @@ def test_no_entries(bits, shape, level):
     table = embag.quantize(np.zeros(shape, np.float32), bits)
     assert table.shape == shape
     assert_same_bits(table.dequantize(), np.zeros(shape, np.float32))
+    around = np.full((shape[0], shape[1] + 4), -0.0, np.float32)  # which is not looked at
+    around[:, 4:] = 0
+    np.testing.assert_array_equal(embag.quantize(around[:, 4:], bits).packed, table.packed)
+    if shape[1] == 0:
+        np.testing.assert_array_equal(embag.quantize(around[:, :0], bits).packed, table.packed)
 
 
 # --- Outputs --------------------------------------------------------------------------
