@@ -818,6 +818,12 @@ CALLS = [
     (named(b=([1.5], [0, 1])), TypeError, "feature 'b': ids must be integers, got dtype float64"),
     (named(b=None), TypeError, "feature 'b': ids must be integers, got None"),
     (
+        named(a=[], b=[], c=[]),
+        ValueError,
+        "feature 'a': ids must be 2-D or come with offsets, as a pair (ids, offsets), got shape "
+        "(0,)",
+    ),
+    (
         named(b=([1], [0.0, 1.0])),
         TypeError,
         "feature 'b': offsets must be integers, got dtype float64",

@@ -379,6 +379,12 @@ def test_invalid_states():
     assert other.n_steps == 2**53 + 1
 
 
+def test_a_zero_keeps_its_sign_in_ftrl(level):
+    table = np.zeros((2, 40), np.float32)
+    optim.FTRL(table, 0.5).step(np.zeros((2, 40), np.float32))
+    assert table.tobytes() == bytes(table.nbytes)
+
+
 def test_options_that_may_change():
     with pytest.raises(TypeError, match="an optimizer must be of a subclass"):
         optim.Optimizer(np.ones((2, 2)), 1)
