@@ -134,12 +134,13 @@ build/sanitize/.built: $(VENV)/.test $(VENV)/.cython $(SOURCES) $(wildcard embag
 
 # Which branches of the kernels and of the Python files tests take: half an hour. gcc alone. A
 # separate build, without optimization. The first run is at all levels, the second at the best one.
-# The third has tests that count memory, without coverage.py, which takes some, too.
-# test_changing_arrays.py would take too long.
+# The third has tests that count memory, without coverage.py, which takes some, too. Left out: a
+# test that would take too long, one of leaks, which the counters have, and one that ends children.
 COVERED_FIRST := $(addprefix tests/,lookups gradients tables columns collection stored)
-COVERED := $(addprefix tests/,process text fuzz cli)
+COVERED := $(addprefix tests/,process text fuzz cli bridges)
 MEASURED := $(addprefix tests/,lookups/test_memory_use.py process/test_failing_allocations.py)
-TOO_SLOW := tests/process/test_changing_arrays.py
+LEFT_OUT := $(addprefix tests/process/,test_changing_arrays.py test_leaks.py) \
+  tests/cli/test_failures.py::test_a_signal_leaves_no_files
 COVERED_TESTS := -p no:cacheprovider -m "not slow and not packaging and not demos and not torch"
 coverage: export OMP_WAIT_POLICY := passive
 coverage: export PYTHONPATH := $(CURDIR)/build/coverage
@@ -149,7 +150,7 @@ coverage: $(VENV)/.test build/coverage/.built
 	$(BIN)/coverage run $(BIN)/pytest $(COVERED_TESTS) $(COVERED_FIRST) \
 	  $(addprefix --deselect=,$(MEASURED))
 	EMBAG_TEST_LEVELS=best $(BIN)/coverage run $(BIN)/pytest $(COVERED_TESTS) $(COVERED) \
-	  $(addprefix --deselect=,$(MEASURED) $(TOO_SLOW))
+	  $(addprefix --deselect=,$(MEASURED) $(LEFT_OUT))
 	$(BIN)/pytest $(COVERED_TESTS) $(MEASURED)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered

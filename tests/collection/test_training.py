@@ -257,3 +257,33 @@ def test_errors_of_features_without_bags():
     ):
         with pytest.raises(error, match=message):
             ebc.backward(grad, named)
+
+
+def test_two_tables_of_many_ids_on_one_thread():
+    # Each has so many that they are sorted in chunks.
+    n = 1_100_000
+    ids = np.random.default_rng(0).integers(0, 50, (2, n))
+    tables = {name: np.zeros((50, 1), np.float32) for name in "ab"}
+    ebc = embag.EmbeddingBagCollection(tables, [embag.Feature(n, n, mode="sum") for n in "ab"])
+    optimizers = {name: optim.SGD(table, 1) for name, table in tables.items()}
+    ebc.update(
+        np.ones((1, 2), np.float32),
+        {"a": ids[:1], "b": ids[1:]},
+        optimizers=optimizers,
+        num_threads=1,
+    )
+    for own, table in zip(ids, tables.values(), strict=True):
+        np.testing.assert_array_equal(table[:, 0], -np.bincount(own, minlength=50))
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_a_bad_id_of_one_table_changes_none(n_threads, eager_threads):
+    tables = {name: np.zeros((5, 2), np.float32) for name in "ab"}
+    ebc = embag.EmbeddingBagCollection(tables, [embag.Feature(n, n, mode="sum") for n in "ab"])
+    optimizers = {name: optim.SGD(table, 1) for name, table in tables.items()}
+    for values in ({"a": [[5]], "b": [[1]]}, {"a": [[1]], "b": [[5]]}):
+        with pytest.raises(IndexError, match="= 5 is out of range"):
+            ebc.update(
+                np.ones((1, 4), np.float32), values, optimizers=optimizers, num_threads=n_threads
+            )
+    assert not any(table.any() for table in tables.values())

@@ -45,6 +45,11 @@ def test_tables_in_memory_are_left_alone(kernels):
     assert pieces[-1] == (False, LARGEST)
 
 
+def test_calls_of_few_positions_say_nothing(kernels):
+    pieces = kernels.simulate_pages(lambda fetched, n: 1 if fetched else 80e3, 10, 3)
+    assert pieces == [(False, 3)] * 10
+
+
 @pytest.mark.parametrize("most", [20, 520, 1 << 20])  # positions of a call
 def test_pages_on_the_disk_are_prefetched(kernels, most):
     pieces = kernels.simulate_pages(lambda fetched, n: 14e3 if fetched else 80e3, 3000, most)
@@ -238,6 +243,19 @@ def test_mapped_ids_beside_plain_ones(kernels):
         ids[2, 499] = 4000
         with pytest.raises(IndexError, match=r"feature 'c': values.1499. = 4000 is out of range"):
             ebc(ids.reshape(-1), np.arange(4) * 500)
+        kernels.prefetch_pages_above(np.inf)
+        many = np.tile(ids, (1, 20))
+        with pytest.raises(IndexError, match=r"feature 'c': values.20499. = 4000 is out of range"):
+            ebc(many.reshape(-1), np.array([0, 10_000, 20_000, 30_000]))
+
+
+def test_a_bag_of_many_ids(kernels):
+    table = np.arange(4000, dtype=np.float64).reshape(4000, 1)
+    ids = np.random.default_rng(0).integers(0, 4000, (1, 200_000))
+    kernels.prefetch_pages_above(-1)
+    kernels.pin_pages(True)
+    found = embag.embedding_bag(ids, table, mode="sum", num_threads=1)
+    assert found[0, 0] == ids.sum()
 
 
 def wait_for_pages(table, expected):

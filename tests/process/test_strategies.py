@@ -96,6 +96,19 @@ def test_no_strategy_changes_a_bit(dim, kernels, eager_threads):
             assert [result.tobytes() for result in results(table)] == expected, strategy
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_every_strategy_finds_bad_ids(dtype, kernels):
+    table = np.ones((300, 16), np.float32)
+    ids = np.random.default_rng(0).integers(0, 300, 400).astype(dtype)
+    for strategy in [NONE, *CANDIDATES[1:], *ODD]:
+        kernels.pin_strategy(strategy)
+        for at in (0, 200, 399):
+            bad = ids.copy()
+            bad[at] = 300
+            with pytest.raises(IndexError, match=rf"input\[{at}\] = 300 is out of range"):
+                embag.embedding(bad, table)
+
+
 @pytest.mark.parametrize("dim", [16, 300])
 def test_no_strategy_reads_a_row_out_of_range(dim, kernels, eager_threads):
     rng = np.random.default_rng(0)

@@ -45,7 +45,7 @@ N_TRUSTED = dict.fromkeys(WITHOUT_THREADS, 0) | {"plain_call": 2, "plain_gather"
 INTERNAL = {("look_up_weights", 5), ("reduce_bags", 14)}
 MOST_EXAMPLES = 32  # calls of a function that are corrupted
 ERRORS = (TypeError, ValueError, KeyError, RuntimeError, IndexError, OverflowError, MemoryError)
-NUMBERS = (-(2**62), -1, 0, 3, 2**31, 2**62)
+NUMBERS = (-(2**62), -1, 0, 3, 6, 2**31, 2**62)
 
 
 def record_calls():
@@ -108,13 +108,13 @@ def more_calls():
         for options in (
             {"return_n_valid": True},
             {"out_dtype": narrow},
-            {"out": np.empty((2, 4), dtype)},
+            {"out": np.empty((2, 4), dtype), "num_threads": 1},
             {"normalize": True, "default_idx": first, "padding_idx": first},
         ):
             embag.embedding_bag(input, weight, mode="sum", **options)
         embag.embedding(input, weight)
         embag.embedding(input, weight, out_dtype=narrow)
-        embag.embedding(input, weight, out=np.empty((2, 2, 4), dtype))
+        embag.embedding(input, weight, out=np.empty((2, 2, 4), dtype), num_threads=1)
     ebc = embag.EmbeddingBagCollection({"t": remapped}, [embag.Feature("a", "t", mode="sum")])
     ebc({"a": ids + 5})
     ebc((ids + 5).reshape(-1), np.array([0, 2, 4]))
@@ -220,8 +220,10 @@ def change_and_agree(change, array, *_):
 
 def combinations(name, arguments):
     """Yield arguments of which several are others, but fit each other."""
-    if name == "reduce_bags":  # no bags
-        yield tuple(() if type(value) is tuple else value for value in arguments)
+    if name == "reduce_bags":
+        yield tuple(() if type(value) is tuple else value for value in arguments)  # no bags
+        if len(arguments) == 15:  # a row for bags without ids
+            yield (*arguments, -1, 0)
     # Another encoding of results, and results of its dtype.
     places = {"reduce_bags": (11, 12), "gather": (5, 6)}
     if name in places:
