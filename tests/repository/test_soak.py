@@ -161,6 +161,7 @@ FAULTS = {  # functions of soak_with_a_fault.py, and what must be among the prob
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_of_the_library_are_found(soak, name):
     report = json.loads(run(SCRIPTS / "soak_with_a_fault.py", name).stdout)
@@ -182,11 +183,13 @@ def problems_of_service(soak, monkeypatch):
     return run_service
 
 
+@pytest.mark.slow
 def test_a_service_that_never_replaces_tables_is_found(problems_of_service):
     found = problems_of_service('2, "stale_service", late_seconds=0.2')
     assert any(", with the contents [1" in problem for problem in found), found
 
 
+@pytest.mark.slow
 def test_faults_of_the_service_are_found(problems_of_service):
     found = problems_of_service('2, "faulty_service"')
     for message in (
