@@ -1,5 +1,6 @@
 """RemappedTable and symmetric tables: the reference's bits, literals, errors."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -320,6 +321,16 @@ def test_ids_out_of_range():
         embag.embedding_bag(np.array([[11]]), table, padding_idx=9)
     with pytest.raises(ValueError, match="max_norm must be None"):
         embag.embedding_bag([11], table, [0], max_norm=1)
+
+
+@pytest.mark.parametrize("offsets", [[0, 9, 3], [0, 3, 2], [0, 2, 9], [1, 2, 3]])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_offsets_are_checked(offsets, n_threads, eager_threads, level):
+    ids, offsets = np.array([10, 11, 12, 10]), np.array(offsets)
+    for scales, mode in itertools.product((None, [1, 2, 3]), ("sum", "max", "min")):
+        table = RemappedTable(ROWS, [2, -1, 0], scales, first_id=10)
+        with pytest.raises(ValueError, match=r"^offsets must "):
+            embag.embedding_bag(ids, table, offsets, mode=mode, num_threads=n_threads)
 
 
 def test_a_map_that_changes():
