@@ -100,7 +100,7 @@ def process_row(name: str, figures: dict[str, Any]) -> list[str]:
         f"{figures['growth, MB']:.1f}",
         f"{figures['growth, MB per hour']:.1f}",
         ", ".join(map(str, figures["threads"])),
-        ", ".join(map(str, figures.get("open files", ()))),  # older results have none
+        ", ".join(map(str, figures["open files"])),
     ]
 
 
