@@ -101,8 +101,8 @@ docs-linkcheck: $(VENV)/.test $(VENV)/.docs
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json build/benchmarks.json $(ARGS)
 
-# First a minute of tests, whether it finds planted faults. Ten minutes without a problem also update
-# docs/soak.md; make soak ARGS="--minutes 1".
+# First, for a minute, tests whether it finds planted faults. Ten minutes without a problem also
+# update docs/soak.md; make soak ARGS="--minutes 1".
 soak: $(VENV)/.test $(VENV)/.serving
 	$(BIN)/pytest -q -m slow tests/repository/test_soak.py
 	$(BIN)/python -m tools.soak --json build/soak.json --publish $(ARGS)

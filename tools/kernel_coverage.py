@@ -97,10 +97,6 @@ def statements_of(file):
     return statements
 
 
-def statement_of(file, line):
-    return statements_of(file)[line - 1]
-
-
 def marks_of(path):
     """Return the text of each line of a C file, and the (file, line) that it stands for."""
     lines = path.read_text(errors="replace").splitlines()
@@ -151,7 +147,7 @@ def add_branches_of_module(file, counts):
         mark, text = marks[line["line_number"] - 1], lines[line["line_number"] - 1]
         if mark is None or not line["branches"]:
             continue
-        statement = statement_of(*mark)
+        statement = statements_of(mark[0])[mark[1] - 1]
         instance = line.get("function_name", "")
         is_condition = BRANCHES.search(statement) and CONDITION.match(text)
         # The last is the module, as it is imported.

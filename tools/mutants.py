@@ -4,9 +4,9 @@
     python -m tools.mutants --only 17        # one of them, with the output of the tests
 
 A mutant is a line of the kernels or of `_call.py` with one fault: a bound that is off by one, an
-operator replaced, a check dropped, a flag lost, a tail too short. All are compiled
-into one copy of the package, in build/mutants; the variable EMBAG_MUTANT selects one. The core
-tests then have to fail, by a failure, a signal, or a test that never ends.
+operator replaced, a check dropped, a flag lost, a tail too short. All are compiled into one copy of
+the package, in build/mutants; the variable EMBAG_MUTANT selects one. The core tests then have to
+fail, by a failure, a signal, or a test that never ends.
 
 Which lines get which fault is drawn by a fixed seed, from all lines that change a result. What
 only changes the speed (prefetching, timing) is left out. Mutants that no test can find, because

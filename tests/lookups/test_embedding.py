@@ -200,6 +200,9 @@ def test_outputs_in_the_memory_of_inputs():
     table = embag.QuantizedTable.from_int8(np.ones((3, 1), np.int8), scales)
     with pytest.raises(ValueError, match=message.format("weight")):
         embag.embedding([1], table, out=scales[:1].reshape(1, 1))
+
+
+def test_outputs_of_another_layout():
     with pytest.raises(ValueError, match="out must be C-contiguous and aligned, got strides"):
         embag.embedding([1], TABLE, out=np.zeros((1, 5), np.float32)[:, ::-1])
 

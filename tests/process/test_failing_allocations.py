@@ -19,15 +19,9 @@ pytestmark = [
     ),
 ]
 SOME = [
-    *(
-        "a remapped table",
-        "counts of a remapped table",
-        "segment ids",
-        "embedding",
-        "update by Adam",
-        "weighted update",
-    ),
-    *("update of a remapped table", "gradients of a collection", "load_state_dict"),
+    *("a remapped table", "counts of a remapped table", "segment ids", "embedding"),
+    *("update by Adam", "weighted update", "update of a remapped table"),
+    *("gradients of a collection", "load_state_dict"),
 ]
 
 

@@ -239,8 +239,8 @@ def replaced(arguments, i, value):
 
 def corrupted(name, arguments):
     """Yield arguments of which one is another, or changes."""
+    arrays = [array for array in arguments if isinstance(array, np.ndarray)]
     for i in range(N_TRUSTED.get(name, 1), len(arguments)):
-        arrays = [array for array in arguments if isinstance(array, np.ndarray)]
         if (name, i) not in INTERNAL or arguments[i] is None:
             for other in others(arguments[i], name not in UNCHECKED, arrays):
                 yield replaced(copy.deepcopy(arguments), i, other)
